@@ -14,15 +14,25 @@ TORCH ?= torch==2.13.0
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(VENV)/.installed: pyproject.toml
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --editable
+
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; pass PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) '.[dev]'
+	@touch $@
+
+$(VENV)/.runs: pyproject.toml | $(BIN)/python
+	@echo "Installing conv3d and the libraries that it needs into $(VENV)/"
+	$(PIP) .
 	@touch $@
 
 install: $(VENV)/.installed ## create .venv with the package and the tools to work on it
 
-demo: install ## install and run the main job on sample data and on a real scan
+# where the tools are installed, the package is
+demo: $(VENV)/$(if $(wildcard $(VENV)/.installed),.installed,.runs) ## install and run the main job on sample data and on a real scan
 	rm -rf $(DEMO) && mkdir $(DEMO)
 	$(BIN)/conv3d apply sample_data/head.nii.gz -k gaussian:fwhm=6mm -o $(DEMO)/head_smooth.nii.gz
 	$(BIN)/conv3d apply sample_data/head.nii.gz -k sobel:axis=d -o $(DEMO)/head_sobel.nii.gz

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -189,6 +190,24 @@ def test_readme_is_short_and_begins_with_two_commands() -> None:
     )
     places = [text.find(words) for words in ("make demo", "make test", "## Five commands")]
     assert -1 < places[0] < places[1] < places[2]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_demo_installs_what_it_needs(tmp_path: Path) -> None:
+    """The package alone, unless the tools to work on it are there."""
+
+    def installs() -> list[str]:
+        words = ["make", "-n", "demo", f"VENV={tmp_path}", f"PYTHON={sys.executable}"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if " -m pip " in line]
+
+    (alone,) = installs()
+    assert alone.endswith("--editable .")
+    assert "--quiet" not in alone
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    (tmp_path / ".installed").touch()
+    assert installs() == []
 
 
 def test_readme_leads_to_every_page() -> None:

@@ -43,7 +43,7 @@ HOMES = {
     "rich": ["cli/*.py"],
     "numba": ["engine/loops/*.py"],
     "llvmlite": ["engine/machine_code.py", "engine/cpu.py", "engine/loops/*.py"],
-    "nibabel": ["formats/nifti/*.py", "kernels/files.py"],
+    "nibabel": ["formats/nifti/*.py", "formats/minc/*.py", "kernels/files.py"],
     "tifffile": ["formats/tiff/*.py", "kernels/files.py"],
     "imagecodecs": ["formats/tiff/*.py"],
     "isal": ["formats/*.py", "formats/*/*.py"],
@@ -54,7 +54,7 @@ HOMES = {
     "dask": ["cluster/run.py"],
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
     "backports": ["formats/codecs.py"],
-    "h5py": ["kernels/weights/*.py"],
+    "h5py": ["formats/minc/*.py", "kernels/weights/*.py"],
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
     "numpy": ["*.py"],
@@ -166,7 +166,7 @@ def arrows_inside(room: str) -> dict[str, set[str]]:
                 package = ("conv3d_cli", *path.parent.parts)
                 start = package[: len(package) - node.level + 1] if node.level else ()
                 base = ".".join([*start, *([node.module] if node.module else [])])
-                # `from conv3d_cli.cli import apply` names a module; EXIT_CODE would be in the package's own
+                # `from conv3d_cli.cli import apply` names a module; COMMANDS is in the package's own
                 names = [
                     f"{base}.{a.name}" if f"{base}.{a.name}" in arrows else base for a in node.names
                 ]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.pipeline.prepare import naming, open_job_mask, open_source
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import run_job
+from conv3d_cli.system.scratch import scratch_folder
 
 BLOCK_BYTES = 32 << 20  # memory for a block of planes and its sums over time
 # float64 buffers for each plane: the first volume, the present one, a step, and the sums of values,
@@ -243,10 +243,8 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
             f"{setting('strides')}"
         )
     with ExitStack() as stack:
-        trial = os.path.join(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-")), "trial.npy"
-        )
-        reader = stack.enter_context(random_access(open_source(job)))
+        trial = os.path.join(stack.enter_context(scratch_folder(beside=job.target)), "trial.npy")
+        reader = stack.enter_context(random_access(open_source(job), job.target))
         with naming(reader):
             mask = stack.enter_context(open_job_mask(job, reader.header))
         wanted = read_lengths(target, "to-fwhm", reader.header.grid)

@@ -1,6 +1,7 @@
 """Verify an output: recompute some of its voxels from the files, by another method, and compare.
 
-The method is plain NumPy in float64, tap by tap, without the engine. A voxel agrees if it is within
+The method is plain NumPy in float64, tap by tap, without the engine, and formats that have two ways
+to find voxels in a file read by the other one here (`open_again`). A voxel agrees if it is within
 the error bound to which the tests hold the engine. A compressed file is first unpacked into
 $TMPDIR, so that its voxels can be read in any order.
 """
@@ -25,8 +26,16 @@ from conv3d_cli.model.box import Box
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
-from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
+from conv3d_cli.pipeline.prepare import (
+    PreparedJob,
+    PreparedStage,
+    open_job_mask,
+    open_source,
+    prepare_job,
+)
 from conv3d_cli.pipeline.request import Job
+from conv3d_cli.system.atomic import sent_to
+from conv3d_cli.system.parts import file_of
 
 # Rounding error allowed, as a fraction of sum|w| max|x| over a voxel's window. The tests hold every
 # algorithm to this bound; it leaves room for the rounding of the stored value.
@@ -52,12 +61,12 @@ class Verified:
 
 def check_verifiable(job: Job) -> None:
     """Check, before a job runs, that its output can be verified. Raises: SpecError."""
-    if "-" in (job.source, job.target):
+    if job.source == "-" or sent_to(job.target):
         raise SpecError(
             f"{setting('verify')} reads the input and the output again, and a pipe cannot be read "
             "twice: name files"
         )
-    if os.path.realpath(job.source) == os.path.realpath(job.target):
+    if os.path.realpath(file_of(job.source)) == os.path.realpath(job.target):
         raise SpecError(
             f"{setting('verify')} reads the input again, which this output replaces: name another "
             "output"
@@ -78,13 +87,17 @@ def verify_output(job: Job, count: int) -> Verified:
     """
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_job(job))
-        reader = stack.enter_context(random_access(prepared.reader))
-        mask = None if prepared.mask is None else prepared.mask.reader
+        # not by the way that the output was computed from
+        reader = stack.enter_context(random_access(open_source(job, again=True), job.target))
+        checked = stack.enter_context(open_job_mask(job, reader.header, again=True))
+        mask = None if checked is None else checked.reader
         largest = 1.0 if mask is None or job.missing.labels else _largest(mask)
         inputs = _Inputs(reader, mask, largest)
         # the axes are known here, in case the format does not store their names
         letters = None if output_format(job.target).names_axes else prepared.header.axes.letters
-        written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
+        written = stack.enter_context(
+            random_access(open_volume(job.target, axes=letters, again=True), job.target)
+        )
         slope, intercept = written.header.scale
         shape = prepared.header.shape
         picks = np.random.default_rng(SEED).choice(

@@ -34,7 +34,7 @@ from conv3d_cli.model.volume import (
 )
 from conv3d_cli.pipeline.blocking import DEEP_SLAB_BYTES, LEAST_SLAB
 from conv3d_cli.pipeline.outputs import ROLES
-from conv3d_cli.pipeline.stream import StreamPlan, stream
+from conv3d_cli.pipeline.stream import StreamPlan, load_loops, stream
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -320,7 +320,8 @@ def _compute(
     problem, policy = resolved.problem, resolved.missing
     values = reader.array
     parts = list(parts_in_storage_order(reader.header.axes, channels_together=True))
-    key = plan_key(resolved, writer.array.dtype.name, threads, algorithm)
+    dtype = writer.array.dtype
+    key = plan_key(resolved, reader.header.dtype.str, dtype.name, threads, algorithm)
     kept = _plans.take(key)
     if key is not None and kept is None:
         # with a copy of the weights, since the caller may change those of a Kernel in place
@@ -346,6 +347,8 @@ def _compute(
     if coverage is not None:
         header = VolumeHeader(writer.header.axes, coverage.dtype)
         beside = [(ROLES["coverage"], ArrayWriter(coverage, header))]
+    if kept is None:
+        load_loops([convolution], reader.header, dtype)
     plan = convolution.plan
     work = plan.seconds[plan.algorithm.name] * plan.threads * len(parts)
     quick = work < QUICK_SECONDS and mask is None

@@ -42,10 +42,12 @@ class KeptPlans(threading.local):
 
 
 def plan_key(
-    resolved: ResolvedConvolution, precision: str, threads: int, algorithm: str
+    resolved: ResolvedConvolution, source: str, precision: str, threads: int, algorithm: str
 ) -> Hashable:
-    """What a plan depends on; None for a convolution whose plan is not kept.
+    """What a plan and its loops depend on; None for a convolution whose plan is not kept.
 
+    source : str        name of the input's dtype
+    precision : str     name of the output's dtype
     Means are not kept: their plans belong together.
     """
     problem, weights = resolved.problem, resolved.kernel.weights
@@ -53,4 +55,4 @@ def plan_key(
         return None
     if max(math.prod(problem.in_size), math.prod(problem.out_size)) > MOST_VOXELS:
         return None
-    return problem, weights.shape, weights.tobytes(), precision, threads, algorithm
+    return problem, weights.shape, weights.tobytes(), source, precision, threads, algorithm

@@ -15,7 +15,7 @@ from conv3d_cli.formats import readable_files
 from conv3d_cli.pipeline.files import input_files, output_files, settings_files
 from conv3d_cli.pipeline.outputs import VOLUME
 from conv3d_cli.pipeline.request import Job
-from conv3d_cli.system.atomic import check_target, text_output, write_errors
+from conv3d_cli.system.atomic import check_target, output_file, takes_many, write_errors
 
 COLUMNS = 120
 
@@ -109,15 +109,15 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
         for job in jobs
         for name in (job.source, *readable_files(job.source), *output_files(job))
     ]
-    if os.path.realpath(path) in map(os.path.realpath, used):
+    if os.path.realpath(path) in map(os.path.realpath, used) and not takes_many(path):
         raise OutputExistsError(
             f"cannot write {path}: it is an input or an output; name another file"
         )
-    check_target(path, overwrite=True, send=True)
+    check_target(path, overwrite=True)
 
 
 def write_depfile(path: str, jobs: Sequence[Job]) -> None:
     """Write the rules of finished jobs, atomically. Raises: WriteError, FormatError."""
-    with text_output(path, overwrite=True) as output, write_errors(path):
+    with output_file(path, overwrite=True) as output, write_errors(path):
         output.file.write(os.fsencode(rules(jobs)))
         output.commit()

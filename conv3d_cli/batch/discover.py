@@ -15,8 +15,10 @@ from fnmatch import fnmatchcase
 
 from conv3d_cli.batch.discrete import OPTION, SURFACES, LeftOut, discrete_word, named_discrete
 from conv3d_cli.errors import FormatError, SpecError
-from conv3d_cli.formats import find_format
+from conv3d_cli.formats import find_format, recognize
+from conv3d_cli.formats.signatures import Foreign
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of
 
 # Folders of a BIDS dataset that hold no raw data. Users can name each of them as an input.
@@ -86,7 +88,7 @@ def find_volumes(
     excluded = (
         {os.path.realpath(out_dir)} if out_dir is not None and "://" not in out_dir else set()
     )
-    used_paths = {os.path.realpath(path) for path in used}
+    used_paths = {os.path.realpath(file_of(path)) for path in used}
     result: list[InputPath] = []
     notes: list[str] = []
     empty_folders, used_count = [], 0
@@ -132,7 +134,11 @@ def find_volumes(
         result += found
     if empty_folders and not any(volume.in_folder for volume in result):
         what = f" that match {' or '.join(patterns)}" if patterns else ""
-        cures = left.words() or ([] if deep else ["pass --recursive to look into its subfolders"])
+        cures = (
+            left.words()
+            or _strangers_in(empty_folders)
+            or ([] if deep else ["pass --recursive to look into its subfolders"])
+        )
         raise FormatError("; ".join([f"no volumes{what} in {', '.join(empty_folders)}", *cures]))
     check_left(result, left)
     if not dataset:
@@ -141,6 +147,18 @@ def find_volumes(
     if used_count:
         notes.append(used_otherwise(used_count))
     return result, notes + (left.notes() if own else [])
+
+
+def _strangers_in(folders: Sequence[str]) -> list[str]:
+    """What the first known file of these folders is, if it is of a kind that is not read."""
+    for folder in folders:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        for name in names[:20]:
+            path = os.path.join(folder, name)
+            found = None if name.startswith(".") else recognize(path)
+            if isinstance(found, Foreign):
+                return [f"{path} is {found.name}; {found.cure}"]
+    return []
 
 
 def used_otherwise(count: int) -> str:
@@ -304,18 +322,11 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
 
 
 def one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
-    """Drop each voxel file (.img) whose header (.hdr) was found, too: the pair is one volume."""
-    headers = {_pair_stem(volume.path) for volume in found if _half(volume.path) == "hdr"}
-    return [
-        volume
-        for volume in found
-        if not (_half(volume.path) == "img" and _pair_stem(volume.path) in headers)
-    ]
+    """Drop each file of voxels whose header was found, too: the pair is one volume."""
+    paths = {volume.path for volume in found}
+    return [volume for volume in found if _header_of(volume.path) not in paths - {volume.path}]
 
 
-def _half(path: str) -> str:
-    return path.lower().removesuffix(".gz")[-3:]
-
-
-def _pair_stem(path: str) -> str:
-    return path[: len(path.lower().removesuffix(".gz")) - len(".hdr")]
+def _header_of(path: str) -> str:
+    volume_format = find_format(path)
+    return path if volume_format is None else volume_format.header_file(path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from conv3d_cli.formats import content_of
 from conv3d_cli.formats.nifti.cifti import has_cifti_name
 from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of
 
 # BIDS' suffixes (roi and dtissue are older than dseg), and other words that people use
@@ -52,7 +53,7 @@ def kind_of(path: str, look: bool = True) -> str:
     >>> kind_of("a_mask.nii", look=False), kind_of("a_probseg.nii", look=False)
     ('discrete', 'probability')
     """
-    name = os.path.basename(path.rstrip("/"))
+    name = os.path.basename(file_of(path).rstrip("/"))
     if has_cifti_name(name):
         return CIFTI
     of_subject = any(SUBJECT.fullmatch(part) for part in os.path.abspath(path).split(os.sep)[:-1])
@@ -65,7 +66,7 @@ def kind_of(path: str, look: bool = True) -> str:
 
 
 def _stem(path: str) -> str:
-    name = os.path.basename(path.rstrip("/"))
+    name = os.path.basename(file_of(path).rstrip("/"))
     return name[: len(name) - len(suffix_of(name))]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conv3d_cli.errors import OutputExistsError, SpecError
-from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.formats import target_suffix
+from conv3d_cli.system.atomic import suffix_of, takes_many
+from conv3d_cli.system.parts import file_of, split_part
 
 
 def output_name(
@@ -15,7 +18,8 @@ def output_name(
 ) -> str:
     """The output path for an input: its name with prefix and suffix, in `out_dir` or beside it.
 
-    An input inside a Zarr store gives an output with the store's name.
+    An input inside a Zarr store gives an output with the store's name, and `FILE::PART` one with
+    the names of both. A file whose suffix is only read, such as `.lsm`, gives one with another.
 
     out_dir : str or None       folder or URL of the outputs; None: the input's folder
     below : str                 subfolder of `out_dir`; "" for none
@@ -25,6 +29,10 @@ def output_name(
     'out/x_sm.ome.zarr'
     >>> output_name("https://host/y.zarr", "out", below="raw")
     'out/raw/y.zarr'
+    >>> output_name("a/plate.ome.tif::well A/1", "out")
+    'out/plate_well_A_1.ome.tif'
+    >>> output_name("a/cells.lsm", "out")
+    'out/cells.ome.tif'
     """
     for option, text in (("--suffix", suffix), ("--prefix", prefix)):
         if os.sep in text or "\0" in text:
@@ -35,7 +43,11 @@ def output_name(
     ending = suffix_of(whole)
     parent, slash, file = whole.rpartition("/") if "://" in whole else ("", "", Path(whole).name)
     stem = file[: len(file) - len(ending)]
-    new = f"{prefix}{stem}{suffix}{file[len(stem) :]}"
+    part = re.sub(r"[^\w.+-]+", "_", split_part(name)[1]).strip("_.")
+    if os.path.isdir(whole):  # of planes: the pattern chooses among their files
+        part = part.removesuffix(suffix_of(part)).strip("_.")
+    ending = target_suffix(name) or file[len(stem) :]
+    new = f"{prefix}{stem}{'_' + part if part else ''}{suffix}{ending}"
     if out_dir is not None and "://" in out_dir:
         return "/".join(
             [out_dir.rstrip("/"), *below.split(os.sep), new]
@@ -83,7 +95,7 @@ def check_outputs(
     writers: dict[str, str] = {}
     for name, target, label in zip(inputs, outputs, labels, strict=True):
         real = identity(target)
-        if real in writers:
+        if real in writers and not takes_many(target):
             raise SpecError(
                 f"two inputs would write {target}: {writers[real]} and {label}; "
                 "use different folders (--out-dir), or run conv3d for each"
@@ -115,10 +127,10 @@ def made_before(inputs: Sequence[str], outputs: Sequence[str]) -> set[int]:
 def whole_store(name: str) -> str:
     """The file or Zarr store that an input names or lies in, without a slash at the end.
 
-    >>> whole_store("a/x.zarr/1"), whole_store("a/b.nii")
-    ('a/x.zarr', 'a/b.nii')
+    >>> whole_store("a/x.zarr/1"), whole_store("a/b.nii"), whole_store("a/c.tif::1")
+    ('a/x.zarr', 'a/b.nii', 'a/c.tif')
     """
-    parts = name.rstrip("/").split("/")
+    parts = file_of(name).rstrip("/").split("/")
     stores = [i for i, part in enumerate(parts) if part.lower().endswith(".zarr")]
     if stores and suffix_of(parts[-1]) == "":
         parts = parts[: stores[-1] + 1]
@@ -129,5 +141,5 @@ def whole_store(name: str) -> str:
 
 
 def identity(name: str) -> str:
-    """A file's real path, which all its names share; a URL stays as it is."""
-    return name if "://" in name else os.path.realpath(name)
+    """The real path of a volume's file, which all its names share; a URL stays as it is."""
+    return name if "://" in name else os.path.realpath(file_of(name))

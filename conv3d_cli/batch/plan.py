@@ -18,7 +18,8 @@ from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.settings.mask_rules import is_rule, located_mask
 from conv3d_cli.settings.option import File
 from conv3d_cli.settings.options import OPTION, Settings
-from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.atomic import suffix_of, takes_many
+from conv3d_cli.system.parts import with_part
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class BatchRequest:
     suffix, prefix : str        parts to add to the outputs' names
     recursive : bool            see `discover.find_volumes`
     patterns : tuple of str     see `discover.find_volumes`
+    stack : bool                each folder is one volume, of planes in files
     include_discrete : bool     take masks and label maps, too
     bids : bool                 make a BIDS derivative dataset in `out_dir`
     history : bool              store the command in each output
@@ -53,6 +55,7 @@ class BatchRequest:
     prefix: str = ""
     recursive: bool = False
     patterns: tuple[str, ...] = ()
+    stack: bool = False
     include_discrete: bool = False
     bids: bool = False
     history: bool = False
@@ -145,7 +148,30 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
 # Files and folders
 
 
+def _stacked(request: BatchRequest) -> BatchRequest:
+    """The request with each folder of planes as the name of one volume (--stack).
+
+    Raises: SpecError.
+    """
+    from conv3d_cli.batch.discover import is_folder
+
+    if len(request.patterns) > 1 or request.recursive or any("/" in p for p in request.patterns):
+        raise SpecError(
+            "--stack takes the planes of one folder, by one --glob at most and without --recursive"
+        )
+    if not any(map(is_folder, request.inputs)):
+        raise SpecError("--stack reads a folder as one volume, and no input is a folder; name one")
+    pattern = request.patterns[0] if request.patterns else "*"
+    names = (
+        with_part(name.rstrip("/") or "/", pattern) if is_folder(name) else name
+        for name in request.inputs
+    )
+    return replace(request, inputs=tuple(names), patterns=(), stack=False)
+
+
 def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
+    if request.stack:
+        request = _stacked(request)
     inputs, output, out_dir, given = request.inputs, request.output, request.out_dir, options.given
     settings = options.settings(given)
     from conv3d_cli.batch.discrete import LeftOut
@@ -289,6 +315,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         (request.output, "-o"),
         (request.patterns, "--glob"),
         (request.recursive, "--recursive"),
+        (request.stack, "--stack"),
     ):
         if wrong:
             raise SpecError(f"--manifest names the volumes and their outputs; leave out {what}")
@@ -445,7 +472,7 @@ def _check_beside(jobs: Sequence[Job]) -> None:
     others = {identity(name) for job in jobs for name in (job.source, job.target)}
     for role, path in ((output.role, output.path) for job in jobs for output in job.beside):
         real = identity(path)
-        if real in others:
+        if real in others and not takes_many(path):
             raise SpecError(
                 f"the {role} {path} is also an input, an output or the {role} of another output; "
                 "rename it"

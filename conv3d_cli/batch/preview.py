@@ -67,9 +67,10 @@ class Preview:
         """Three slices of a file; None, and a note, if it cannot be read a second time."""
         from conv3d_cli.formats import find_format
         from conv3d_cli.pictures.slices import read_slices
+        from conv3d_cli.system.atomic import sent_to
 
-        if path == "-":
-            self.notes.append("no picture: the volume passes through a pipe")
+        if sent_to(path):
+            self.notes.append(f"no picture: the volume passes through {sent_to(path)}")
             return None
         found = find_format(path)
         try:

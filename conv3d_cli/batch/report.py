@@ -14,7 +14,7 @@ from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.run import JobReport, KernelFwhm, kernel_fwhm
 from conv3d_cli.system.machine import format_bytes
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
     from conv3d_cli.cluster.forecast import Forecast
@@ -387,8 +387,8 @@ def _result_rows(report: JobReport) -> list[tuple[str, str]]:
         if inside is not None:
             rows.append(("", f"in the mask: {values_text(inside)}"))
     if report.clipped:
-        part = 100 * report.clipped / max(1, report.voxels)
-        rows.append(("clipped", f"{count_of(report.clipped, 'voxel')} ({part:.2g} %)"))
+        part = percent(report.clipped, report.voxels)
+        rows.append(("clipped", f"{count_of(report.clipped, 'voxel')} ({part})"))
     return rows
 
 

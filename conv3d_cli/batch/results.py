@@ -135,5 +135,4 @@ class Reporter(Protocol):
         """Show the table of all jobs.
 
         seconds : float     duration of the batch
-        Raises: OSError if a record could not be written to stdout.
         """

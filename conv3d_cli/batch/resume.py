@@ -33,8 +33,9 @@ from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import OPTIONS, fields_not_compared
-from conv3d_cli.system.atomic import suffix_of, write_errors
+from conv3d_cli.system.atomic import sent_to, suffix_of, write_errors
 from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
+from conv3d_cli.system.parts import file_of, split_part, with_part
 
 try:
     import fcntl
@@ -383,13 +384,12 @@ def _is_record(record: Any) -> bool:
 def check_resumable(job: Job) -> None:
     """Refuse a job whose files cannot be compared. Raises: SpecError."""
     for path in (job.source, *(output.path for output in job.outputs)):
-        if path == "-" or "://" in path:
-            what = "a pipe" if path == "-" else "a URL"
+        if what := "a URL" if "://" in path else sent_to(path):
             raise SpecError(
                 f"--resume compares the bytes of files, and {path} is {what}; "
                 "leave out --resume, or name a file"
             )
-    same = os.path.realpath(job.source) == os.path.realpath(job.target)
+    same = os.path.realpath(file_of(job.source)) == os.path.realpath(job.target)
     if same or lies_within(job.source, job.target):
         raise SpecError(
             f"--resume cannot tell whether {job.target} is done, because it replaces its input; "
@@ -421,9 +421,11 @@ def settings_of(job: Job) -> Record:
 
 
 def _part(path: str | None) -> str | None:
-    """The level or array of a Zarr store that a path names; None if it names a whole volume."""
+    """The part of a file or Zarr store that a path names; None if it names a whole volume."""
     if path is None:
         return None
+    if part := split_part(path)[1]:
+        return part
     files = volume_files(path)
     inner = os.path.relpath(path, files[0]) if len(files) == 1 and path != files[0] else "."
     return None if inner == "." else inner
@@ -442,7 +444,10 @@ def _kernel_words(stage: Stage) -> Any:
     if isinstance(stage.kernel, Kernel):
         return _plain(stage.kernel)
     path = kernel_file(stage)
-    return stage.kernel if path is None else f"*{suffix_of(path)}"
+    if path is None:
+        return stage.kernel
+    file, part = split_part(path)
+    return with_part(f"*{suffix_of(file)}", part)
 
 
 def _plain(value: Any) -> Any:

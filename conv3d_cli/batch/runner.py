@@ -15,6 +15,7 @@ from conv3d_cli.batch.shared import shared_fault
 from conv3d_cli.batch.steps import BatchOptions, FinishedOutputs, JobRun, run_steps
 from conv3d_cli.errors import MemoryLimitError, SpecError
 from conv3d_cli.system.machine import memory_ceiling, thread_count
+from conv3d_cli.system.parts import file_of
 
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
@@ -185,7 +186,7 @@ class BatchRunner:
             say(f"Error: {result.error_words()}")
 
     def finish(self) -> None:
-        """Show the table of all jobs. Raises: as `Reporter.finish`."""
+        """Show the table of all jobs."""
         self.reporter.finish(self.rows, time.perf_counter() - self.started)
 
 
@@ -195,8 +196,8 @@ def volumes_at_once(jobs: Sequence[Job]) -> int:
         return 1
     try:
         largest = max(
-            os.stat(job.source).st_size if os.path.isfile(job.source) else SMALL_FILE_BYTES + 1
-            for job in jobs
+            os.stat(file).st_size if os.path.isfile(file) else SMALL_FILE_BYTES + 1
+            for file in (file_of(job.source) for job in jobs)
         )
     except OSError:
         return 1

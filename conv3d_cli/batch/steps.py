@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.batch.results import JobResult, Say, failed, skipped
 from conv3d_cli.errors import Conv3DError
 from conv3d_cli.system.atomic import placed_outputs
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.preview import Preview
@@ -285,7 +285,7 @@ def done(run: JobRun) -> JobResult:
     if run.verified and details:
         messages.append(
             f"verified   {count_of(run.verified['verified'], 'voxel')}; the largest difference is "
-            f"{100 * run.verified['verified_worst']:.2g} % of the bound"
+            f"{percent(run.verified['verified_worst'])} of the bound"
         )
     values = {**run_record(report), **run.verified}
     if run.job.missing.mask is not None:

@@ -18,10 +18,11 @@ from typing import Any
 import click
 
 from conv3d_cli.cli.help_json import add_help_json, help_json_option
-from conv3d_cli.cli.messages import COMPLETE_VAR, EXIT_CODE
+from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import EXIT_CODES, Conv3DError, for_command_line, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
+from conv3d_cli.system.standard_streams import lost_output
 
 COMMANDS = (
     "apply",
@@ -88,15 +89,6 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated(signum)
 
 
-def _report_lost_output(error: OSError) -> None:
-    """Report that results could not be printed, unless their reader has gone, as `| head` does."""
-    if not isinstance(error, BrokenPipeError):
-        click.echo(
-            f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}",
-            err=True,
-        )
-
-
 def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
@@ -118,10 +110,11 @@ class ErrorTranslator(CommandGroup):
         try:
             with for_command_line():
                 return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
-        except OSError as error:
-            # from printing --help or --version, which Click does before it invokes a command
-            _report_lost_output(error)
-            sys.exit(1)
+        except SystemExit as end:
+            if error := lost_output():
+                click.echo(f"Error: cannot write standard output: {cause_of(error)}", err=True)
+                sys.exit(end.code or 1)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and end with its exit code; see errors.py for the codes."""
@@ -138,10 +131,6 @@ class ErrorTranslator(CommandGroup):
                 err=True,
             )
             code = 6
-        except OSError as error:
-            # Errors of files are Conv3DErrors. This is one of stdout: `conv3d info > /dev/full`.
-            _report_lost_output(error)
-            code = ctx.meta.get(EXIT_CODE) or 1
         except KeyboardInterrupt as error:
             click.echo(f"interrupted; {_outputs_left(error, placed)}", err=True)
             code = 130

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.jobs import plan_command
-from conv3d_cli.cli.messages import EXIT_CODE, echo
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings
 from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.reporter import TerminalReporter
@@ -46,8 +46,9 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     layer with Keras' defaults.
 
     INPUTs are volumes, or folders of volumes: NIfTI (.nii .nii.gz .nii.zst .hdr), TIFF (.tif
-    .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr) and OME-Zarr (.zarr .ome.zarr, folders and URLs;
-    image.zarr/1 is a level or array of image.zarr). `-` reads or writes .npy on a pipe.
+    .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr), OME-Zarr (.zarr .ome.zarr, folders and URLs;
+    image.zarr/1 is a level or array of image.zarr), MetaImage, MGH, MRtrix, MRC and others (conv3d
+    help formats). `-` reads or writes .npy on a pipe.
 
     The defaults for a filter are --padding same --boundary symmetric; for a layer, --padding valid
     --boundary zeros. Triples are in depth,height,width order.
@@ -108,7 +109,6 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         from conv3d_cli.batch.depfile import write_depfile
 
         write_depfile(asked.depfile, jobs)
-    ctx.meta[EXIT_CODE] = batch.exit_code
     batch.finish()
     ctx.exit(batch.exit_code)
 
@@ -167,13 +167,13 @@ def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
 
 def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
     """Refuse a page that cannot be written, before any work."""
-    from conv3d_cli.system.atomic import check_target, suffix_of
+    from conv3d_cli.system.atomic import check_target, sent_to, suffix_of
 
     if dry_run:
         raise SpecError("--dry-run writes nothing, and --report is a file; leave out one of them")
-    if suffix_of(path) not in (".html", ".htm"):
+    if suffix_of(path) not in (".html", ".htm") and (path == "-" or not sent_to(path)):
         raise SpecError(f"a report is an HTML page, as in --report report.html, received '{path}'")
-    check_target(path, overwrite, send=True)
+    check_target(path, overwrite)
 
 
 def _run_with_page(

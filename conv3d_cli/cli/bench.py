@@ -162,7 +162,7 @@ def bench(
 
         check_plotting(plot_path, "--plot", overwrite=True)
     if json_path not in (None, "-"):
-        check_target(str(json_path), overwrite=True, send=True)
+        check_target(str(json_path), overwrite=True)
     cases = choose_cases(patterns, size)
     count = thread_count(threads)
     if calibrate:
@@ -301,8 +301,8 @@ def _read(paths: tuple[str, ...]) -> BenchReport:
 
 
 def _write(path: str, text: str) -> None:
-    from conv3d_cli.system.atomic import text_output
+    from conv3d_cli.system.atomic import output_file
 
-    with text_output(path, overwrite=True) as output:
+    with output_file(path, overwrite=True) as output:
         output.file.write(text.encode())
         output.commit()

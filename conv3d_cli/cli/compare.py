@@ -6,7 +6,6 @@ import json
 
 import click
 
-from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
@@ -64,9 +63,8 @@ def compare(
     from conv3d_cli.analysis.compare import compare_volumes
 
     result = compare_volumes(first, second, rtol=rtol, atol=atol)
-    ctx.meta[EXIT_CODE] = DifferenceError.exit_code if result.differences else 0
     if as_json:
         click.echo(json.dumps(result.record()))
     elif not quiet:
         click.echo("\n".join(result.lines()))
-    ctx.exit(ctx.meta[EXIT_CODE])
+    ctx.exit(DifferenceError.exit_code if result.differences else 0)

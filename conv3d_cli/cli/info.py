@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.layout import facts
-from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
 from conv3d_cli.settings.option import File, Unit
@@ -83,6 +82,7 @@ def info(
     given = None if spacing is None else read_spacing(spacing)
     if mask is not None and not fwhm:
         raise SpecError("--mask is for --fwhm; pass both, or neither")
+    code = 0
     for position, path in enumerate(files):
         try:
             with ExitStack() as opened:
@@ -94,21 +94,23 @@ def info(
                     record["stats"] = value_range(reader)
                 if fwhm:
                     unit = length_scale(reader.header.grid)[1]
-                    record["fwhm"] = smoothness(reader, mask, given)  # closes the reader
+                    record["fwhm"], notes = smoothness(reader, mask, given)  # closes the reader
                     record["fwhm_unit"] = unit
+                    if notes:
+                        record["notes"] = notes
         except Conv3DError as error:
-            text, code = one_line(error), error.exit_code
+            text = one_line(error)
             if as_json:
-                click.echo(json.dumps({"file": path, "error": text, "exit_code": code}))
+                click.echo(json.dumps({"file": path, "error": text, "exit_code": error.exit_code}))
             click.echo(f"Error: {text}", err=True)
-            ctx.meta.setdefault(EXIT_CODE, code)
+            code = code or error.exit_code
             continue
         if as_json:
             click.echo(json.dumps(record))
         else:
             text = facts(describe(record), sys.stdout, indent=9)
             click.echo(("\n" if position else "") + text)
-    ctx.exit(ctx.meta.get(EXIT_CODE, 0))
+    ctx.exit(code)
 
 
 def value_range(volume: VolumeReader) -> dict[str, Any]:
@@ -123,13 +125,13 @@ def value_range(volume: VolumeReader) -> dict[str, Any]:
 
 def smoothness(
     volume: VolumeReader, mask: str | None, spacing: Spacing | None = None
-) -> list[float | None]:
+) -> tuple[list[float | None], list[str]]:
     """Estimate the FWHM along D, H, W; None along an axis of one voxel.
 
     volume : VolumeReader       an open volume
     mask : str or None          path of a mask; voxels above 0 count
     spacing : Spacing or None   for what the mask's file does not tell
-    Returns lengths in the unit of `length_scale`.
+    Returns lengths in the unit of `length_scale`, and notes on how both files were understood.
     """
     from conv3d_cli.analysis.smoothness import estimate_fwhm
     from conv3d_cli.formats.base import random_access
@@ -143,9 +145,13 @@ def smoothness(
                 checked = stack.enter_context(open_mask(mask, reader.header, spacing=spacing))
         found = estimate_fwhm(reader, checked)
         steps, _ = length_scale(reader.header.grid)
-    return [
+        notes = list(reader.notes)
+        if checked is not None:
+            notes += [f"mask {mask}: {note}" for note in checked.reader.notes]
+    lengths = [
         length * s if length == length else None for length, s in zip(found, steps, strict=True)
     ]
+    return lengths, notes
 
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:

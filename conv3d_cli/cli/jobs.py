@@ -46,6 +46,7 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
         prefix=given.prefix or "",
         recursive=bool(given.recursive),
         patterns=given.glob or (),
+        stack=bool(given.stack),
         include_discrete=bool(given.include_discrete),
         bids=bool(given.bids),
         history=bool(given.history),

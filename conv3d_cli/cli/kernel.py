@@ -141,7 +141,7 @@ def show(
         grid = shown.grid
     facts = kernel_facts(shown, grid)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        click.echo(json.dumps(facts))
     else:
         lines = "\n".join(_fact_lines(facts))
         click.echo(layout.facts(lines, sys.stdout, indent=17))

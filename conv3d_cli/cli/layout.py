@@ -49,6 +49,9 @@ def hung(text: str, columns: int, indent: int = FACT_INDENT) -> str:
 
 def facts(text: str, stream: Any, indent: int = FACT_INDENT) -> str:
     """Facts, a line each, as they are shown on a stream: wrapped if it is a terminal."""
+    stream = getattr(
+        stream, "rich_proxied_file", stream
+    )  # Rich's while a bar is shown, no terminal
     if not stream.isatty() or text.startswith(_ONE_LINE):
         return text
     return hung(text, shutil.get_terminal_size().columns, indent)

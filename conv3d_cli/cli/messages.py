@@ -1,4 +1,4 @@
-"""How all commands report to the user: lines on stderr, and the exit code."""
+"""How all commands report to the user: lines on stderr."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import sys
 import click
 
 from conv3d_cli.cli.layout import facts
-
-EXIT_CODE = "conv3d.exit_code"
-"""Key in a context's `meta` for the exit code, if it is known before the result is printed."""
 
 COMPLETE_VAR = "_CONV3D_COMPLETE"
 """The shell's script sets it while it asks for completions, whatever the command is called."""

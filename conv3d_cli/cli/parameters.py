@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.cli.values import refusal
 from conv3d_cli.settings.option import File, Unit
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """The type of a value that may name a file. It accepts any text.
+    """The type of a value that may name a file. It accepts any text but an empty one.
 
     file : File     kind of the file
     """
@@ -25,6 +26,16 @@ class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no
 
     def __init__(self, file: File) -> None:
         self.file = file
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value itself. Raises: click.BadParameter if it is empty, as "$UNSET" is."""
+        if value == "":
+            self.fail(
+                refusal("the name of a file", value, "or leave it out (is a variable unset?)"),
+                param,
+                ctx,
+            )
+        return value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

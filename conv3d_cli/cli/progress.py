@@ -31,6 +31,9 @@ class ProgressBar:
     def __init__(self, label: str, quiet: bool = False, volumes: bool = False) -> None:
         self._label, self._quiet, self._volumes = label, quiet, volumes
         self._watch = ExitStack()
+        self._compiled = self._to_compile = 0  # loops of all groups so far
+        self._compiles = False
+        self._counts_loops = False  # the bar shows loops until the first voxel is computed
         self._shown = not quiet and sys.stderr.isatty()
         self._bar: Any = None
         self._task: Any = None
@@ -51,14 +54,20 @@ class ProgressBar:
             )
             from rich.text import Text
 
+            outer = self
+
             class Rate(ProgressColumn):
                 def render(self, task: Any) -> Text:
-                    speed = task.finished_speed or task.speed
+                    speed = None if outer._counts_loops else task.finished_speed or task.speed
                     return Text(
                         f"{speed / 1e6:7.1f} Mvoxel/s" if speed else "", style="progress.data.speed"
                     )
 
-            done = (MofNCompleteColumn(),) if self._volumes else (TaskProgressColumn(), Rate())
+            class Count(MofNCompleteColumn):
+                def render(self, task: Any) -> Text:
+                    return Text() if outer._counts_loops else super().render(task)
+
+            done = (Count(),) if self._volumes else (TaskProgressColumn(), Rate())
             columns = (TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
@@ -67,17 +76,39 @@ class ProgressBar:
         return self
 
     def _compiling(self, done: int, total: int) -> None:
-        """The loops of this CPU are compiled: the first run takes seconds longer than the next."""
-        if self._bar is not None:
-            left = f"compiling loops for this CPU, once: {done} of {total}"
-            self._bar.update(self._task, description=left if done < total else self._label)
-        elif done == 0 and not self._quiet and os.environ.get(COMPILE_NOTE) != "off":
+        """Show that loops are compiled: the first run takes seconds longer than the next.
+
+        done, total : int   of a group; a job that finds later what it needs has several groups
+        """
+        first = self._to_compile == 0
+        if not self._compiles:
+            self._compiled, self._to_compile = self._to_compile, self._to_compile + total
+        self._compiles = done < total
+        if self._bar is not None and self._compiles:
+            if self._bar.tasks[0].total is None:
+                self._counts_loops = True
+            ready = self._compiled + done
+            loops = count_of(self._to_compile, "loop")
+            counts = {"completed": ready, "total": self._to_compile} if self._counts_loops else {}
+            text = f"compiling for this CPU, once: {ready} of {loops}"
+            self._bar.update(self._task, description=text, **counts)
+        elif self._bar is not None:
+            self._bar.update(self._task, description=self._label)
+            self._end_loops()
+        elif first and not self._quiet and os.environ.get(COMPILE_NOTE) != "off":
             from conv3d_cli.engine import cache_folder
 
             then = "once; the next run loads them"
             if cache_folder() is None:
                 then = "for this run alone: no folder can keep them; `conv3d warmup` says why"
             self.say(f"note: compiling {count_of(total, 'loop')} for this CPU, {then}")
+
+    def _end_loops(self) -> None:
+        """Let the bar show again what it shows while nothing is compiled."""
+        if self._counts_loops:
+            self._counts_loops = False
+            self._bar.tasks[0].total = None  # `reset` takes None for no change
+            self._bar.reset(self._task)
 
     def say(self, text: str) -> None:
         """Print a message on stderr, above the bar if there is one."""
@@ -89,6 +120,7 @@ class ProgressBar:
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is not None:
+            self._end_loops()
             self._bar.update(self._task, completed=done, total=total)
 
     def __exit__(

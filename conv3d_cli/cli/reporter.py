@@ -29,7 +29,6 @@ class TerminalReporter:
     verbose : bool              show the notes of every volume, also if others have the same ones
     lists_plans : bool          show a plan as a line, "input -> output", and no row in the table
     page : Report or None       page that gets an entry per job; the caller opens and finishes it
-    lost : OSError or None      error that ended the printing of records; jobs go on
     """
 
     as_json: bool = False
@@ -37,7 +36,6 @@ class TerminalReporter:
     verbose: bool = False
     lists_plans: bool = False
     page: Report | None = None
-    lost: OSError | None = None
     _noted: Counter[str] = field(default_factory=Counter)  # volumes by note
 
     def progress(self, label: str, volumes: bool = False) -> ProgressBar:
@@ -52,11 +50,8 @@ class TerminalReporter:
         """Print a job's messages and its record, and add it to the page."""
         if not self.quiet:
             self._show_messages(result, say)
-        if self.as_json and self.lost is None:
-            try:
-                click.echo(json.dumps({"status": result.status, **result.record}))
-            except OSError as error:
-                self.lost = error
+        if self.as_json:
+            click.echo(json.dumps({"status": result.status, **result.record}))
         if self.page is not None:
             from conv3d_cli.batch.page import page_entry
 
@@ -75,11 +70,9 @@ class TerminalReporter:
                 say(f"note: {result.job.source}: {note}")
 
     def finish(self, rows: Sequence[TableRow], seconds: float) -> None:
-        """Print the table of several jobs. Raises: OSError if a record could not be printed."""
+        """Print the table of several jobs."""
         if len(rows) > 1 and not self.quiet:
             for note, count in self._noted.items() if not self.verbose else ():
                 if count > 1:
                     echo(f"note: {count_of(count - 1, 'more volume')}: {note}")
             show_table(rows, seconds, ("planned",) if self.lists_plans else ())
-        if self.lost is not None:
-            raise self.lost

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.apply import apply
-from conv3d_cli.cli.messages import EXIT_CODE, echo
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import HELP_OPTIONS, given_settings, table_options
 from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.progress import ProgressBar
@@ -67,11 +68,11 @@ def rerun(
     relative to its folder. A result that is not kept is written to $TMPDIR for the comparison.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import tempfile
-
     from conv3d_cli.pipeline.run import run_job
     from conv3d_cli.provenance.record import decided, read_sidecar
     from conv3d_cli.provenance.rerun import check_inputs, judge, other_versions, other_weights
+    from conv3d_cli.system.atomic import output_file, sent_to
+    from conv3d_cli.system.scratch import scratch_folder
 
     record, folder = read_sidecar(sidecar), os.path.dirname(sidecar)
     notes = check_inputs(record, folder, sidecar, force)
@@ -84,8 +85,11 @@ def rerun(
         notes.extend(other_weights(record, now["Layers"]))
 
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-"))
-        target = output or os.path.join(scratch, os.path.basename(original.rstrip("/")))
+        scratch = stack.enter_context(scratch_folder())
+        sent = output is not None and bool(sent_to(output))
+        target = os.path.join(scratch, os.path.basename(original.rstrip("/")))
+        if output is not None and not sent:
+            target = output
         _check_format(original, target)
         job = replace(
             job,
@@ -105,9 +109,12 @@ def rerun(
         with ProgressBar(os.path.basename(job.source.rstrip("/")), quiet) as progress:
             run_job(job, progress, compare_decisions)
         verdict = judge(record, original, target, job.beside)
+        if output is not None and sent:
+            with open(target, "rb") as file, output_file(output) as copy:
+                shutil.copyfileobj(file, copy.file, 1 << 20)
+                copy.commit()
     for note in notes if not quiet else ():
         echo(f"note: {note}")
-    ctx.meta[EXIT_CODE] = 0 if verdict.good else DifferenceError.exit_code
     if as_json:
         found: dict[str, Any] = {
             "sidecar": sidecar,
@@ -153,7 +160,11 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
         read = [value for name, value in files.items() if OPTION[name].file is not File.WRITTEN]
         for name in (*inputs, *read):
             file = name.partition("::")[0]
-            if not any(file == path or file.startswith(f"{path}/") for path in known):
+            # a Zarr store is recorded as a folder, a folder of planes as its files
+            if not any(
+                file == path or file.startswith(f"{path}/") or path.startswith(f"{file}/")
+                for path in known
+            ):
                 raise ValueError(f"it reads {file}, which is not among the recorded inputs")
     except (click.ClickException, click.exceptions.Exit, ValueError) as error:
         cause = usage_line(error) if isinstance(error, click.UsageError) else error

@@ -26,8 +26,8 @@ def warmup(quiet: bool) -> None:
     from conv3d_cli.engine import cache_folder, refused_folders, warm_up
 
     started = time.perf_counter()
-    with ProgressBar("loops", quiet, volumes=True) as progress:
-        compiled, ready = warm_up(progress=progress)
+    with ProgressBar("loops", quiet, volumes=True):
+        compiled, ready = warm_up()
     if quiet:
         return
     where = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,7 @@ from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chai
 from conv3d_cli.pipeline.boxes.partition import Partition, decoded_sizes, redundancy
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
+from conv3d_cli.system.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
             compute = time.perf_counter() - started
 
     header = box_header(prepared.header, box)
-    with tempfile.TemporaryDirectory(prefix="conv3d-") as folder, OneThread() as thread:
+    with scratch_folder() as folder, OneThread() as thread:
         writer = create_volume(f"{folder}/trial.zarr", header, threads=1, chunks=partition.chunk)
         assert isinstance(writer, ZarrWriter)
         with writer:

@@ -21,7 +21,7 @@ import numpy as np
 
 from conv3d_cli import errors
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
-from conv3d_cli.formats import create_volume, find_format, output_access, output_format
+from conv3d_cli.formats import create_volume, input_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.names import local_folder
 from conv3d_cli.formats.zarr.store import OneThread
@@ -33,6 +33,7 @@ from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
+from conv3d_cli.system.scratch import scratch_folder
 
 CURE = "pip install 'conv3d[cluster]'"
 RETRIES = 2  # of a task that fails; Dask has its own number for workers that die
@@ -140,8 +141,6 @@ def _private_cluster(workers: int) -> Iterator[Any]:
     values that do not fit in memory) go to a private folder.
     Raises: SpecError with the cure if the library that makes the key is missing.
     """
-    import tempfile
-
     import dask
 
     distributed = import_distributed()
@@ -155,7 +154,7 @@ def _private_cluster(workers: int) -> Iterator[Any]:
     }
     with (
         # another user could create Dask's usual folder in the shared temporary folder first
-        tempfile.TemporaryDirectory(prefix="conv3d-dask-", ignore_cleanup_errors=True) as folder,
+        scratch_folder("conv3d-dask-") as folder,
         dask.config.set({**no_pages, "temporary-directory": folder}),
         distributed.LocalCluster(
             n_workers=workers,
@@ -238,7 +237,7 @@ def run_on_cluster(
     )
     if missing:
         notes.append(f"{missing} reads of chunks that the input does not store gave its fill value")
-    notes += clipped_note(prepared.job, prepared.header.dtype, clipped, total)
+    notes += clipped_note(prepared.job, prepared.header, clipped, total)
     read_seconds, compute_seconds, write_seconds = map(float, seconds)
     return JobReport(
         job.source,
@@ -259,7 +258,7 @@ def run_on_cluster(
 def check_suited(prepared: PreparedJob) -> None:
     """Refuse a job that a cluster cannot do. Raises: SpecError."""
     job = prepared.job
-    read_format = find_format(job.source)
+    read_format = input_format(job.source)
     if read_format is None or not read_format.chunked:
         raise SpecError(
             "--scheduler reads Zarr stores, which several workers can open at once, and "

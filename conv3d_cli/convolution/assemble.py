@@ -6,12 +6,15 @@ arithmetic, for all channels or for one channel at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from conv3d_cli.convolution.copying import Copy
+from conv3d_cli.convolution.losses import Losses
 from conv3d_cli.convolution.prepared import Convolution, Penalty, channels_after
 from conv3d_cli.model.kernel import Kernel, require_finite_in
 from conv3d_cli.model.missing import NOTHING, Missing
@@ -46,6 +49,21 @@ class ResolvedConvolution:
     missing: Missing
     channels_out: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether each output is one input voxel, without any arithmetic."""
+        kernel, problem = self.kernel, self.problem
+        return (
+            kernel.weights.shape == (1, 1, 1)
+            and float(kernel.weights[0, 0, 0]) == 1
+            and kernel.bias is None
+            and all(activation.is_linear for activation in self.activations)
+            and not self.magnitude
+            and problem.pad_before == problem.pad_after == (0, 0, 0)
+            and not self.missing.has_weights
+            and self.missing.nan == "propagate"
+        )
 
 
 def resolve_convolution(
@@ -124,7 +142,8 @@ def assemble(
     ((1, 5, 5, 5, 1), 1)
     """
     kernel, problem, missing = resolved.kernel, resolved.problem, resolved.missing
-    convolution = Convolution(
+    copies = resolved.is_copy and activity is None
+    convolution = (Copy if copies else Convolution)(
         plan or _plan(kernel, problem.part(channels), precision, threads, algorithm),
         kernel.is_layer,
         kernel.bias_for(problem.filters),
@@ -133,13 +152,26 @@ def assemble(
         activity,
         filters_per_channel=kernel.filters_per_channel,
         magnitude=resolved.magnitude,
+        losses=Losses(
+            sums_weights=abs(kernel.sum) > 1e-6 * float(np.abs(kernel.weights).sum()),
+            is_linear=all(activation.is_linear for activation in resolved.activations),
+            gain=_gain(kernel),
+        ),
     )
-    if not missing.applies_to(problem.boundary):
+    if copies or not missing.applies_to(problem.boundary):
         return convolution
     from conv3d_cli.convolution.masked import check_centre, masked_convolution  # imports Numba
 
     check_centre(missing, convolution.problem, kernel)
     return masked_convolution(convolution, missing, kernel, mask, several_parts, reports_coverage)
+
+
+def _gain(kernel: Kernel) -> float:
+    """The largest output of an input within -1 to 1; infinite for layers, and with a bias."""
+    if kernel.is_layer or kernel.bias is not None:
+        return math.inf
+    magnitudes = np.abs(kernel.weights).reshape(math.prod(kernel.size), -1)
+    return float(magnitudes.sum(axis=0).max())
 
 
 def _plan(

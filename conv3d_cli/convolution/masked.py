@@ -40,7 +40,17 @@ from conv3d_cli.convolution.regions import (
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.team import SerialWorker
-from conv3d_cli.engine.weighting import Certainty, Division, clear, divide, label_extents, near_one
+from conv3d_cli.engine.weighting import (
+    Certainty,
+    Division,
+    clear,
+    clear_code,
+    divide,
+    extents_code,
+    flags_code,
+    label_extents,
+    near_one,
+)
 from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.model.box import Box, Size, Slices, align, count_voxels
 from conv3d_cli.model.kernel import Kernel
@@ -50,6 +60,7 @@ from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.engine.machine_code import MachineCode
     from conv3d_cli.engine.plan import SlabResult
 
 BLOCK = (8, 16, 32)  # outputs that are classified together
@@ -292,7 +303,7 @@ class MaskedConvolution(Convolution):
         if self.mask is not None:
             # stored values, and certainties both of this slab and of the one being read
             stored = self.mask.reader.header.dtype.itemsize
-            certainty = self.mask.certainty_itemsize(plan.dtype)
+            certainty = self.mask.certainty_dtype(plan.dtype).itemsize
             use["masks"] = planes * area * (stored + 2 * certainty)
         cached = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
         use["coverage"] = min(COVERAGE_CACHE_BYTES, cached)
@@ -301,6 +312,62 @@ class MaskedConvolution(Convolution):
         if self.coverage_plan is not None:
             use["scratch"] = self.coverage_plan.scratch_for((computed, *self.problem.out_size[1:]))
         return use
+
+    def loops_to_load(
+        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float]
+    ) -> list[MachineCode]:
+        real, weights = self.plan.dtype, self._policy._replace(replaces_source=True)
+        if self._plain_first or not self._takes_means:
+            return super().loops_to_load(source, out, scale)
+        codes = [*self.plan.loops_to_load(source, real, scale, self._policy), *self._finishing(out)]
+        if self.coverage_plan is None:
+            return [*codes, Division(self.missing.min_coverage, math.nan).code(real)]
+        division = Division(self.missing.min_coverage, 0.0)
+        mask = None if self.mask is None else self.mask.certainty_dtype(real)
+        if mask is not None:
+            inside = np.dtype(np.uint8) if self.missing.labels else mask
+            division = division._replace(inside=np.empty(0, inside))
+            if self._mask_mode == "clip":
+                codes.append(clear_code(real, mask))
+            if self.missing.labels:
+                codes.append(extents_code(mask))
+            else:
+                codes.append(flags_code(mask, mask, is_mask=True))
+        if mask is not None and self._mask_is_certainty:
+            return [*codes, *self.coverage_plan.loops_to_load(mask, real, division=division)]
+        if not self.missing.labels:
+            codes.append(flags_code(source, real, is_mask=False))
+        return [
+            *codes,
+            *self.coverage_plan.loops_to_load(source, real, scale, weights, division),
+        ]
+
+    @property
+    def _policy(self) -> Certainty:
+        """The certainty of voxels; of the mask's values only their dtype."""
+        mask = None
+        if self.mask is not None:
+            mask = np.empty((0, 0, 0), self.mask.certainty_dtype(self.plan.dtype))
+        missing = self.missing
+        return Certainty(
+            mask, nonfinite_missing=missing.nan != "propagate", missing_value=missing.value
+        )
+
+    @property
+    def _plain_first(self) -> bool:
+        """Whether a slab is convolved before anybody looks for missing voxels."""
+        renormalizes = self.problem.boundary.renormalizes
+        return not (self.missing.has_weights or renormalizes or self.history.had_missing)
+
+    @property
+    def _mask_mode(self) -> str:
+        """As in `Missing`; no region of labels has means outside itself."""
+        mode = self.missing.mask_mode
+        return "clip" if mode == "extend" and self.missing.labels else mode
+
+    @property
+    def _takes_means(self) -> bool:
+        return self.coverage_plan is not None or self.edges is not None
 
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
         if self.mask is None:
@@ -311,7 +378,11 @@ class MaskedConvolution(Convolution):
         source.release(slab.start)
         return replace(slab, mask=replace(stored, source=certainty[..., None]))
 
-    def convolve(
+    @property
+    def has_missing(self) -> bool:
+        return self.coverage_plan is not None or self.edges is not None
+
+    def _results(
         self,
         slab: SlabInput,
         out: Array,
@@ -327,10 +398,8 @@ class MaskedConvolution(Convolution):
         history.coverage = None
         certainty = self._certainty(slab)
         flagged: list[Box] = []
-        plain_first = not (
-            missing.has_weights or self.problem.boundary.renormalizes or history.had_missing
-        )
-        if (self.coverage_plan is None and self.edges is None) or plain_first:
+        plain_first = self._plain_first
+        if plain_first or not self._takes_means:
             activity_before = self.activity_sum
             clipped, flagged = self._plain(
                 slab,
@@ -376,12 +445,9 @@ class MaskedConvolution(Convolution):
 
     def _certainty(self, slab: SlabInput) -> Certainty:
         """The certainty of a slab's voxels."""
-        certainty = Certainty(
-            nonfinite_missing=self.missing.nan != "propagate", missing_value=self.missing.value
-        )
         if slab.mask is None:
-            return certainty
-        return certainty._replace(
+            return self._policy
+        return self._policy._replace(
             mask=slab.mask.source[..., 0], positions=self._positions(slab.mask)
         )
 
@@ -720,13 +786,8 @@ class MaskedConvolution(Convolution):
         Returns the number of values clipped to the dtype of `out`.
         """
         slab, sums = work.slab, work.sums
-        mask_mode = None if slab.mask is None else self.missing.mask_mode
-        if self.missing.labels:  # no region has means outside itself
-            mask_mode = "keep" if mask_mode == "keep" else "clip"
-        elif mask_mode == "extend":
-            mask_mode = None
-        inside = voxels = None
-        if slab.mask is not None and mask_mode is not None:
+        mask_mode, inside, voxels = self._mask_mode, None, None
+        if slab.mask is not None and mask_mode != "extend":
             inside = self._at_centre(slab.mask, slab.mask.source, sums.shape)
             voxels = self._at_centre(slab, slab.source, sums.shape) if mask_mode == "keep" else None
         stores = sums is not out and not self.on_slabs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from conv3d_cli.model.grid import UNITS, Grid
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
-MOST_LABELS = 1 << 16
+MOST_LABELS = 1 << 16  # regions, with 0, the outside
+LARGEST_LABEL = 2.0**53  # float64 holds every whole number up to here
 # Largest distance of a label from a whole number, since a slope turns integers into fractions.
 LABEL_TOLERANCE = 0.01
 # Values up to this fraction of the intercept are 0: slope and intercept are rounded to float32.
@@ -37,12 +39,15 @@ class Mask:
     labels : bool           values are numbers of regions, not certainties
     largest : float         the largest value, above 0
     binary : bool           stored values are 0 and one other number, without a slope
+    numbers : array or None the labels in order, 0 first, if some are too large to count regions by;
+                            a region's number is then its place here
     """
 
     reader: VolumeReader
     labels: bool = False
     largest: float = 1.0
     binary: bool = False
+    numbers: NDArray[np.float64] | None = None
 
     def certainty(self, stored: Array, real: np.dtype[np.float32 | np.float64]) -> Array:
         """Certainties, or numbers of regions, of stored voxels.
@@ -71,13 +76,16 @@ class Mask:
     @property
     def _is_unscaled(self) -> bool:
         """Whether stored values are certainties (or numbers of regions) without any change."""
-        return (self.labels or self.largest == 1) and self.reader.header.scale == (1.0, 0.0)
+        unchanged = (self.labels and self.numbers is None) or (
+            not self.labels and self.largest == 1
+        )
+        return unchanged and self.reader.header.scale == (1.0, 0.0)
 
-    def certainty_itemsize(self, real: np.dtype[np.float32 | np.float64]) -> int:
-        """Bytes per voxel of the array that `certainty` returns."""
+    def certainty_dtype(self, real: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype of the array that `certainty` returns."""
         stored = self.reader.header.dtype
         one_byte = stored.kind in "bu" and stored.itemsize == 1
-        return 1 if self.binary or (self._is_unscaled and one_byte) else real.itemsize
+        return np.dtype(np.uint8) if self.binary or (self._is_unscaled and one_byte) else real
 
     def inside(self, stored: Array) -> NDArray[np.bool_]:
         """Whether each stored voxel is above 0; an array of the same shape."""
@@ -88,6 +96,8 @@ class Mask:
         self, stored: Array, divisor: float, real: np.dtype[np.float32 | np.float64]
     ) -> Array:
         values = _scaled(stored, self.reader.header.scale, self.labels)
+        if self.numbers is not None:
+            return np.searchsorted(self.numbers, values).astype(real)
         fractions = (values / divisor).astype(real)
         # a fraction that rounds to 0 is still inside the mask
         return np.maximum(fractions, np.finfo(real).tiny, out=fractions, where=values > 0)
@@ -105,9 +115,9 @@ def _scaled(stored: Array, scale: tuple[float, float], labels: bool) -> NDArray[
         if scale != (1.0, 0.0):
             values *= slope
             values += intercept
-    if labels:
-        whole = np.rint(values)
-        return np.where(np.abs(values - whole) <= LABEL_TOLERANCE, whole, values)
+        if labels:
+            whole = np.rint(values)
+            return np.where(np.abs(values - whole) <= LABEL_TOLERANCE, whole, values)
     if intercept:
         values[np.abs(values) <= ROUNDED_ZERO * abs(intercept)] = 0
     return values
@@ -118,8 +128,8 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
 
     reader : VolumeReader   of the mask, random access; it is read to the end
     header : VolumeHeader   of the volume
-    labels : bool           values are numbers of regions: whole numbers (within `LABEL_TOLERANCE`)
-                            below `MOST_LABELS`
+    labels : bool           values are numbers of regions: whole numbers (within `LABEL_TOLERANCE`),
+                            less than `MOST_LABELS` different ones
     Raises: ShapeError if the mask does not fit.
     """
     _check_grid(reader, header)
@@ -144,7 +154,7 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
                 and _is_binary(stored, most)
             )
         if labels:
-            _check_labels(reader, stored, high)
+            _check_labels(reader, stored)
         reader.release(0, start)
     if low < 0:
         raise ShapeError(
@@ -153,7 +163,31 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
         )
     if high <= 0:
         raise ShapeError(f"the mask {reader.path} is empty: all its voxels are 0")
-    return Mask(reader, labels, high, binary)
+    numbers = _label_numbers(reader, high) if labels and high >= MOST_LABELS else None
+    return Mask(reader, labels, high, binary, numbers)
+
+
+def _label_numbers(reader: VolumeReader, high: float) -> NDArray[np.float64]:
+    """The different labels of a mask in order, 0 first. The mask is read once more.
+
+    Raises: ShapeError for too many of them, or for one beyond `LARGEST_LABEL`.
+    """
+    if high > LARGEST_LABEL:
+        raise ShapeError(
+            f"the labels in {reader.path} reach {high:.0f}, and those above {LARGEST_LABEL:.0f} "
+            "cannot be told apart; number the regions from 1 on"
+        )
+    found = np.zeros(1)
+    for plane in range(reader.header.shape[1]):
+        stored = np.unique(reader.read(0, slice(plane, plane + 1), slice(0, 1)))
+        found = np.union1d(found, _scaled(stored, reader.header.scale, labels=True))
+        if len(found) > MOST_LABELS:
+            raise ShapeError(
+                f"the labels in {reader.path} number more than {MOST_LABELS - 1} regions, which is "
+                "the limit; mask the volume by parts of them, one after another"
+            )
+        reader.release(0, plane)
+    return found
 
 
 def _check_grid(reader: VolumeReader, header: VolumeHeader) -> None:
@@ -164,8 +198,16 @@ def _check_grid(reader: VolumeReader, header: VolumeHeader) -> None:
         for name, a, b in zip(AXIS_NAMES, size[1:4], wanted[1:4], strict=True)
         if a != b
     ]
-    if size[0] * size[4] != 1:
-        differences.append(f"{size[0]} time points and {size[4]} channels against 1")
+    several = [
+        f"{count} {name}"
+        for count, name in ((size[0], "time points"), (size[4], "channels"))
+        if count != 1
+    ]
+    if several:
+        raise ShapeError(
+            f"the mask {reader.path} has {' and '.join(several)}, and a mask is one volume of one "
+            "channel; save the one to use in a file of its own"
+        )
     if differences:
         raise ShapeError(
             f"the mask {reader.path} has another grid than the volume: {', '.join(differences)}; "
@@ -188,34 +230,22 @@ def _is_binary(stored: Array, most: Array) -> bool:
     return all(bool(((plane == 0) | (plane == most)).all()) for plane in stored)
 
 
-def _check_labels(reader: VolumeReader, stored: Array, high: float) -> None:
-    """Check that stored voxels are numbers of regions.
-
-    high : the largest label read so far
-    Raises: ShapeError.
-    """
+def _check_labels(reader: VolumeReader, stored: Array) -> None:
+    """Check that stored voxels are whole numbers. Raises: ShapeError."""
     scale = reader.header.scale
-    fraction = None
-    if stored.dtype.kind == "f" or scale != (1.0, 0.0):
-        for plane in stored:
-            values = _scaled(plane, scale, labels=True)
-            if (values != np.rint(values)).any():
-                fraction = float(values[values != np.rint(values)][0])
-                break
-    if high < MOST_LABELS and fraction is None:
+    if stored.dtype.kind != "f" and scale == (1.0, 0.0):
         return
-    slope, intercept = scale
-    stored_as = ""
-    if scale != (1.0, 0.0):
-        stored_as = f" (stored with the slope {slope:g} and the intercept {intercept:g})"
-    if fraction is None:
-        received, cure = high, "number the regions from 1 on"
-    else:
-        received, cure = fraction, "store them as integers without a slope"
-    raise ShapeError(
-        f"the labels in {reader.path} must be whole numbers from 0 to {MOST_LABELS - 1}, received "
-        f"{received:.9g}{stored_as}; {cure}"
-    )
+    for plane in stored:
+        values = _scaled(plane, scale, labels=True)
+        fractions = values[values != np.rint(values)]
+        if fractions.size:
+            stored_as = ""
+            if scale != (1.0, 0.0):
+                stored_as = f" (stored with the slope {scale[0]:g} and the intercept {scale[1]:g})"
+            raise ShapeError(
+                f"the labels in {reader.path} must be whole numbers, received {fractions[0]:.9g}"
+                f"{stored_as}; store them as integers without a slope"
+            )
 
 
 def _corner_distances(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.float64]:

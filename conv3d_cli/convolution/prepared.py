@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conv3d_cli.convolution.losses import Losses
 from conv3d_cli.convolution.slabs import SlabInput
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.kernel import require_finite_in
@@ -18,6 +19,7 @@ from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.engine.machine_code import MachineCode
     from conv3d_cli.engine.plan import SlabResult
     from conv3d_cli.engine.weighting import Certainty
     from conv3d_cli.layer.activations import Activation
@@ -43,6 +45,7 @@ class Convolution:
     filters_per_channel : int       filters of each channel, if this is no layer
     magnitude : bool                replace the filters of a channel by the root of the sum of their
                                     squares, after the bias and before the activations
+    losses : Losses                 of the slabs so far
 
     Raises: SpecError for a bias or an activation's parameter beyond the range of the plan's dtype.
     """
@@ -56,6 +59,7 @@ class Convolution:
     activity_sum: float = 0.0
     filters_per_channel: int = 1
     magnitude: bool = False
+    losses: Losses = field(default_factory=Losses)
 
     takes_boxes: ClassVar[bool] = True  # whether a box can be computed without the rest of its slab
 
@@ -84,6 +88,31 @@ class Convolution:
     def plans(self) -> list[Plan]:
         """All plans that run."""
         return [self.plan]
+
+    def loops_to_load(
+        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float]
+    ) -> list[MachineCode]:
+        """The functions that slabs call, from voxels of a dtype and scale to another dtype.
+
+        None is loaded for it. Functions that few slabs need are left out; `convolve` loads those.
+        """
+        stored = self.plan.dtype if self.on_slabs else out
+        numerators = self.plan.loops_to_load(source, stored, scale, self._policy)
+        return [*numerators, *self._finishing(out)]
+
+    def _finishing(self, out: np.dtype[Any]) -> list[MachineCode]:
+        """The functions that `_finish` calls."""
+        codes = [self.plan.store_code(out)]
+        if self.magnitude:
+            from conv3d_cli.engine.magnitude import magnitude_code
+
+            codes.append(magnitude_code(self.filters_per_channel, self.plan.dtype))
+        return codes
+
+    @property
+    def _policy(self) -> Certainty | None:
+        """Which voxels are missing; None: none."""
+        return None
 
     def memory(self, planes: int, computed: int) -> dict[str, int]:
         """Bytes by name, in addition to input, output and the plan's scratch and weights.
@@ -174,6 +203,38 @@ class Convolution:
         around : (sizes, place) or None     a larger box to compute, and the place of `out` in it
         Raises: ValueError for an array or a table that does not fit, see `Plan.convolve_slab`.
         """
+        clipped = self._results(slab, out, team, scale, outputs, progress, around)
+        self.losses.see(
+            slab.source,
+            out,
+            scale,
+            self.exact_dtype(out.dtype),
+            team,
+            inside=None if slab.mask is None else slab.mask.source,
+            has_missing=self.has_missing,
+        )
+        return clipped
+
+    def exact_dtype(self, out: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype whose rounding integers of the input go through; the output has `out`."""
+        return self.plan.dtype
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether outputs may be NaN by request."""
+        return False
+
+    def _results(
+        self,
+        slab: SlabInput,
+        out: Array,
+        team: Team,
+        scale: tuple[float, float],
+        outputs: slice,
+        progress: Callable[[int], None] | None = None,
+        around: tuple[Triple, Slices] | None = None,
+    ) -> int:
+        """See `convolve`."""
         return self._plain(slab, out, team, scale, outputs, progress, around).clipped
 
     def _plain(

@@ -25,8 +25,9 @@ import hmac
 import importlib.util
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ from conv3d_cli.system.private_folder import PrivateFolder
 MAGIC = b"conv3d object 3\n"
 SEAL_BYTES = KEY_BYTES = 32
 KEY_FILE = "key"
+# A process waits for another one that compiles at most so long, and looks so often (seconds).
+TURN_SECONDS, TURN_POLL = 120, 0.1
 
 _call_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -79,6 +82,15 @@ class MachineCode:
 
 _known: dict[Key, MachineCode] = {}
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that does not exist here may have held the other one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def machine_code(module: str, factory: str, *constants: Constant) -> MachineCode:
@@ -127,16 +139,56 @@ def _name(key: Key) -> str:
 def _load(codes: list[MachineCode], interrupted: threading.Event) -> None:
     with _lock:
         missing = {code.key: code for code in codes if not code._address}
-        for key in list(missing):
-            if (cached := _read(key)) is not None:
+        _link_kept(missing)
+        if not missing:
+            return
+        total = len(missing)
+        _tell(0, total)
+        with (
+            _turn(missing, interrupted),
+            closing(_compile(list(missing), interrupted)) as results,
+        ):
+            for key, compiled in results:
                 code = missing.pop(key)
-                code._address = _link(*cached)
-        with closing(_compile(list(missing), interrupted)) as results:
-            for done, (key, compiled) in enumerate(results, 1):
-                code = missing[key]
                 code.compiled, code._address = True, _link(*compiled)
                 _write(key, *compiled)
-                _tell(done, len(missing))
+                _tell(total - len(missing), total)
+
+
+def _link_kept(missing: dict[Key, MachineCode]) -> None:
+    """Link the functions whose object code is on disk, and take them out of `missing`."""
+    for key in list(missing):
+        if (cached := _read(key)) is not None:
+            missing.pop(key)._address = _link(*cached)
+
+
+@contextmanager
+def _turn(missing: dict[Key, MachineCode], interrupted: threading.Event) -> Iterator[None]:
+    """In the body, no other process compiles for the same cache folder.
+
+    Many first jobs may start at once: one compiles, and the others wait for its object code, which
+    is taken out of `missing`. A process that waits for too long compiles all the same.
+    """
+    path, total = cache_folder(), len(missing)
+
+    def look() -> None:
+        before = len(missing)
+        _link_kept(missing)
+        if len(missing) < before:
+            _tell(total - len(missing), total)
+
+    with ExitStack() as stack:
+        if path is not None:
+            with suppress(OSError):
+                folder = stack.enter_context(PrivateFolder(path))
+                deadline = time.monotonic() + TURN_SECONDS
+                while not folder.lock() and missing and not interrupted.is_set():
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(TURN_POLL)
+                    look()
+                look()
+        yield
 
 
 def _tell(done: int, total: int) -> None:
@@ -148,11 +200,12 @@ def _compile(
     keys: list[Key], interrupted: threading.Event
 ) -> Generator[tuple[Key, ObjectCode], None, None]:
     """Loops and their object code, in the order in which they are ready; fewer if interrupted."""
-    if keys:
-        _tell(0, len(keys))
     workers = worker_count(len(keys))
-    results: Iterator[tuple[Key, ObjectCode | None]]
-    results = compile_in_workers(keys, workers) if workers > 1 else ((key, None) for key in keys)
+    results: Iterator[tuple[Key, ObjectCode | None]] = (
+        compile_in_workers(keys, workers, interrupted.is_set)
+        if workers > 1
+        else ((key, None) for key in keys)
+    )
     for key, compiled in results:
         if interrupted.is_set():
             return

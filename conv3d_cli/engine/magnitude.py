@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.machine_code import load, machine_code
+from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import Output, Progress, Source, StepRecord
 from conv3d_cli.engine.team import Team
 
@@ -33,6 +33,11 @@ class VectorRoom:
         return self._flat[:count].reshape(depth, filters, height, width).transpose(0, 2, 3, 1)
 
 
+def magnitude_code(count: int, real: np.dtype[Any]) -> MachineCode:
+    """The loop of `magnitudes` for vectors of `count` numbers of this dtype."""
+    return machine_code("magnitude", "magnitude", count, real.name)
+
+
 def magnitudes(sums: Array, count: int, team: Team) -> Array:
     """The Euclidean norm of every `count` consecutive filters, per voxel.
 
@@ -48,7 +53,7 @@ def magnitudes(sums: Array, count: int, team: Team) -> Array:
     depth, filters, height, width = planes.shape
     channels = filters // count
     result = np.empty((depth, channels, height, width), planes.dtype)
-    code = machine_code("magnitude", "magnitude", count, planes.dtype.name)
+    code = magnitude_code(count, planes.dtype)
     load([code])
 
     def plane(_: int, d: int) -> None:

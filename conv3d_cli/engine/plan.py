@@ -190,7 +190,8 @@ class Plan:
     refusals: list[tuple[str, str]]
     seconds: dict[str, float]
     _workers: dict[int, _Worker] = field(default_factory=dict)
-    _loops: dict[tuple[Any, ...], list[MachineCode]] = field(default_factory=dict)
+    _named: dict[tuple[Any, ...], list[MachineCode]] = field(default_factory=dict)
+    _loaded: set[tuple[Any, ...]] = field(default_factory=set)
 
     @cached_property
     def prepared(self) -> PreparedAlgorithm:
@@ -270,8 +271,37 @@ class Plan:
 
         source, out : dtype     of the volumes
         scale : (slope, intercept)  of the source
-        certainty, division : see `convolve_slab`
+        certainty, division : see `convolve_slab`; of their arrays only the dtypes matter
         """
+        key, codes = self._loops_by_key(source, out, scale, certainty, division)
+        if key not in self._loaded:
+            load(codes)
+            for place, code in self.prepared.calls.items():
+                self.prepared.parameters[place] = code.address
+            self._loaded.add(key)
+        return codes
+
+    def loops_to_load(
+        self,
+        source: np.dtype[Any],
+        out: np.dtype[Any],
+        scale: tuple[float, float] = (1.0, 0.0),
+        certainty: Certainty | None = None,
+        division: Division | None = None,
+    ) -> list[MachineCode]:
+        """What `loops` returns; none is loaded for it."""
+        if certainty is not None and certainty.changes_nothing(source, scale):
+            certainty = None
+        return self._loops_by_key(source, out, scale, certainty, division)[1]
+
+    def _loops_by_key(
+        self,
+        source: np.dtype[Any],
+        out: np.dtype[Any],
+        scale: tuple[float, float],
+        certainty: Certainty | None,
+        division: Division | None,
+    ) -> tuple[tuple[Any, ...], list[MachineCode]]:
         checked = (
             self._must_find_nonfinite(source, scale, certainty)
             and not self.prepared.checks_nonfinite
@@ -280,21 +310,9 @@ class Plan:
         inside = None if division is None or division.inside is None else division.inside.dtype
         key = (source, out, checked, certainty is not None, mask, division is not None, inside)
         # cached, since composing the names of the loops takes as long as computing a small box
-        if key not in self._loops:
-            codes = self._name_loops(source, out, checked, certainty, division)
-            load(codes)
-            for place, code in self.prepared.calls.items():
-                self.prepared.parameters[place] = code.address
-            self._loops[key] = codes
-        return self._loops[key]
-
-    def loops_to_load(self, source: np.dtype[Any], out: np.dtype[Any]) -> list[MachineCode]:
-        """The functions that a plain convolution of these dtypes calls; none is loaded for it."""
-        checked = (
-            self._must_find_nonfinite(source, (1.0, 0.0), None)
-            and not self.prepared.checks_nonfinite
-        )
-        return self._name_loops(source, out, checked, None, None)
+        if key not in self._named:
+            self._named[key] = self._name_loops(source, out, checked, certainty, division)
+        return key, self._named[key]
 
     def _name_loops(
         self,
@@ -314,7 +332,7 @@ class Plan:
                 "weighted_pack", f"pack_weighted_{layout.pack}", source.name, real, mask
             )
         if division is None:
-            store = machine_code("store", "store", real, out.name)
+            store = self.store_code(out)
         else:
             store = division.code(self.dtype)
         codes = [
@@ -443,8 +461,12 @@ class Plan:
             StepResults(clipped),
             _output_fields(view, view.start),
         )
-        machine_code("store", "store", self.dtype.name, view.flat.dtype.name)(step)
+        self.store_code(view.flat.dtype)(step)
         return int(clipped[0])
+
+    def store_code(self, out: np.dtype[Any]) -> MachineCode:
+        """The loop by which `store` stores values as this dtype."""
+        return machine_code("store", "store", self.dtype.name, out.name)
 
     def _convolve_region(
         self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None

@@ -19,10 +19,10 @@ padding included, from 0 on.
 from __future__ import annotations
 
 import struct
-from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -316,9 +316,10 @@ def _lay_out() -> tuple[str, ...]:
 
 
 FIELDS = _lay_out()
-# F.name is the index of a field; a namedtuple, because Numba treats its members as constants.
-_Fields = namedtuple("_Fields", FIELDS)  # type: ignore[misc]
-F: Any = _Fields(*range(len(FIELDS)))
+# F.name is the index of a field. It is a module, because Numba takes single numbers of a module as
+# constants. Of a namedtuple it makes a constant of all fields at each use: a third of compiling.
+F: Any = ModuleType("F")
+vars(F).update({name: index for index, name in enumerate(FIELDS)})
 
 
 class StepRecord:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.machine_code import MachineCode, compiled_here, load, watch_compilation
+from conv3d_cli.engine.machine_code import MachineCode, compiled_here, load
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 
@@ -50,13 +49,10 @@ def pairs(precision: str) -> list[tuple[str, str]]:
     return [(source, precision) for source in SOURCES] + [(precision, out) for out in OUTPUTS]
 
 
-def warm_up(
-    problems: Iterable[Problem] | None = None, progress: Callable[[int, int], None] | None = None
-) -> tuple[int, int]:
+def warm_up(problems: Iterable[Problem] | None = None) -> tuple[int, int]:
     """Load the loops of some problems for the usual dtypes; compile those that are not on disk.
 
     problems : iterable of (problem, weights)   None: `usual_problems()`
-    progress : callable         is called with (loops compiled, loops to compile)
     Returns (number of loops compiled now, number of loops ready).
     """
     before = len(compiled_here())
@@ -72,6 +68,5 @@ def warm_up(
                     for source, out in pairs(precision):
                         codes = run.loops_to_load(np.dtype(source), np.dtype(out))
                         ready.update(dict.fromkeys(codes))
-    with watch_compilation(progress) if progress is not None else nullcontext():
-        load(ready)
+    load(ready)
     return len(compiled_here()) - before, len(ready)

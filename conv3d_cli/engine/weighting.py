@@ -316,6 +316,11 @@ def divide(
     return int(below.sum())
 
 
+def clear_code(real: np.dtype[Any], mask: np.dtype[Any]) -> MachineCode:
+    """The loop of `clear` for sums and a mask of these dtypes."""
+    return machine_code("weighting", "clear", real.name, mask.name)
+
+
 def clear(sums: NDArray[Any], inside: NDArray[Any], team: Team) -> None:
     """Set sums to 0 in place where a mask is not above 0.
 
@@ -327,7 +332,7 @@ def clear(sums: NDArray[Any], inside: NDArray[Any], team: Team) -> None:
     wanted = (*sums.shape[:3], 1)
     if inside.shape != wanted:
         raise ValueError(f"the mask of outputs must be {wanted}, received {inside.shape}")
-    code = machine_code("weighting", "clear", real.name, mask_dtype.name)
+    code = clear_code(real, mask_dtype)
     load([code])
     depth, height, width, channels = sums.shape
     sums_plane, sums_row, sums_column, sums_channel = (n // real.itemsize for n in sums.strides)
@@ -363,6 +368,11 @@ def _plane_runs(planes: int, team: Team) -> list[tuple[int, int]]:
     return [(start, min(start + size, planes)) for start in range(0, planes, size)]
 
 
+def flags_code(source: np.dtype[Any], real: np.dtype[Any], is_mask: bool) -> MachineCode:
+    """The loop of `certainty_flags` for voxels, or a mask, of dtype `source`."""
+    return machine_code("weighting", "certainty_flags", source.name, real.name, int(is_mask))
+
+
 def certainty_flags(
     source: NDArray[Any],
     certainty: Certainty | None,
@@ -384,8 +394,7 @@ def certainty_flags(
     if source.dtype == bool:
         source = source.view(np.uint8)
     depth, height, width, channels = source.shape
-    is_mask = certainty is None
-    code = machine_code("weighting", "certainty_flags", source.dtype.name, real.name, int(is_mask))
+    code = flags_code(source.dtype, real, is_mask=certainty is None)
     load([code])
     shape = (depth, -(-height // BLOCK_ROWS), -(-width // BLOCK_COLUMNS))
     found = np.zeros(shape, np.uint8)
@@ -418,6 +427,11 @@ def certainty_flags(
     return found
 
 
+def extents_code(labels: np.dtype[Any]) -> MachineCode:
+    """The loop of `label_extents` for labels of this dtype."""
+    return machine_code("weighting", "label_extents", labels.name)
+
+
 def label_extents(labels: NDArray[Any]) -> NDArray[np.int64]:
     """The bounding box of each label: its first and last plane, row and column.
 
@@ -428,7 +442,7 @@ def label_extents(labels: NDArray[Any]) -> NDArray[np.int64]:
     """
     if labels.size and labels.shape[2] > 1 and labels.strides[2] != labels.itemsize:
         raise ValueError(f"rows of labels must be contiguous, received strides {labels.strides}")
-    code = machine_code("weighting", "label_extents", labels.dtype.name)
+    code = extents_code(labels.dtype)
     load([code])
     found = np.empty((int(labels.max(initial=0)) + 1, 3, 2), np.int64)
     found[:, :, 0], found[:, :, 1] = 1 << 40, -1

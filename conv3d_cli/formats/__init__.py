@@ -1,6 +1,7 @@
 """Volume formats: one file each, one line each in `FORMATS`.
 
-A file's suffix selects its format. To add a format, write a module with a
+An input's content selects its format, and its suffix where the content does not tell; an output's
+suffix selects its format. To add a format, write a module with a
 `FORMAT = VolumeFormat(...)` whose `open` returns a `VolumeReader` and whose `create` returns a
 `VolumeWriter`, and put it into `FORMATS`. Fields of `VolumeFormat` say what the format can store
 and how; no other part of the package refers to it by name. The contract test in
@@ -23,11 +24,26 @@ from conv3d_cli.errors import (
     OutputExistsError,
     ShapeError,
     SpecError,
+    WriteError,
     setting,
     words,
 )
-from conv3d_cli.formats import nifti, npy, nrrd, tiff, zarr
+from conv3d_cli.formats import (
+    afni,
+    analyze,
+    meta,
+    mgh,
+    mif,
+    minc,
+    mrc,
+    nifti,
+    npy,
+    nrrd,
+    tiff,
+    zarr,
+)
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
+from conv3d_cli.formats.signatures import FOREIGN, Foreign, packed_kind, read_start
 from conv3d_cli.formats.zarr.names import is_url, local_folder
 from conv3d_cli.model.grid import Spacing, complete_grid
 from conv3d_cli.model.spec import triple
@@ -39,6 +55,9 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
+from conv3d_cli.system.atomic import sent_to
+from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of, split_part
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -46,6 +65,14 @@ FORMATS: tuple[VolumeFormat, ...] = (
     tiff.FORMAT,
     npy.FORMAT,
     nrrd.FORMAT,
+    meta.FORMAT,
+    mgh.FORMAT,
+    mif.FORMAT,
+    mrc.FORMAT,
+    analyze.FORMAT,
+    afni.FORMAT,
+    minc.MINC1,
+    minc.MINC2,
     zarr.FORMAT,
 )
 
@@ -53,20 +80,99 @@ FORMATS: tuple[VolumeFormat, ...] = (
 def find_format(path: str) -> VolumeFormat | None:
     """The format that claims a file name, most often by its suffix; None if no format does.
 
+    The format of an output; for that of an input, see `input_format`.
+
     "-" is .npy on a pipe. Folders with Zarr metadata, and URLs, are Zarr stores.
     >>> find_format("brain.nii.gz").name, find_format("-").name, find_format("s3://b/x.zarr/1").name
     ('NIfTI', 'NumPy', 'OME-Zarr')
     >>> find_format("x.jpg") is None
     True
     """
-    return next((f for f in FORMATS if f.claims(path)), None)
+    return next((f for f in FORMATS if f.claims(path)), None) or next(
+        (f for f in FORMATS if f.only_reads(path)), None
+    )
 
 
-def known_suffixes() -> str:
-    """The suffixes of all formats, for messages."""
+def target_suffix(path: str) -> str | None:
+    """The suffix of an output that is named after an input, if not that of the input; or None.
+
+    So for an input of a format or suffix that is only read, or a folder of planes.
+
+    >>> target_suffix("a.lsm"), target_suffix("a.nii.gz")
+    ('.ome.tif', None)
+    """
+    found = input_format(path)
+    stack = "::" in path and os.path.isdir(file_of(path))
+    if found is None or (found.create is not None and found.claims(path) and not stack):
+        return None
+    return found.target_suffix or None
+
+
+def recognize(path: str) -> VolumeFormat | Foreign | None:
+    """What an input is: by its content, and by its name where the content does not tell.
+
+    The kinds that claim the name come first, so that a name decides what two kinds have in common.
+    Returns None if neither name nor content is known.
+    """
+    if path == "-" or is_url(path):
+        return find_format(path)
+    kinds: tuple[VolumeFormat | Foreign, ...] = (*FORMATS, *FOREIGN)
+    file = file_of(path)
+    named: list[VolumeFormat | Foreign] = [f for f in FORMATS if f.claims(path)]
+    named += [f for f in FORMATS if f.only_reads(path)]
+    named += [kind for kind in FOREIGN if kind.claims(file)]
+    first = named[0] if named else None
+    start = read_start(first.header_file(file) if isinstance(first, VolumeFormat) else file)
+    if start is None:  # a folder, or missing
+        return first
+    for kind in (*named, *kinds):
+        if kind.signature is None or not kind.signature(start):
+            continue
+        if isinstance(kind, VolumeFormat) and start.codec is not None and not kind.reads_packed:
+            return packed_kind(kind.name, start.codec)
+        return kind
+    return first
+
+
+def input_format(path: str) -> VolumeFormat | None:
+    """The format that an input is read in, by its content first; None if it is not read.
+
+    >>> input_format("missing.nii.gz").name, input_format("missing.dcm") is None
+    ('NIfTI', True)
+    """
+    found = recognize(path)
+    return found if isinstance(found, VolumeFormat) else None
+
+
+def known_suffixes(written: bool = False) -> str:
+    """The suffixes of all formats, for messages; with `written`, of those that are written."""
     return (
-        " ".join(suffix for f in FORMATS for suffix in f.suffixes if suffix != "-")
+        " ".join(
+            suffix
+            for f in FORMATS
+            if f.create is not None or not written
+            for suffix in f.suffixes
+            if suffix != "-"
+        )
         + ", and - for a .npy pipe"
+    )
+
+
+def refusal(path: str) -> FormatError:
+    """The error for an input that no format reads (`input_format` is None).
+
+    Raises: FormatError for a missing file whose suffix is of something that is not read.
+    """
+    found = recognize(path)
+    if isinstance(found, Foreign):
+        if not os.path.isdir(path):
+            check_input(path)  # a missing file is nothing yet
+        return FormatError(f"cannot read {path}: it is {found.name}; {found.cure}")
+    if os.path.isdir(path):
+        return FormatError(f"cannot read {path}: it is a folder; name the files in it")
+    return FormatError(
+        f"cannot read {path}: no format has this suffix, nor this content; "
+        f"known are {known_suffixes()}"
     )
 
 
@@ -86,6 +192,7 @@ def open_volume(
     axes: str | None = None,
     channels_first: bool = False,
     spacing: Spacing | None = None,
+    again: bool = False,
 ) -> VolumeReader:
     """Open a volume for reading.
 
@@ -93,18 +200,28 @@ def open_volume(
     channels_first : bool   read a 4-D or 5-D array without axis names as czyx or tczyx, not as
                             zyxc or tzyxc
     spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
+    again : bool            read voxels by another way than otherwise, if the format has one
     Raises: FormatError if the file is missing, empty, of no known format, or corrupt; ShapeError if
         it tells another spacing.
     """
-    found = find_format(path)
+    found = input_format(path)
     if found is None:
-        if os.path.isdir(path):
-            raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
+        raise refusal(path)
+    part = "" if found.has_parts else split_part(path)[1]
+    if part and not found.claims(path):
         raise FormatError(
-            f"cannot read {path}: no format has this suffix; known are {known_suffixes()}"
+            f"cannot read {path}: a file of {found.name} holds one volume; leave out ::{part}"
         )
     _check_url(found, path, "read")
-    reader = found.open(path, axes=axes, channels_first=channels_first)
+    opener = (again and found.open_again) or found.open
+    reader = opener(path, axes=axes, channels_first=channels_first)
+    if not (found.claims(path) or found.only_reads(path)) and path != "-":
+        named = find_format(path)
+        says = "no format's" if named is None else f"{named.name}'s"
+        reader.notes = (
+            f"its name is {says}, but its content is {found.name}: read as {found.name}",
+            *reader.notes,
+        )
     if spacing is not None:
         header = reader.header
         try:
@@ -152,6 +269,12 @@ def create_volume(
     """
     found = output_format(path)
     options = _options(found, path, chunks, levels, compression)
+    if not found.holds_axes(header.axes):
+        raise WriteError(
+            f"cannot write {path}: {found.name} holds no volume with the axes "
+            f"{header.axes.letters} {header.axes.shape}; write .nii.gz, .nrrd or .ome.tif"
+        )
+    assert found.create is not None  # as `output_format` sees to
     return found.create(
         path,
         header,
@@ -198,7 +321,7 @@ def scaled_formats() -> str:
     """Names and suffixes of the formats that store a slope and an intercept, for messages.
 
     >>> scaled_formats()
-    'NIfTI (.nii.gz .nii.zst .nii .hdr.gz .img.gz .hdr .img)'
+    'NIfTI (.nii.gz .nii.zst .nii .hdr.gz .img.gz .hdr .img) and MRtrix (.mif.gz .mif .mih)'
     """
     return " and ".join(
         f"{found.name} ({' '.join(found.suffixes)})" for found in FORMATS if found.holds_scale
@@ -257,8 +380,14 @@ def volume_files(path: str) -> tuple[str, ...]:
     >>> volume_files("a.nii.gz"), volume_files("a.zarr/1")
     (('a.nii.gz',), ('a.zarr',))
     """
-    found = find_format(path)
+    found = input_format(path)
     return (path,) if found is None or path == "-" else found.files(path)
+
+
+def holds_more(path: str) -> bool:
+    """True if the file of a volume holds others, too: an output in its place would lose them."""
+    found = input_format(path)
+    return found is not None and path != "-" and found.holds_more(path)
 
 
 def content_of(path: str) -> str:
@@ -266,7 +395,7 @@ def content_of(path: str) -> str:
 
     "" for URLs, and for files that cannot be read: opening them reports the error.
     """
-    found = find_format(path)
+    found = input_format(path)
     if found is None or path == "-" or is_url(path):
         return ""
     try:
@@ -355,17 +484,32 @@ def output_access(
 
 
 def output_format(path: str) -> VolumeFormat:
-    """The format that an output's name asks for.
+    """The format that an output's name asks for; .npy for a device or a FIFO that names none.
 
-    Raises: SpecError if no format has its suffix.
+    Raises: SpecError if no format has its suffix, or if that format is only read.
     """
     found = find_format(path)
-    if found is None:
-        if os.path.isdir(path) or path.endswith(("/", os.sep)):
-            cure = words(f"pass it as --out-dir {path}", "add a file's name")
-            raise SpecError(f"cannot write {path}: it names a folder; {cure}")
+    if found is None and sent_to(path):
+        return npy.FORMAT
+    if found is None and (os.path.isdir(path) or path.endswith(("/", os.sep))):
+        cure = words(f"pass it as --out-dir {path}", "add a file's name")
+        raise SpecError(f"cannot write {path}: it names a folder; {cure}")
+    if found is None or found.create is None:
+        foreign = next((kind for kind in FOREIGN if kind.claims(path)), None)
+        name = foreign.name if foreign is not None else "" if found is None else found.name
+        if name:
+            raise SpecError(
+                f"cannot write {path}: {name} is not written; write .nii.gz, .nrrd, .mha, "
+                ".ome.tif, .ome.zarr or another (conv3d help formats)"
+            )
         raise SpecError(
-            f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"
+            f"cannot write {path}: no format has this suffix; known are "
+            f"{known_suffixes(written=True)}"
+        )
+    if not found.claims(path):
+        raise SpecError(
+            f"cannot write {path}: files of this suffix are read, and not written; "
+            f"name it {found.target_suffix}"
         )
     _check_url(found, path, "write")
     return found

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.signatures import Signature
 from conv3d_cli.model.volume import (
     SPATIAL,
     Array,
@@ -31,7 +32,9 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
-from conv3d_cli.system.atomic import AtomicFile, check_target, committed_together, write_errors
+from conv3d_cli.system.atomic import OutputFile, check_target, committed_together, write_errors
+from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Boxes are copied out of a memory map in pieces of this size; the pages of each are then released.
 PIECE_BYTES = 16 << 20
@@ -118,17 +121,39 @@ def _any_box(header: VolumeHeader, options: OutputOptions) -> BoxAccess:
     return BoxAccess((1, 1, 1), 0)
 
 
+def one_extra_axis(axes: Axes) -> bool:
+    """True if at most one axis besides space is longer than 1: a series, or channels.
+
+    >>> one_extra_axis(Axes("tzyx", (2, 3, 4, 5))), one_extra_axis(Axes("tzyxc", (2, 3, 4, 5, 6)))
+    (True, False)
+    """
+    return sum(axes.size(a) > 1 for a in axes.letters if a not in SPATIAL) < 2
+
+
 @dataclass(frozen=True)
 class VolumeFormat:
     """One file format: its functions, and the facts that the rest of the package needs about it.
 
     name : str              for messages only
     suffixes : tuple        lower case, with the dot; double ones such as ".nii.gz" first
+    read_suffixes : tuple   of files that are read, and never written
+    target_suffix : str     of an output that is named after a file that is only read
     summary : str           one line for help and the README
-    open, create            see `OpenVolume`, `CreateVolume`
+    open                    see `OpenVolume`
+    open_again : callable or None
+                            as `open`, with voxels that are found and read by another way, for
+                            checks; None: there is no other way
+    create : callable or None
+                            see `CreateVolume`; None: the format is only read
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order of an output
                             for a volume with these axes; adds a channel axis if `channels` needs it
+
+    How a file of this format is recognized:
+
+    signature : callable    (start) -> bool: True if a file that begins so is of this format
+    header_file : callable  (path) -> path of the file whose first bytes say what the volume is
+    reads_packed : bool     True if it is read from gzip and zstd streams, too
 
     What a file of this format can store:
 
@@ -137,6 +162,8 @@ class VolumeFormat:
     holds_affine : bool     an affine with rotation
     holds_scale : bool      slope and intercept of integer voxels (`--scale auto`)
     holds_history : bool    the lines of `VolumeHeader.history`
+    holds_float64 : bool    float64; kernels are written as such
+    holds_axes : callable   (axes) -> bool: True if an output can have these axes
 
     How it stores voxels:
 
@@ -146,14 +173,19 @@ class VolumeFormat:
     libraries : tuple       distributions whose version may change the bytes of an output;
                             sidecars record them
     reads_urls : bool       True if a name may be a URL
+    has_parts : bool        True if `FILE::PART` names one of several volumes in a file; see
+                            `system/parts.py`
 
     Its files:
 
     claims_also : callable  (path) -> bool: True for names of this format whatever their suffix
     content : callable      (path) -> "labels" or "cifti" if the file's header says that its values
                             are not an image, else ""
+    lost_meaning : callable (output header) -> a note if the file says what its values mean, and
+                            those of an output, being filtered, do not mean that; else ""
     files : callable        (path) -> names of the files that a volume is read from, the named one
                             first, or its folder
+    holds_more : callable   (path) -> bool: True if the file holds volumes besides the named one
     written : callable      (path) -> names of the files that an output consists of, or its folder
     check_target            see `CheckTarget`
 
@@ -169,23 +201,36 @@ class VolumeFormat:
     suffixes: tuple[str, ...]
     summary: str
     open: OpenVolume
-    create: CreateVolume
-    output_letters: Callable[[str, int, np.dtype[Any]], str]
+    create: CreateVolume | None = None
+    output_letters: Callable[[str, int, np.dtype[Any]], str] = lambda letters, channels, dtype: (
+        letters
+    )
+    open_again: OpenVolume | None = None
+    signature: Signature = lambda start: False
+    header_file: Callable[[str], str] = lambda path: path
+    reads_packed: bool = False
     names_axes: bool = True
     holds_spacing: bool = True
     holds_affine: bool = False
     holds_scale: bool = False
     holds_history: bool = True
+    holds_float64: bool = True
+    holds_axes: Callable[[Axes], bool] = lambda axes: True
     chunked: bool = False
     compressions: tuple[str, ...] = ()
     streamed: Callable[[str, OutputOptions], bool] = lambda path, options: (
         options.compression != "none"
     )
     libraries: tuple[str, ...] = ()
+    read_suffixes: tuple[str, ...] = ()
+    target_suffix: str = ""
     reads_urls: bool = False
+    has_parts: bool = False
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
+    lost_meaning: Callable[[VolumeHeader], str] = lambda header: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
+    holds_more: Callable[[str], bool] = lambda path: False
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: CheckTarget = check_target
     output_bytes: Callable[[VolumeHeader, int, OutputOptions], int] = (
@@ -197,9 +242,14 @@ class VolumeFormat:
         """True if the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
         if path == "-":
             return "-" in self.suffixes
-        return path.lower().endswith(
+        name = file_of(path) if self.has_parts else path
+        return name.lower().endswith(
             tuple(s for s in self.suffixes if s != "-")
         ) or self.claims_also(path)
+
+    def only_reads(self, path: str) -> bool:
+        """True if the file name ends with a suffix of files that are read, and never written."""
+        return file_of(path).lower().endswith(self.read_suffixes) if self.read_suffixes else False
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:
@@ -351,7 +401,7 @@ class RawReader(ArrayReader):
 class RawWriter(VolumeWriter):
     """A writer of uncompressed voxels into a file, in any order of slabs.
 
-    output : AtomicFile     this writer commits it
+    output : OutputFile     this writer commits it
     offset : int            bytes before the first voxel, which the format itself writes
     stored : numpy dtype or None
                             of the voxels in the file, in either byte order; None: `header.dtype`
@@ -360,7 +410,7 @@ class RawWriter(VolumeWriter):
 
     def __init__(
         self,
-        output: AtomicFile,
+        output: OutputFile,
         header: VolumeHeader,
         path: str,
         offset: int = 0,
@@ -407,7 +457,7 @@ class PairWriter(VolumeWriter):
     describes the voxels of another volume.
     """
 
-    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
+    def __init__(self, voxels: VolumeWriter, head: OutputFile) -> None:
         self.voxels, self.head = voxels, head
         self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
 
@@ -569,30 +619,18 @@ def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
 # Spooling: random access for what can only be streamed
 
 
-def unnamed_file() -> BinaryIO:
-    """A new file without a name in the temporary folder; closing it deletes it."""
-    import tempfile  # late: it imports much, and few jobs need it
-
-    return tempfile.TemporaryFile(prefix="conv3d-")
-
-
-def temporary_folder() -> str:
-    """The folder of `unnamed_file`: $TMPDIR, or the system's default."""
-    import tempfile
-
-    return tempfile.gettempdir()
-
-
-def spool_reader(reader: VolumeReader) -> VolumeReader:
+def spool_reader(reader: VolumeReader, beside: str | None = None) -> VolumeReader:
     """Random access to the voxels of a sequential reader, through an uncompressed copy in $TMPDIR.
 
+    beside : str or None    an output, whose folder serves if no temporary folder is writable
     Takes over `reader` and closes it.
     Raises: FormatError if the input is corrupt; WriteError if the disk is full.
     """
     header = reader.header
-    file = unnamed_file()  # the new reader closes it
+    file = unnamed_file(beside)  # the new reader closes it
+    folder = temporary_folder(beside)
     try:
-        with reader, write_errors(f"a temporary copy of {reader.path} in {temporary_folder()}"):
+        with reader, write_errors(f"a temporary copy of {reader.path} in {folder}"):
             reserve_space(file, header.nbytes)
             for n, channels in parts_in_storage_order(header.axes, channels_together=False):
                 for start in range(0, header.shape[1], 8):
@@ -602,15 +640,17 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
                         file, header.axes, header.dtype, 0, n, (start, 0, 0), channels.start, block
                     )
             reader.finish()
-        return RawReader(file, header, reader.path, header.dtype, 0)
+        copy = RawReader(file, header, reader.path, header.dtype, 0)
+        copy.notes = reader.notes
+        return copy
     except BaseException:
         file.close()
         raise
 
 
-def random_access(reader: VolumeReader) -> VolumeReader:
+def random_access(reader: VolumeReader, beside: str | None = None) -> VolumeReader:
     """A reader that reads planes in any order: `reader` itself, or `spool_reader` of it."""
-    return spool_reader(reader) if reader.sequential else reader
+    return spool_reader(reader, beside) if reader.sequential else reader
 
 
 class SpooledWriter(VolumeWriter):
@@ -624,7 +664,7 @@ class SpooledWriter(VolumeWriter):
         self.notes = writer.notes
         try:
             with self._errors():
-                self._file = unnamed_file()  # closed by abort
+                self._file = unnamed_file(self.path)  # closed by abort
         except BaseException:
             writer.abort()
             raise
@@ -636,7 +676,7 @@ class SpooledWriter(VolumeWriter):
             raise
 
     def _errors(self) -> write_errors:
-        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder(self.path)}")
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with self._errors():
@@ -686,11 +726,11 @@ class ScaledWriter(VolumeWriter):
         self.header = replace(header, dtype=np.dtype(np.float32))
         self._low, self._high, self._nonfinite = math.inf, -math.inf, 0
         with self._errors():
-            self._file = unnamed_file()  # closed by abort
+            self._file = unnamed_file(self.path)  # closed by abort
             reserve_space(self._file, self.header.nbytes)
 
     def _errors(self) -> write_errors:
-        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder(self.path)}")
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         known = np.isfinite(block)

@@ -1,4 +1,4 @@
-"""Codecs of compressed streams: gzip and zstd.
+"""Codecs of compressed streams: gzip and zstd, and zlib inside of files.
 
 gzip is isal's, several times faster than the standard library. zstd is the module of Python 3.14,
 or the package backports.zstd on older Pythons.
@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, Protocol
 from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.system.machine import thread_count
 
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_READ_BYTES = 1 << 17  # packed bytes read at a time
 WINDOW_BYTES = 1 << 15  # deflate looks back this far
 # Fixed, since other levels gain little. Raw and smoothed scans, in blocks of 1 MiB on one CPU:
 # level 1 packs 610 to 930 MB/s, as tightly as gzip's level 1 (a large smooth float32 scan: a
@@ -102,12 +104,78 @@ def codec_within(path: str) -> Codec | None:
 # gzip
 
 
+class GzipFile:
+    """The unpacked bytes of a gzip file: its members, one after another.
+
+    file : BinaryIO             read from its position on, not closed
+    has_bytes_after : bool      bytes follow the last member that are neither zero nor a member;
+                                they are not read
+
+    The standard library's and isal's own classes refuse such bytes, and lose what they have
+    unpacked before.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._packed = file, b""  # packed bytes that are not yet unpacked
+        self._member: Any = None
+        self._begun = self._ended = self.has_bytes_after = False
+        self._position = 0
+
+    def read(self, count: int) -> bytes:
+        """The next `count` unpacked bytes; fewer only at the end.
+
+        Raises: EOFError if a member breaks off, OSError if the file is none of gzip,
+            igzip_lib.IsalError if a member is damaged.
+        """
+        parts, wanted = [], count
+        while wanted and not self._ended:
+            if self._member is None and not self._next_member():
+                break
+            if self._member.needs_input and not self._packed:
+                self._packed = self._file.read(GZIP_READ_BYTES)
+                if not self._packed:
+                    raise EOFError
+            data = self._member.decompress(self._packed, wanted)
+            self._packed = b""
+            if self._member.eof:
+                self._packed, self._member = self._member.unused_data, None
+            self._position += len(data)
+            wanted -= len(data)
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _next_member(self) -> bool:
+        """Begin the next member; False if there is none."""
+        from isal import igzip_lib
+
+        start = self._packed or self._file.read(GZIP_READ_BYTES)
+        while self._begun and start and not start.strip(b"\0"):
+            start = self._file.read(GZIP_READ_BYTES)
+        if self._begun:
+            start = start.lstrip(b"\0")  # padding, as on tapes
+        if len(start) < 2:
+            start += self._file.read(GZIP_READ_BYTES)
+        is_member = start.startswith(GZIP_MAGIC)
+        if not is_member and not self._begun:
+            raise OSError(f"not a gzip file: it begins with {start[:2]!r}" if start else "empty")
+        self._packed, self._begun, self._ended = start, True, not is_member
+        self.has_bytes_after = bool(start) and not is_member
+        self._member = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP) if is_member else None
+        return is_member
+
+    def tell(self) -> int:
+        """The number of bytes unpacked so far."""
+        return self._position
+
+    def close(self) -> None:
+        """Drop what is not yet unpacked."""
+        self._packed, self._member, self._ended = b"", None, True
+
+
 def _open_gzip(path: str, file: BinaryIO) -> tuple[Any, Any]:
-    import zlib
+    from isal import igzip_lib
 
-    from isal import igzip, isal_zlib
-
-    return igzip.open(file, "rb"), (OSError, zlib.error, isal_zlib.error)
+    return GzipFile(file), (OSError, igzip_lib.IsalError)
 
 
 class GzipPacker(Packer):
@@ -144,6 +212,69 @@ class GzipPacker(Packer):
 
         last_block = isal_zlib.compress(b"", wbits=-15)
         return last_block + struct.pack("<II", self._crc, self._size & 0xFFFFFFFF)
+
+
+# --------------------------------------------------------------------------------------------------
+# zlib: gzip's stream in another container, in MetaImage files
+
+
+class _ZlibFile:
+    """Unpacks a zlib stream from a file's position on."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        from isal import isal_zlib
+
+        self._file, self._stream = file, isal_zlib.decompressobj()
+
+    def read(self, count: int) -> bytes:
+        """At most `count` unpacked bytes; none at the end. Raises: EOFError if it breaks off."""
+        while not self._stream.eof:
+            packed = self._stream.unconsumed_tail or self._file.read(1 << 16)
+            data: bytes = self._stream.decompress(packed, count)
+            if data:
+                return data
+            if not packed:
+                raise EOFError("the stream breaks off")
+        return b""
+
+    def close(self) -> None:
+        pass  # the caller closes its file
+
+
+def _open_zlib(path: str, file: BinaryIO) -> tuple[Any, Any]:
+    import zlib
+
+    from isal import isal_zlib
+
+    return _ZlibFile(file), (OSError, zlib.error, isal_zlib.error)
+
+
+class ZlibPacker(GzipPacker):
+    """Packs one zlib stream, block by block as `GzipPacker`."""
+
+    head = b"\x78\x01"
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._sum = 1
+
+    def pack(self, block: memoryview, before: bytes) -> tuple[bytes, int]:
+        from isal import isal_zlib
+
+        return super().pack(block, before)[0], isal_zlib.adler32(block)
+
+    def add(self, checksum: int, size: int) -> None:
+        # Adler-32 of two parts: RFC 1950, 8.2, s1 and s2 modulo 65521, each begun at 1 and 0
+        low, high = self._sum & 0xFFFF, self._sum >> 16
+        more_low, more_high = checksum & 0xFFFF, checksum >> 16
+        high = (high + more_high + size * (low - 1)) % 65521
+        low = (low + more_low - 1) % 65521
+        self._sum = high << 16 | low
+
+    def tail(self) -> bytes:
+        from isal import isal_zlib
+
+        return isal_zlib.compress(b"", wbits=-15) + struct.pack(">I", self._sum)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -229,7 +360,7 @@ CODECS = (
     Codec(
         name="gzip",
         suffix=".gz",
-        magics=(b"\x1f\x8b",),
+        magics=(GZIP_MAGIC,),
         # deflate makes at most 1032 bytes of one (zlib's notes); the rest is for the container
         largest_inflation=1040,
         open=_open_gzip,
@@ -247,4 +378,13 @@ CODECS = (
         require=need_zstd,
         window_bytes=_zstd_window_bytes,
     ),
+)
+# not in `CODECS`: the format says where its stream is, no magic does
+ZLIB = Codec(
+    name="zlib",
+    suffix=".zlib",
+    magics=(),
+    largest_inflation=1040,
+    open=_open_zlib,
+    packer=ZlibPacker,
 )

@@ -13,6 +13,7 @@ import io
 import shutil
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -28,13 +29,12 @@ from conv3d_cli.formats.base import (
     VolumeFormat,
     real_dtype,
     reserve_space,
-    temporary_folder,
-    unnamed_file,
     write_block,
 )
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.atomic import open_sent, output_file, sent_to, takes_many, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 NAME = "NumPy"
 BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter but those of space and channels
@@ -178,7 +178,7 @@ def create_npy(
     overwrite: bool = False,
     options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
-    """Start a .npy file, or standard output for "-": see `conv3d_cli.formats.create_volume`.
+    """Start a .npy file; a stream for "-", a device and a FIFO: see `formats.create_volume`.
 
     Raises: OutputExistsError, WriteError.
     """
@@ -195,9 +195,12 @@ def create_npy(
             f".npy holds no history: it is left out; {setting('sidecar', True)} writes it to a "
             "sidecar",
         )
-    if path == "-":
-        return PipeWriter(header, prefix, notes, fortran)
-    output = AtomicFile(path, overwrite)
+    if sent_to(path):
+        if path != "-" and not path.lower().endswith(".npy"):
+            said = f"{path} has no suffix of a format: it gets a .npy volume"
+            notes = (said,) if takes_many(path) else (said, *notes)
+        return PipeWriter(path, header, prefix, notes, fortran)
+    output = output_file(path, overwrite)
     try:
         with write_errors(path):
             output.file.write(prefix)
@@ -222,10 +225,11 @@ def _header_bytes(shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -
 
 
 class PipeWriter(VolumeWriter):
-    """Write a .npy volume to standard output, slab after slab in storage order.
+    """Write a .npy volume to standard output or a device, slab after slab in storage order.
 
     If planes are not contiguous in that order, a temporary file holds the voxels until `commit`.
 
+    path : str              "-", or what `sent_to` describes
     prefix : bytes          the .npy header
     fortran : bool          True if the first of the header's axes is the fastest
     """
@@ -233,12 +237,20 @@ class PipeWriter(VolumeWriter):
     sequential = True
 
     def __init__(
-        self, header: VolumeHeader, prefix: bytes, notes: tuple[str, ...], fortran: bool
+        self,
+        path: str,
+        header: VolumeHeader,
+        prefix: bytes,
+        notes: tuple[str, ...],
+        fortran: bool,
     ) -> None:
-        self.header, self.path, self.notes = header, "standard output", notes
-        self._file = sys.stdout.buffer
+        self.header, self.notes = header, notes
+        self.path = "standard output" if path == "-" else path
         self._fortran = fortran
         self._waiting: BinaryIO | None = None
+        with write_errors(self.path):
+            self._file = open_sent(path)
+        self._closes = path != "-"  # standard output stays open
         try:
             with write_errors(self.path):
                 if fortran or not header.axes.planes_follow:
@@ -280,6 +292,9 @@ class PipeWriter(VolumeWriter):
         """Delete the temporary file. Bytes in the pipe stay; the exit code reports the failure."""
         if self._waiting is not None:
             self._waiting.close()
+        if self._closes:
+            with suppress(OSError):  # its reader has ended
+                self._file.close()
 
 
 FORMAT = VolumeFormat(
@@ -289,8 +304,9 @@ FORMAT = VolumeFormat(
     open=open_npy,
     create=create_npy,
     output_letters=output_letters,
+    signature=lambda start: start.begins(b"\x93NUMPY"),
     names_axes=False,
     holds_spacing=False,
     holds_history=False,
-    streamed=lambda path, options: path == "-",
+    streamed=lambda path, options: bool(sent_to(path)),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import io
 import math
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -18,13 +19,12 @@ from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import (
     RawReader,
     reserve_space,
-    temporary_folder,
-    unnamed_file,
     write_at,
 )
 from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.atomic import OutputFile, write_errors
+from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Unpacked at a time, then copied into the slab: measured as fast as unpacking into the slab itself.
 READ_BYTES = 1 << 18
@@ -58,12 +58,12 @@ class PackedStream:
         except EOFError as error:
             raise FormatError(
                 f"cannot read {self.path}: truncated: its {self.codec.name} stream breaks off "
-                f"after {self.position} unpacked bytes"
+                f"after {self._file.tell()} unpacked bytes"
             ) from error
         except self._errors as error:
             raise FormatError(
                 f"cannot read {self.path}: corrupt {self.codec.name} stream "
-                f"after {self.position} unpacked bytes: {error}"
+                f"after {self._file.tell()} unpacked bytes: {error}"
             ) from error
         self.position += len(data)
         return data
@@ -88,6 +88,15 @@ class PackedStream:
         """Unpack and discard the rest, which checks the checksum. Raises: FormatError."""
         while self.read(READ_BYTES):
             pass
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on what follows the stream, once `finish` has reached its end."""
+        if not getattr(self._file, "has_bytes_after", False):
+            return ()
+        from conv3d_cli.formats.deviations import deviation_note
+
+        return (deviation_note("after-gzip"),)
 
     def close(self) -> None:
         """Close the file."""
@@ -154,7 +163,9 @@ def _unpacked_reader(
             stream.finish()
         if done < size:
             raise _truncation_error(stream, header, stored, offset)
-        return RawReader(file, header, path, stored, 0)
+        reader = RawReader(file, header, path, stored, 0)
+        reader.notes = stream.notes
+        return reader
     except BaseException:
         file.close()
         raise
@@ -183,7 +194,7 @@ class PackedReader(VolumeReader):
         self, stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int
     ) -> None:
         self.header, self.path = header, stream.path
-        self._stream, self._stored, self._offset = stream, stored, offset
+        self.stream, self.stored, self._offset = stream, stored, offset
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         axes = self.header.axes
@@ -198,16 +209,16 @@ class PackedReader(VolumeReader):
         sizes |= dict.fromkeys(axes.channel_letters, unpacked.stop - unpacked.start)
         part = axes.renamed(axes.letters, {**sizes, "z": depth.stop - depth.start})
         position = (
-            self._offset + first_voxel(axes, n, depth.start, unpacked.start) * self._stored.itemsize
+            self._offset + first_voxel(axes, n, depth.start, unpacked.start) * self.stored.itemsize
         )
-        if position < self._stream.position:
+        if position < self.stream.position:
             raise RuntimeError(
                 f"{self.path} is compressed and read forward only: plane {depth.start} has passed"
             )
-        self._stream.skip_to(position)
-        values = np.empty(part.shape, self._stored)
-        if self._stream.fill(values.reshape(-1).view(np.uint8).data) < values.nbytes:
-            raise _truncation_error(self._stream, self.header, self._stored, self._offset)
+        self.stream.skip_to(position)
+        values = np.empty(part.shape, self.stored)
+        if self.stream.fill(values.reshape(-1).view(np.uint8).data) < values.nbytes:
+            raise _truncation_error(self.stream, self.header, self.stored, self._offset)
         if not values.dtype.isnative:
             values = values.byteswap(inplace=True).view(values.dtype.newbyteorder())
         values = values.astype(self.header.dtype, copy=False)
@@ -215,14 +226,15 @@ class PackedReader(VolumeReader):
         return block[..., channels] if together else block
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
-        unpacked = self._offset + math.prod(self.header.axes.shape) * self._stored.itemsize
-        return min(self._stream.codec.window_bytes(self.path), unpacked)
+        unpacked = self._offset + math.prod(self.header.axes.shape) * self.stored.itemsize
+        return min(self.stream.codec.window_bytes(self.path), unpacked)
 
     def finish(self) -> None:
-        self._stream.finish()
+        self.stream.finish()
+        self.notes = (*self.notes, *self.stream.notes)
 
     def close(self) -> None:
-        self._stream.close()
+        self.stream.close()
 
 
 def first_voxel(axes: Axes, n: int, depth_start: int, channel_start: int) -> int:
@@ -327,17 +339,18 @@ def packed(data: bytes, codec: Codec, level: int) -> bytes:
 class PackedWriter(VolumeWriter):
     """A writer of compressed voxels, slab after slab in storage order.
 
-    output : AtomicFile     this writer commits it
+    output : OutputFile     this writer commits it
     prefix : bytes          packed before the voxels: the file's header
     stored : numpy dtype    of the voxels in the file
     level, threads          see `PackedBlocks`
+    tail : callable         () -> bytes packed after the voxels; called by `commit`
     """
 
     sequential = True
 
     def __init__(
         self,
-        output: AtomicFile,
+        output: OutputFile,
         header: VolumeHeader,
         path: str,
         prefix: bytes,
@@ -345,9 +358,10 @@ class PackedWriter(VolumeWriter):
         codec: Codec,
         level: int,
         threads: int | None = None,
+        tail: Callable[[], bytes] = bytes,
     ) -> None:
         self.output, self.header, self.path = output, header, path
-        self._stored = stored
+        self._stored, self._tail = stored, tail
         self._next = 0  # index of the next voxel, in storage order
         with write_errors(path):
             self._blocks = PackedBlocks(output.file, codec, level, threads)
@@ -374,12 +388,17 @@ class PackedWriter(VolumeWriter):
                     self._blocks.write(plane.reshape(-1).view(np.uint8).data)
         self._next += block.size
 
-    def commit(self) -> None:
+    def finish_stream(self) -> None:
+        """Write the rest of the stream. Raises: OSError."""
         total = math.prod(self.header.axes.shape)
         if self._next != total:
             raise RuntimeError(f"{self.path}: {self._next} of {total} voxels were written")
+        self._blocks.write(memoryview(self._tail()))
+        self._blocks.finish()
+
+    def commit(self) -> None:
         with write_errors(self.path):
-            self._blocks.finish()
+            self.finish_stream()
         self.output.commit()
 
     def abort(self) -> None:

@@ -165,7 +165,8 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
         file, layer = weights.split_name(path)
         if weights.find_weights_file(file) is not None:
             return weights.saved_layer(path).as_kernel(path)
-        if layer is not None:
+        kind = find_kernel_file(path)
+        if layer is not None and not (kind is not None and kind.has_parts):
             raise SpecError(
                 f"{file} holds one kernel, and no layers to choose from; leave out ::{layer} "
                 f"(weights files are {weights.weights_suffixes()})"

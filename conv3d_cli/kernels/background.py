@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system.words import percent
 
 BORDER = "border"  # the word for the median of the border
 
@@ -45,8 +46,8 @@ class Pedestal:
 
     def __str__(self) -> str:
         return (
-            f"flat at {100 * self.level / self.peak:.2g} % of the peak ({self.level:.4g} of "
-            f"{self.peak:.4g}), in all {100 * self.share:.2g} % of the sum"
+            f"flat at {percent(self.level, self.peak)} of the peak ({self.level:.4g} of "
+            f"{self.peak:.4g}), in all {percent(self.share)} of the sum"
         )
 
 

@@ -33,13 +33,21 @@ from conv3d_cli.errors import (
     WriteError,
     suggestion,
 )
-from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
+from conv3d_cli.formats import (
+    FORMATS,
+    input_format,
+    open_volume,
+    recognize,
+    refusal,
+    write_volume,
+)
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
-from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 
 if TYPE_CHECKING:
     import zipfile
@@ -65,6 +73,8 @@ class KernelFile:
     layers : bool               whether it can store 5-D kernels
     extras : bool               whether it can store a bias and a centre
     volume : bool               whether it is a volume format
+    has_parts : bool            whether FILE::PART names one of several volumes in a file
+    writes : bool               whether that format writes kernels
     """
 
     name: str
@@ -74,11 +84,13 @@ class KernelFile:
     layers: bool
     extras: bool
     volume: bool = False
+    has_parts: bool = False
+    writes: bool = False
 
     @property
     def written(self) -> bool:
         """Whether kernels can be written as such a file."""
-        return self.encode is not None or self.volume
+        return self.encode is not None or self.writes
 
 
 def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
@@ -86,8 +98,18 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
 
     >>> find_kernel_file("psf.NII.GZ").name, find_kernel_file("gaussian:fwhm=1.5mm")
     ('NIfTI', None)
+    >>> find_kernel_file("psf.tif::1").name
+    'TIFF'
     """
-    return next((kind for kind in KERNEL_FILES if str(path).lower().endswith(kind.suffixes)), None)
+    name = str(path).lower()
+    file = file_of(name)
+    found = next(
+        (k for k in KERNEL_FILES if (file if k.has_parts else name).endswith(k.suffixes)), None
+    )
+    if found is None and file != name:  # a folder of planes has no suffix
+        whole = input_format(str(path))
+        found = next((k for k in KERNEL_FILES if whole and k.name == whole.name), None)
+    return found
 
 
 def known_suffixes(written: bool = False) -> str:
@@ -107,12 +129,23 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
     kind = find_kernel_file(path)
     if kind is None or not kind.volume:  # a volume may be a folder
         check_input(path)
-    if kind is None:
+    if kind is None and input_format(path) is None:
+        if recognize(path) is not None:
+            raise refusal(path)
         raise FormatError(
             f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}"
         )
     with _read_errors(path):
-        return kind.read(path, build)
+        return _read_volume(path, build) if kind is None else kind.read(path, build)
+
+
+def find_written_file(path: str | os.PathLike[str]) -> KernelFile | None:
+    """As `find_kernel_file`, but .npz for a device or a FIFO without a suffix of any kind.
+
+    >>> find_written_file(os.devnull).suffixes
+    ('.npz',)
+    """
+    return find_kernel_file(path) or (find_kernel_file(".npz") if sent_to(path) else None)
 
 
 def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: bool = False) -> None:
@@ -121,7 +154,7 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
     Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot
     store the kernel.
     """
-    kind = find_kernel_file(path)
+    kind = find_written_file(path)
     able = known_suffixes(written=True)
     if kind is None:
         raise SpecError(f"cannot write {path}: no kernel format has this suffix; known are {able}")
@@ -143,7 +176,7 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
     if kind.encode is None:
         write_volume(os.fspath(path), Volume(kernel.weights, "zyx"), overwrite=overwrite)
         return
-    with AtomicFile(path, overwrite) as output:
+    with output_file(path, overwrite) as output:
         content = kind.encode(kernel)
         with write_errors(path):
             output.file.write(content)
@@ -576,8 +609,11 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
 
 def _read_volume(path: str, build: BuildKernel) -> Kernel:
     """Read a volume as a kernel, with the axes and values that it would have as an input volume."""
-    volume_format = output_format(path)
-    if len(volume_format.files(path)) > len(volume_format.written(path)):
+    volume_format = input_format(path)
+    if volume_format is None:
+        raise refusal(path)
+    beside = len(volume_format.files(path)) > len(volume_format.written(path))
+    if beside and not os.path.isdir(file_of(path)):  # a folder of planes names all its files
         raise FormatError(
             f"cannot read {path}: its planes are in other files; save them as one file"
         )
@@ -599,7 +635,9 @@ def _read_volume(path: str, build: BuildKernel) -> Kernel:
     if header.scale != (1.0, 0.0):
         weights = weights * slope + intercept
     has_spacing = header.grid.spacing is not None
-    return Kernel(weights, name=path, grid=header.grid if has_spacing else None)
+    grid = header.grid if has_spacing else None
+    is_line = sum(n > 1 for n in (depth, height, width)) < 2  # no list of a surface's vertices
+    return Kernel(weights, name=path, grid=grid, notes=() if is_line else tuple(reader.notes))
 
 
 def _encode_nifti(kernel: Kernel) -> bytes:
@@ -738,6 +776,8 @@ def _volume_kinds() -> Iterator[KernelFile]:
                     layers=False,
                     extras=False,
                     volume=True,
+                    has_parts=volume_format.has_parts,
+                    writes=volume_format.create is not None and volume_format.holds_float64,
                 )
 
 

@@ -93,6 +93,8 @@ class Grid:
     assumed : frozenset of str              what the file does not tell, and its reader assumed:
                                             "unit", or the spacing along "d", "h", "w"
     guesses : tuple of str                  the reader's notes on these, void when a user tells them
+    other_spacing : (D, H, W) or None       a second spacing in `unit`, where a file contradicts
+                                            itself (NIfTI: pixdim against the sform)
     """
 
     spacing: tuple[float, float, float] | None = None
@@ -102,6 +104,25 @@ class Grid:
     anatomical: bool = False
     assumed: frozenset[str] = frozenset()
     guesses: tuple[str, ...] = ()
+    other_spacing: tuple[float, float, float] | None = None
+
+    @property
+    def by_other_spacing(self) -> Grid:
+        """The grid with `other_spacing`, if there is one; the directions of its axes stay.
+
+        >>> Grid((2.0, 2.0, 2.0), "mm", other_spacing=(5.0, 1.5, 1.5)).by_other_spacing.spacing
+        (5.0, 1.5, 1.5)
+        """
+        if self.other_spacing is None or self.spacing is None:
+            return self
+        factors = np.array(self.other_spacing[::-1]) / np.array(self.spacing[::-1])
+        return replace(
+            self,
+            spacing=self.other_spacing,
+            affine=_scaled_columns(self.affine, factors),
+            qform=None,
+            other_spacing=None,
+        )
 
     @property
     def spacing_words(self) -> str:
@@ -227,6 +248,7 @@ def grid_after(grid: Grid, change: ConvProblem | VoxelTransform) -> Grid:
         spacing=spacing,
         affine=None if grid.affine is None else grid.affine @ matrix,
         qform=None if grid.qform is None else grid.qform @ matrix,
+        other_spacing=None,
     )
 
 

@@ -36,6 +36,7 @@ class Kernel:
     filter_names : tuple of str, one for each filter of a bank; 4-D weights need them
     built : str, how the kernel was made for its volume, for people
     grid : Grid or None, the geometry of the file that the kernel was read from
+    notes : tuple of str, on how that file was understood
 
     Raises: ShapeError for a wrong rank, an empty kernel, weights that are NaN or infinite, a bias
         that fits no filter, or a centre outside the kernel.
@@ -50,6 +51,7 @@ class Kernel:
     filter_names: tuple[str, ...] = ()
     built: str = ""
     grid: Grid | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def called(self) -> str:

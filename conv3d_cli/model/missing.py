@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from conv3d_cli.errors import SpecError, setting, unknown_name
@@ -54,6 +55,11 @@ class Missing:
             raise SpecError(
                 "min_coverage is a fraction of the kernel's weight, above 0 and at most 1, "
                 f"received {self.min_coverage}"
+            )
+        if self.value is not None and math.isnan(self.value):
+            raise SpecError(
+                "missing is a number that voxels can equal, received nan: to leave NaN out, pass "
+                f"{setting('nan', 'ignore')}"
             )
         if self.value is not None and self.nan in ("zero", "error"):
             raise SpecError(

@@ -307,6 +307,8 @@ class VolumeHeader:
                                 describes
     components : tuple of str   of an output: names of the channels that one input channel became,
                                 in order; () if they have no names
+    is_filtered : bool          of an output: its values are computed, not copied, so what they mean
+                                may be another thing than `metadata` says
     history : tuple of str      the steps that made it, oldest first: lines "PROGRAM STEP: COMMAND"
     time_step : (step, unit)    between time points, as the file says, for people; None if unknown
     channel_names : tuple       of str, for people; () if the file names none
@@ -323,6 +325,7 @@ class VolumeHeader:
     history: tuple[str, ...] = ()
     time_step: tuple[float, str] | None = None
     channel_names: tuple[str, ...] = ()
+    is_filtered: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

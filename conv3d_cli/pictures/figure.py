@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conv3d_cli.pictures.panels import NOT_A_NUMBER, Panel, axis_labels
+from conv3d_cli.system.words import printable
 
 INCHES = 2.6  # longest side of a panel
 TEXT_INCHES = 0.62  # around a row of panels, for titles and letters
@@ -57,7 +58,13 @@ def make_figure(
     for position, (heading, width) in enumerate(zip(headings, inches[0], strict=False)):
         centre = margin + sum(inches[0][:position]) + gap * position + width / 2
         figure.text(
-            centre / wide, (high - 0.3) / high, heading, ha="center", fontsize=9, weight="bold"
+            centre / wide,
+            (high - 0.3) / high,
+            printable(heading),
+            ha="center",
+            fontsize=9,
+            weight="bold",
+            parse_math=False,
         )
     start = margin + sum(inches[0]) + gap * columns - 0.15
     for number, panel in enumerate(bars):
@@ -74,9 +81,10 @@ def make_figure(
         figure.text(
             margin / wide,
             (below - 0.05 - LINE_INCHES * (number + 1)) / high,
-            line,
+            printable(line),
             fontsize=7.5,
             color="#444444",
+            parse_math=False,
         )
     return figure
 

@@ -16,7 +16,6 @@ from types import TracebackType
 
 import numpy as np
 
-from conv3d_cli.formats.base import unnamed_file
 from conv3d_cli.pictures.panels import (
     GREY,
     Shades,
@@ -28,7 +27,9 @@ from conv3d_cli.pictures.panels import (
 )
 from conv3d_cli.pictures.png import encode_png
 from conv3d_cli.pictures.slices import Slices, Values
-from conv3d_cli.system.atomic import text_output, write_errors
+from conv3d_cli.system.atomic import output_file, write_errors
+from conv3d_cli.system.scratch import unnamed_file
+from conv3d_cli.system.words import percent
 
 PIXELS = 150  # longest side of a thumbnail's slice
 BINS = 64  # of a histogram
@@ -97,8 +98,8 @@ class Report:
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path = path
-        self._output = text_output(path, overwrite)
-        self._sections = unnamed_file()
+        self._output = output_file(path, overwrite)
+        self._sections = unnamed_file(path)
         self._rows: list[tuple[str, Mapping[str, str]]] = []
 
     def add(self, entry: Entry) -> None:
@@ -280,9 +281,7 @@ def histogram(series: Sequence[tuple[str, Values]]) -> str:
     curves = [(name, _shares(values, low, high)) for name, values in finite]
     top = max(float(shares.max()) for _, shares in curves)
     lines = [_curve(name, shares / top) for name, shares in curves]
-    beyond = [
-        f"{name} {100 * shares[0]:.2g} % and {100 * shares[-1]:.2g} %" for name, shares in curves
-    ]
+    beyond = [f"{name} {percent(shares[0])} and {percent(shares[-1])}" for name, shares in curves]
     not_finite = [(name, int((~np.isfinite(values)).sum())) for name, values in series]
     left_out = ", ".join(f"{name} {count}" for name, count in not_finite if count)
     caption = (
@@ -344,7 +343,7 @@ def _axes(low: float, high: float, top: float) -> str:
         y = HEIGHT - (HEIGHT - ABOVE) * math.sqrt(part / top)
         parts.append(
             f'<path d="M{LEFT},{y:.1f} h-4" stroke="#555"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * part:.2g} %</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{percent(part)}</text>'
         )
     return "".join(parts)
 

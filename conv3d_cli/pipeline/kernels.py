@@ -49,7 +49,7 @@ def resolve_kernel(
         kernel, adaptation_notes = adapt_kernel(
             kernel, text, grid, stage.adaptation, stage.normalize
         )
-        notes += adaptation_notes
+        notes += [*(f"kernel {kernel.name}: {note}" for note in kernel.notes), *adaptation_notes]
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
         raise ShapeError(
             f"kernel_size must be the size of {kernel.title}, {kernel.size}, received "

@@ -43,6 +43,7 @@ from conv3d_cli.pipeline.memory import (
 )
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
+from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -131,13 +132,18 @@ def naming(reader: VolumeReader) -> Iterator[None]:
         ) from error
 
 
-def open_source(job: Job) -> VolumeReader:
+def open_source(job: Job, again: bool = False) -> VolumeReader:
     """Open a job's input, with the axes and the spacing that the job gives.
 
+    again : bool        see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
     return open_volume(
-        job.source, axes=job.axes, channels_first=job.channels_first, spacing=given_spacing(job)
+        job.source,
+        axes=job.axes,
+        channels_first=job.channels_first,
+        spacing=given_spacing(job),
+        again=again,
     )
 
 
@@ -147,28 +153,33 @@ def given_spacing(job: Job) -> Spacing | None:
 
 
 @contextmanager
-def open_job_mask(job: Job, header: VolumeHeader) -> Iterator[Mask | None]:
+def open_job_mask(job: Job, header: VolumeHeader, again: bool = False) -> Iterator[Mask | None]:
     """Open a job's mask, if it has one: see `open_mask`."""
     path = job.missing.mask
     if path is None:
         yield None
         return
-    with open_mask(path, header, job.missing.labels, given_spacing(job)) as mask:
+    with open_mask(path, header, job.missing.labels, given_spacing(job), again) as mask:
         yield mask
 
 
 @contextmanager
 def open_mask(
-    path: str, header: VolumeHeader, labels: bool = False, spacing: Spacing | None = None
+    path: str,
+    header: VolumeHeader,
+    labels: bool = False,
+    spacing: Spacing | None = None,
+    again: bool = False,
 ) -> Iterator[Mask]:
     """Open a mask and check it against the volume with this header; leaving closes it.
 
     spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
+    again : bool                see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it does not fit.
     """
     from conv3d_cli.convolution.masks import check_mask
 
-    with random_access(open_volume(path, spacing=spacing)) as reader:
+    with random_access(open_volume(path, spacing=spacing, again=again)) as reader:
         yield check_mask(reader, header, labels)
 
 
@@ -190,10 +201,14 @@ class _StreamOrder(NamedTuple):
 
 def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes = list(reader.notes)
+    if mask is not None:
+        notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
     with reading_kernels(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)
+    if lost := output_format(job.target).lost_meaning(header):
+        notes.append(lost)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
@@ -231,6 +246,13 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
     """
     chain: list[_ResolvedStage] = []
     shape, grid = header.shape, header.grid
+    if job.preset is not None and PRESETS[job.preset.name].by_pixdim:
+        grid = grid.by_other_spacing
+        if grid is not header.grid:
+            notes.append(
+                f"{setting('like', job.preset.name)} takes lengths by pixdim: voxels of "
+                f"{grid.spacing_words}"
+            )
     for number, stage in enumerate(job.stages):
         try:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
@@ -264,7 +286,10 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
         transform = transform.then(resolved.problem.voxel_transform)
     last = chain[-1].resolved
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
-    header = output_header(job.target, source, shape, grid, transform, _output_dtype(job, source))
+    copies = len(chain) == 1 and last.is_copy and chain[0].stage.activity_regularizer is None
+    dtype = _output_dtype(job, source, copies)
+    header = output_header(job.target, source, shape, grid, transform, dtype)
+    header = replace(header, is_filtered=not copies)
     if last.kernel.is_bank and not last.magnitude:
         header = replace(header, components=last.kernel.filter_names)
     if job.history:
@@ -275,6 +300,18 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
             "leave it out"
         )
     return header
+
+
+def _copy_dtype(source: VolumeHeader) -> np.dtype[Any]:
+    """The dtype of a copy for which none is given: float32 if it holds every value, else a wider.
+
+    64-bit integers become float64, since few formats hold them.
+    """
+    stored = source.dtype
+    if np.can_cast(stored, np.float32):
+        return np.dtype(np.float32)
+    is_short = stored.itemsize < 8 and source.scale == (1.0, 0.0)
+    return stored if is_short else np.dtype(np.float64)
 
 
 def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) -> list[str]:
@@ -296,12 +333,14 @@ def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) ->
     ]
 
 
-def _output_dtype(job: Job, source: VolumeHeader) -> np.dtype[Any]:
-    """The dtype of the output; `same` is the input's.
+def _output_dtype(job: Job, source: VolumeHeader, copies: bool) -> np.dtype[Any]:
+    """The dtype of the output; `same` is the input's, and a copy's default holds every value.
 
     Raises: ShapeError under `same` for a dtype that no output has, for integers with a scale that
     the output would not have, and for --scale auto with floats.
     """
+    if job.dtype is None:
+        return np.dtype(_copy_dtype(source) if copies else np.float32)
     if job.dtype != SAME_DTYPE:
         return np.dtype(job.dtype)
     dtype = source.dtype

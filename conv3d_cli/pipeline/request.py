@@ -193,8 +193,9 @@ class Job:
     spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
                                 and mask do not tell (see `model.grid.complete_grid`)
     data_format : str           "channels_last" or "channels_first"
-    dtype : str                 of the output voxels; integers are rounded half to even and
-                                saturated
+    dtype : str or None         of the output voxels; integers are rounded half to even and
+                                saturated. None: float32, or for a copy, which computes nothing, a
+                                dtype that holds every value
     precision : str             of the arithmetic, "float32" or "float64"
     threads : int or None       None: see `machine.thread_count`
     max_memory : int or None    ceiling of the whole process in bytes; None: see
@@ -229,7 +230,7 @@ class Job:
     axes: str | None = None
     spacing: str | None = None
     data_format: str = "channels_last"
-    dtype: str = "float32"
+    dtype: str | None = None
     precision: str = "float32"
     threads: int | None = None
     max_memory: int | None = None
@@ -251,9 +252,11 @@ class Job:
     def __post_init__(self) -> None:
         if not self.stages:
             raise SpecError("a job needs at least one layer, received none; give a kernel")
-        object.__setattr__(self, "dtype", self.dtype.lower())
-        if self.dtype not in (*OUTPUT_DTYPES, SAME_DTYPE):
-            hint = name_hint("dtype", self.dtype, (*OUTPUT_DTYPES, SAME_DTYPE)).rstrip("; ")
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", self.dtype.lower())
+        if self.dtype not in (None, *OUTPUT_DTYPES, SAME_DTYPE):
+            names = (*OUTPUT_DTYPES, SAME_DTYPE)
+            hint = name_hint("dtype", str(self.dtype), names).rstrip("; ")
             raise SpecError(
                 f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, or {SAME_DTYPE} for the "
                 f"input's, received '{self.dtype}'{hint and f'; {hint}'}"
@@ -291,13 +294,13 @@ class Job:
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        dtype = self.dtype or "float32"
         if self.scale == "auto" and (
-            not output_format(self.target).holds_scale or self.dtype.startswith("float")
+            not output_format(self.target).holds_scale or dtype.startswith("float")
         ):
             raise SpecError(
                 f"{setting('scale', 'auto')} is for integer outputs in formats that hold a slope "
-                f"and an intercept, {scaled_formats()}; received {self.dtype} in {self.target}; "
-                "pass "
+                f"and an intercept, {scaled_formats()}; received {dtype} in {self.target}; pass "
                 f"{setting('dtype', 'int16')} (or another integer dtype), and a name with such a "
                 "suffix"
             )

@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.errors import OutputExistsError, ShapeError, setting
 from conv3d_cli.formats import (
     check_output,
     create_volume,
+    holds_more,
     lies_within,
     output_format,
     replaced_part,
@@ -31,10 +33,11 @@ from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
 from conv3d_cli.pipeline.request import Job
-from conv3d_cli.pipeline.stream import LayerReader, stream
-from conv3d_cli.system.atomic import committed_together
+from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
+from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.machine import thread_count
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.masks import Mask
@@ -102,9 +105,10 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
                 f"cannot write {output.path}: the input lies in it; name another store"
             )
     _check_target(job, make_folder)
-    taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
+    taken = {os.path.realpath(path) for path in (file_of(job.source), *written_files(job.target))}
     for output in job.beside:
-        paths = {os.path.realpath(path) for path in written_files(output.path)}
+        files = () if takes_many(output.path) else written_files(output.path)
+        paths = {os.path.realpath(path) for path in files}
         if paths & taken or replaced_part(job.source, output.path):
             raise OutputExistsError(
                 f"cannot write {output.path}: it is the input or the output; name another file"
@@ -117,12 +121,18 @@ def _check_target(job: Job, make_folder: bool) -> None:
     """Check the path of the main output; see `check_paths`."""
     if job.target == "-":
         return
-    if (
-        os.path.exists(job.source)
+    source = file_of(job.source)
+    same = (
+        os.path.exists(source)
         and os.path.exists(job.target)
-        and os.path.samefile(job.source, job.target)
-        and not job.overwrite
-    ):
+        and os.path.samefile(source, job.target)
+    )
+    if same and holds_more(job.source):
+        raise OutputExistsError(
+            f"cannot write {job.target}: the input is one of several images in it, and the others "
+            "would be lost; name another file"
+        )
+    if same and not job.overwrite:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass "
             f"{setting('overwrite', True)} to replace it at the end"
@@ -166,6 +176,7 @@ def run_job(
             decided(prepared)
         team = stack.enter_context(Team(thread_count(job.threads)))
         reader, stages = prepared.reader, prepared.stages
+        convolutions = [stage.convolution for stage in stages]
         observer: StreamObserver | None = None
         output_mask = None
         if statistics:
@@ -177,7 +188,7 @@ def run_job(
         if prepared.boxes is None:
             for position, spooled in enumerate(prepared.spool_input):
                 if spooled:
-                    reader = stack.enter_context(spool_reader(reader))
+                    reader = stack.enter_context(spool_reader(reader, job.target))
                 if position < len(stages) - 1:
                     reader = LayerReader(reader, stages[position].convolution, team)
         writer = _writer(job, prepared.header)
@@ -187,6 +198,7 @@ def run_job(
         if observer is not None:
             streamed = observer.writer(writer, output_mask)
         with writer, naming(prepared.reader):
+            load_loops(convolutions, prepared.reader.header, writer.header.dtype)
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
@@ -196,7 +208,6 @@ def run_job(
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # few jobs need boxes
 
-                convolutions = [stage.convolution for stage in stages]
                 partition, parts = prepared.boxes.partition, prepared.stream_plan.parts
                 times = stream_boxes(
                     convolutions, partition, parts, reader, streamed, team, progress
@@ -204,7 +215,10 @@ def run_job(
             reader.finish()
             voxels = math.prod(prepared.header.shape)
             coverage_notes = _coverage_notes(prepared)
-            clipped_notes = clipped_note(job, prepared.header.dtype, times.clipped, voxels)
+            clipped_notes = [
+                *clipped_note(job, prepared.header, times.clipped, voxels),
+                *loss_notes(prepared),
+            ]
             if job.strict:
                 _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
             commit_started = time.perf_counter()
@@ -324,32 +338,53 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
     if any(count == total for count, total in counts):
         raise ShapeError("no voxel is left: all of them are missing")
     return [
-        f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's "
+        f"{count} voxels ({percent(count, total)}) had too little of the kernel's "
         f"weight ({setting('min_coverage')}) and are NaN"
         for count, total in counts
         if count
     ]
 
 
-def clipped_note(job: Job, dtype: np.dtype[Any], clipped: int, voxels: int) -> list[str]:
+def loss_notes(prepared: PreparedJob) -> list[str]:
+    """Notes on values that the arithmetic or the output's dtype lost, apart from clipped ones."""
+    job, convolutions = prepared.job, [stage.convolution for stage in prepared.stages]
+    first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
+    out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
+    is_copy = isinstance(first, Copy) and first is last
+    losses = replace(
+        last.losses,
+        largest=first.losses.largest,
+        spoiled=max(convolution.losses.spoiled for convolution in convolutions),
+    )
+    real = out if is_copy else first.plan.dtype
+    cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
+    notes = losses.notes(real, out, cure)
+    if out == np.float64 and job.precision == "float32" and not is_copy:
+        notes.append(
+            "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "
+            f"{setting('precision', 'float64')} computes 15"
+        )
+    return notes
+
+
+def clipped_note(job: Job, header: VolumeHeader, clipped: int, voxels: int) -> list[str]:
     """A note on clipped values with the cure, or none.
 
-    dtype : dtype       of the output
+    header : VolumeHeader   of the output
     clipped : int       values that the output's dtype could not hold
     voxels : int        values of the output
     """
     if not clipped:
         return []
-    percent = 100 * clipped / max(1, voxels)
-    limits = np.iinfo(dtype)
+    limits = np.iinfo(header.dtype)
     cures = [f"{setting('dtype', 'float32')} keeps all values"]
     if limits.min == 0:
         cures.append("int16 negative ones")
     if output_format(job.target).holds_scale and job.scale == "none":
         cures.append(f"{setting('scale', 'auto')} fits them in")
     return [
-        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {dtype.name} ({limits.min} to "
-        f"{limits.max}) and were clipped; {', '.join(cures)}"
+        f"{count_of(clipped, 'voxel')} ({percent(clipped, voxels)}) did not fit "
+        f"{header.dtype.name} ({limits.min} to {limits.max}) and were clipped; {', '.join(cures)}"
     ]
 
 

@@ -27,6 +27,7 @@ from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWri
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
     from conv3d_cli.pipeline.outputs import OutputRole
 
 WRITES_BEHIND = 2  # computed slabs that are being written or wait for it
@@ -94,6 +95,27 @@ class LayerReader(VolumeReader):
 
     def finish(self) -> None:
         self.reader.finish()
+
+
+def load_loops(
+    convolutions: Sequence[Convolution], source: VolumeHeader, out: np.dtype[Any]
+) -> None:
+    """Load the functions that the layers of a job call, or compile all that are missing at once.
+
+    source : VolumeHeader   of the first layer's input
+    out : dtype             of the last layer's output
+    """
+    from conv3d_cli.engine.machine_code import load
+
+    dtype = np.dtype(np.uint8) if source.dtype == bool else source.dtype.newbyteorder("=")
+    codes: list[MachineCode] = []
+    scale = source.scale
+    for convolution in convolutions:
+        real = convolution.plan.dtype
+        stored = out if convolution is convolutions[-1] else real
+        codes += convolution.loops_to_load(dtype, stored.newbyteorder("="), scale)
+        dtype, scale = real, (1.0, 0.0)
+    load(codes)
 
 
 @dataclass

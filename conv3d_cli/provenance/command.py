@@ -17,6 +17,8 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.settings.config import is_bias_file, is_kernel_file
 from conv3d_cli.settings.option import File, Option
 from conv3d_cli.settings.options import OPTION, SHAPING, Settings
+from conv3d_cli.system.parts import split_part, with_part
+from conv3d_cli.system.words import printable
 
 Rename = Callable[[str], str]
 
@@ -101,14 +103,15 @@ def relative_to(folder: str) -> Rename:
     start = os.path.realpath(folder or ".")
 
     def rename(path: str) -> str:
+        path, part = split_part(path)
         parent, name = os.path.split(local_folder(path) or path)
         # a link to a file keeps its name: the file may be named after a hash of its contents
         absolute = os.path.join(os.path.realpath(parent or "."), name)
         try:
             relative = os.path.relpath(absolute, start).replace(os.sep, "/")
         except ValueError:  # another drive
-            return absolute
-        return f"./{relative}" if relative.startswith("-") else relative
+            return with_part(absolute, part)
+        return with_part(f"./{relative}" if relative.startswith("-") else relative, part)
 
     return rename
 
@@ -117,7 +120,7 @@ def history_line(source: str, given: Settings, version: str) -> str:
     """The line for the history in the output's header: version, kernel and command.
 
     The command has file names without folders, and does not name the output, so that the line is
-    the same wherever the files are.
+    the same wherever the files are. It is one line of text, whatever the names of the files.
 
     >>> history_line("raw/head.nii.gz", Settings(kernel="gaussian:fwhm=6mm", overwrite=True), "1.0")
     'conv3d 1.0 gaussian:fwhm=6mm: conv3d apply head.nii.gz -k gaussian:fwhm=6mm'
@@ -126,16 +129,17 @@ def history_line(source: str, given: Settings, version: str) -> str:
     drawn = "drawn" if given.to_fwhm is None else f"to-fwhm {given.to_fwhm}"
     kernel = given.named_kernel or given.config or drawn
     step = bare_name(kernel) if isinstance(kernel, str) and is_kernel_file(kernel) else kernel
-    return f"conv3d {version} {step}: {command_line(source, given, bare_name)}"
+    return printable(f"conv3d {version} {step}: {command_line(source, given, bare_name)}")
 
 
 def bare_name(path: str) -> str:
     """The name of a file or folder, without the folders above it.
 
-    >>> bare_name("data/a.zarr/")
-    'a.zarr'
+    >>> bare_name("data/a.zarr/"), bare_name("data/b.tif::1")
+    ('a.zarr', 'b.tif::1')
     """
-    return os.path.basename(path.rstrip("/"))
+    file, part = split_part(path)
+    return with_part(os.path.basename(file.rstrip("/")), part)
 
 
 def with_history(job: Job, given: Settings) -> Job:

@@ -22,7 +22,7 @@ from conv3d_cli.model.volume import VolumeHeader
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
 from conv3d_cli.provenance.command import Rename
 from conv3d_cli.settings.config import is_kernel_file
-from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.atomic import sent_to, suffix_of
 from conv3d_cli.system.digests import array_digest
 
 KEY = "Conv3D"
@@ -35,12 +35,12 @@ ARITHMETIC = ("numpy", "numba", "llvmlite")
 def sidecar_name(target: str) -> str:
     """The path of an output's sidecar: .json replaces the suffix.
 
-    Raises: SpecError for standard output and for a URL, which have no local folder.
+    Raises: SpecError for standard output, a device and a URL, which have no local folder.
 
     >>> sidecar_name("out/sub-01_bold.nii.gz"), sidecar_name("a.ome.zarr/")
     ('out/sub-01_bold.json', 'a.json')
     """
-    if target == "-" or "://" in target:
+    if "://" in target or sent_to(target):
         what = "standard output" if target == "-" else target
         raise SpecError(
             f"{setting('sidecar')} writes a file beside the output, and {what} has no local "
@@ -113,7 +113,9 @@ def _json_text(value: Any, indent: str) -> str:
         return "{\n" + ",\n".join(inner + pair for pair in pairs) + f"\n{indent}}}"
     if isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
         return "[\n" + ",\n".join(inner + _json_text(one, inner) for one in value) + f"\n{indent}]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # a byte of a file name that is not UTF-8 is escaped, and read back as it was
+    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:

@@ -26,9 +26,16 @@ from conv3d_cli.provenance.record import (
     sidecar_text,
 )
 from conv3d_cli.settings.options import Settings
-from conv3d_cli.system.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
+from conv3d_cli.system.atomic import (
+    AtomicFile,
+    AtomicFolder,
+    AtomicGroup,
+    check_target,
+    sent_to,
+)
 from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 
 Decided = Callable[[PreparedJob], None]
 Fields = Callable[[PreparedJob, Sequence[InputFile], Rename], dict[str, Any]]
@@ -116,13 +123,13 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
             f"{setting('sidecar')} names the input, and a pipe has no name: pass a file"
         )
     for output in job.beside:
-        if output.path == "-":
+        if what := sent_to(output.path):
             flag = ROLES[output.role].flag
             raise SpecError(
-                f"{setting('sidecar')} records the {output.role}, and a pipe leaves no file: pass "
+                f"{setting('sidecar')} records the {output.role}, and {what} leaves no file: pass "
                 f"{flag} FILE"
             )
-    if os.path.realpath(job.source) == os.path.realpath(job.target):
+    if os.path.realpath(file_of(job.source)) == os.path.realpath(job.target):
         raise SpecError(
             f"{setting('sidecar')} names the input {job.source}, which this output replaces: "
             "name another output"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from conv3d_cli.system.parts import file_of
+
 AUTO = "auto"
 
 
@@ -22,7 +24,10 @@ def is_rule(text: str) -> bool:
     """
     if text == AUTO:
         return True
-    return (has_fields(text) or has_wildcards(text)) and not os.path.exists(text)
+    if not (has_fields(text) or has_wildcards(text)):
+        return False
+    file = file_of(text)  # FOLDER::PATTERN and FILE::PART name one volume
+    return not (os.path.exists(file) or (file != text and not has_wildcards(file)))
 
 
 def has_fields(text: str) -> bool:

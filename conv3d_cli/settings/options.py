@@ -415,6 +415,15 @@ class Settings:
         help="In folders, take only volumes whose names match, e.g. '*_bold.nii.gz' or "
         "'sub-*/**/*_T1w.nii*'. May be given several times.",
     )
+    stack: bool | None = option(
+        FLAG,
+        Place.COMMAND,
+        "Many volumes",
+        shapes=False,
+        help="Read each folder as one volume: its TIFF files, or those that match --glob, are the "
+        "planes, in natural order of their names (z9 before z10). Everywhere else, 'FOLDER::*.tif' "
+        "names such a volume.",
+    )
     include_discrete: bool | None = option(
         FLAG,
         Place.COMMAND,
@@ -513,12 +522,12 @@ class Settings:
         "Data",
         shapes=True,
         metavar="DTYPE",
-        default="float32",
         stores=True,
         config=Value((str,), "a name"),
         common=True,
         help="Data type of the output, or same. With `same` it is the input's. Integers are "
-        "rounded half to even and clipped to their range; clipped voxels are counted.",
+        "rounded half to even and clipped to their range; clipped voxels are counted.  [default: "
+        "float32, or for a copy (-k identity) one that holds every value]",
     )
     scale: str | None = option(
         choice("none", "auto"),

@@ -25,6 +25,7 @@ class Preset:
     nan : str                   value of --nan
     flip, normalize : bool      values for kernel files
     gaussian : bool             whether the tool has a Gaussian of its own
+    by_pixdim : bool            the tool measures voxels by NIfTI's pixdim, even beside a sform
     """
 
     tool: str
@@ -36,6 +37,7 @@ class Preset:
     flip: bool = False
     normalize: bool = False
     gaussian: bool = True
+    by_pixdim: bool = False
 
 
 PRESETS = {
@@ -45,6 +47,7 @@ PRESETS = {
         boundary="renormalize",
         sampling="fsl",
         source="niimath 1e75bbf, core.c and coreFLT.c, made to equal fslmaths",
+        by_pixdim=True,
     ),
     "spm": Preset(
         tool="spm_smooth",

@@ -7,8 +7,7 @@ the same for outputs that are folders (Zarr). The outputs of an `AtomicGroup` ap
 writers of formats and kernels use these classes, which know nothing about volumes.
 
 A new file gets the permissions of the file that it replaces, and its owner if this process may
-change owners. Only plain files are replaced: a device or a FIFO is refused, or written to if the
-caller allows it (`text_output`).
+change owners. Only plain files are replaced: a device or a FIFO is written to (`output_file`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import re
 import shutil
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,9 +26,11 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting, words
+from conv3d_cli.system.scratch import unnamed_file
+from conv3d_cli.system.standard_streams import output_bytes
 
 
 def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
@@ -45,8 +47,17 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
         ".nii.zst",
         ".img.gz",
         ".hdr.gz",
+        ".mgh.gz",
+        ".mrc.gz",
+        ".map.gz",
+        ".rec.gz",
+        ".mif.gz",
+        ".brik.gz",
         ".ome.tif",
         ".ome.tiff",
+        ".ome.btf",
+        ".ome.tf2",
+        ".ome.tf8",
         ".ome.zarr",
         ".weights.h5",
     ):
@@ -79,13 +90,52 @@ def special_kind(path: str | os.PathLike[str]) -> tuple[str, bool] | None:
         return None
     if kind := _SPECIAL_KINDS.get(stat.S_IFMT(mode)):
         return kind
+    return None if _open_file(path) is None else ("a file that a process has open", True)
+
+
+def _open_file(path: str | os.PathLike[str]) -> str | None:
+    """The name in /proc of an open file that a path leads to, such as /dev/stdout; else None."""
     name = os.path.abspath(path)
     while os.path.islink(name):
         folder = os.path.realpath(os.path.dirname(name))
-        if _OPEN_FILE.fullmatch(os.path.join(folder, os.path.basename(name))):
-            return "a file that a process has open", True
+        name = os.path.join(folder, os.path.basename(name))
+        if _OPEN_FILE.fullmatch(name):
+            return name
         name = os.path.join(folder, os.readlink(name))
     return None
+
+
+def sent_to(path: str | os.PathLike[str]) -> str:
+    """What takes the bytes of an output that leaves no file; "" for an output that does.
+
+    "a pipe" for "-", which is standard output; for a device or a FIFO its kind.
+    >>> sent_to("-"), sent_to(os.devnull), sent_to("a.nii")
+    ('a pipe', 'a character device', '')
+    """
+    special = None if os.fspath(path) == "-" else special_kind(path)
+    return "a pipe" if os.fspath(path) == "-" else "" if special is None else special[0]
+
+
+def takes_many(path: str | os.PathLike[str]) -> bool:
+    """True for a character device such as /dev/null: several outputs may be written to it."""
+    return special_kind(path) == _SPECIAL_KINDS[stat.S_IFCHR]
+
+
+def open_sent(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open what `sent_to` describes for writing.
+
+    A FIFO waits for its reader. Standard output, by any of its names, goes on where it is.
+    Raises: OSError.
+    """
+    if os.fspath(path) == "-":
+        return output_bytes()
+    name = _open_file(path) or ""
+    if name.startswith(f"/proc/{os.getpid()}/"):
+        descriptor = int(os.path.basename(name))
+        if descriptor == 1:
+            sys.stdout.flush()  # what was printed before comes first
+        return os.fdopen(os.dup(descriptor), "wb")
+    return open(path, "ab")
 
 
 def check_target(
@@ -93,14 +143,14 @@ def check_target(
     overwrite: bool,
     make_folder: bool = False,
     folder: bool = False,
-    send: bool = False,
+    send: bool = True,
 ) -> None:
     """Refuse a target that exists or cannot be written.
 
     overwrite : bool        an existing file (or folder, under `folder`) may be replaced
     make_folder : bool      the folder of the target may be missing if it can be made
     folder : bool           the target will be a folder itself
-    send : bool             a device or a FIFO is allowed: it will be written to, not replaced
+    send : bool             a device or a FIFO is allowed: bytes will be written to it
     Raises: OutputExistsError if the target exists. WriteError if it is a device, or of the wrong
         kind, or its folder is missing or not writable.
     """
@@ -108,6 +158,10 @@ def check_target(
         target = Path(path)
         if special := special_kind(target):
             kind, takes_bytes = special
+            if folder:
+                raise WriteError(
+                    f"cannot write {path}: it is {kind}, but the output is a folder; name another"
+                )
             if not (send and takes_bytes):
                 why = "" if send else ", which a file would replace"
                 raise WriteError(f"cannot write {path}: it is {kind}{why}; name a plain file")
@@ -130,6 +184,8 @@ def check_target(
         parent = Path(os.path.realpath(target)).parent
         while make_folder and not os.path.lexists(parent):
             parent = parent.parent
+        if os.path.lexists(parent) and not parent.is_dir():
+            raise WriteError(f"cannot write {path}: {parent} is no folder; name another")
         if not parent.is_dir():
             raise WriteError(f"cannot write {path}: folder {parent} does not exist; make it first")
         if not os.access(parent, os.W_OK | os.X_OK):
@@ -174,7 +230,7 @@ class AtomicFile:
     def __init__(
         self, path: str | os.PathLike[str], overwrite: bool = False, is_header: bool = False
     ) -> None:
-        check_target(path, overwrite)
+        check_target(path, overwrite, send=False)
         self.path = Path(path)
         self.is_header = is_header
         self._target = Path(os.path.realpath(path))
@@ -298,24 +354,25 @@ class DeviceFile:
     """An output to a device or a FIFO, with the interface of `AtomicFile`.
 
     path : str or Path      the device or FIFO, which is written to and not replaced
-    file : BinaryIO         an unnamed temporary file, which `commit` copies to `path`
+    file : BinaryIO         an unnamed temporary file, which `commit` copies to `path` at once, even
+                            in an `AtomicGroup`: what is sent cannot be taken back
     Raises: WriteError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        import tempfile  # imported here because it imports many modules
-
-        check_target(path, overwrite=True, send=True)
+        check_target(path, overwrite=True)
         self.path = Path(path)
-        # closed by commit or abort
-        self.file: BinaryIO = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115
+        self.file = unnamed_file()  # closed by commit or abort
+        # Without a name it would have the number of its descriptor, which tifffile cannot take.
+        raw: Any = self.file
+        raw.raw.name = os.fspath(path)
 
     def commit(self) -> None:
         """Copy the file to the device or FIFO. Raises: WriteError."""
         with write_errors(self.path), self.file:
             self.file.seek(0)
-            with open(self.path, "ab") as target:
-                shutil.copyfileobj(self.file, target)
+            with open_sent(self.path) as target:
+                shutil.copyfileobj(self.file, target, 1 << 20)
 
     def abort(self) -> None:
         """Write nothing."""
@@ -333,18 +390,25 @@ class DeviceFile:
         self.abort()
 
 
-def text_output(path: str | os.PathLike[str], overwrite: bool = False) -> AtomicFile | DeviceFile:
-    """An output that may also be a device or a FIFO, since nobody reads it back (a report, ...).
+OutputFile = AtomicFile | DeviceFile
+
+
+def output_file(
+    path: str | os.PathLike[str], overwrite: bool = False, is_header: bool = False
+) -> OutputFile:
+    """An output that takes the place of a file, or that is written to a device or a FIFO.
 
     Raises: OutputExistsError, WriteError.
-    >>> with text_output(os.devnull) as output:
+    >>> with output_file(os.devnull) as output:
     ...     n = output.file.write(b"abc")
     ...     output.commit()
     >>> stat.S_ISCHR(os.stat(os.devnull).st_mode)
     True
     """
     with write_errors(path):
-        return AtomicFile(path, overwrite) if special_kind(path) is None else DeviceFile(path)
+        if special_kind(path) is None:
+            return AtomicFile(path, overwrite, is_header)
+        return DeviceFile(path)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -763,7 +827,9 @@ def cause_of(error: OSError) -> str:
         errno.EACCES: "permission denied; choose a folder that is writable",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
+        errno.EEXIST: "a file of that name is in the way; name another folder",
         errno.EBADF: "it is closed, or not open for writing",
+        errno.EPIPE: "its reader has ended",
     }.get(error.errno or 0, error.strerror or str(error))
 
 

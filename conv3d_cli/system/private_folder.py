@@ -46,6 +46,7 @@ class PrivateFolder:
     def __init__(self, path: str | os.PathLike[str], make: bool = False) -> None:
         self.path = Path(os.path.abspath(path))
         self._descriptor: int | None = None
+        self._lock: int | None = None
         if POSIX:
             self._descriptor = _open_private(self.path, make)
         elif make:
@@ -121,8 +122,32 @@ class PrivateFolder:
             return False
         return True
 
+    def lock(self) -> bool:
+        """Lock the folder for this object until it is closed; False if another one has the lock.
+
+        The lock of a process that dies is gone.
+        Raises: OSError if the system or the file system has no such locks.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from None
+        if self._lock is None:
+            self._lock = os.open(self._place("."), os.O_RDONLY | _NO_LINK, dir_fd=self._descriptor)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close the folder. Does nothing when called again."""
+        if self._lock is not None:
+            import fcntl
+
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # else a copy in a forked process would keep it
+            os.close(self._lock)
+            self._lock = None
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -226,6 +226,19 @@ def test_integer_output_is_rounded_saturated_and_told(run: Any, tmp_path: Path) 
     assert "2 voxels (50 %) did not fit uint8 (0 to 255) and were clipped" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("values", "share"), [([300] * 4, "4 voxels (100 %)"), ([300] * 199 + [1], "(over 99 %)")]
+)
+def test_all_clipped_values_are_100_percent(
+    run: Any, tmp_path: Path, values: list[int], share: str
+) -> None:
+    np.save(tmp_path / "x.npy", np.array([[values]], np.float32))
+    words = ["-k", "identity", "--dtype", "uint8", "--report", tmp_path / "r.html", "-v"]
+    told = run("apply", tmp_path / "x.npy", *words, "-o", tmp_path / "o.npy").stderr
+    assert f"{share} did not fit uint8" in told
+    assert "e+02" not in told + (tmp_path / "r.html").read_text()
+
+
 def test_precision_float64(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
     x, k = rng.standard_normal((4, 5, 6)), rng.standard_normal((3, 3, 3))
     np.save(tmp_path / "x.npy", x)

@@ -88,14 +88,9 @@ def test_a_folder_and_one_output(run: Any, error_line: Any, tmp_path: Path) -> N
     assert "is a folder; pass --out-dir" in error_line(result.stderr)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("/dev/stdin", "- for a .npy pipe"), ("", "no such file")]
-)
-def test_an_input_without_a_suffix(
-    run: Any, error_line: Any, tmp_path: Path, name: str, words: str
-) -> None:
-    result = run("apply", name, "-k", "identity", "-o", tmp_path / "o.npy", code=3)
-    assert words in error_line(result.stderr)
+def test_an_input_without_a_suffix(run: Any, error_line: Any, tmp_path: Path) -> None:
+    result = run("apply", "/dev/stdin", "-k", "identity", "-o", tmp_path / "o.npy", code=3)
+    assert "- for a .npy pipe" in error_line(result.stderr)
 
 
 def test_verbose_on_a_pipe(shell: Any, volume: Path, tmp_path: Path) -> None:

@@ -193,7 +193,10 @@ def test_a_terminal_gets_colours_and_the_pager(tmp_path: Path) -> None:
         for name, value in os.environ.items()
         if name not in ("COLUMNS", "LINES", "NO_COLOR")
     }
-    environment |= {"TERM": "xterm-256color", "PAGER": "sed s/^/paged:/"}
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\nexec sed s/^/paged:/\n")
+    pager.chmod(0o755)
+    environment |= {"TERM": "xterm-256color", "PAGER": str(pager)}
     command = [sys.executable, "-m", "conv3d_cli", "help"]
     long = on_a_terminal([*command, "masks"], environment)
     assert long.startswith("paged:")

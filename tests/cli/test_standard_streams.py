@@ -211,43 +211,82 @@ def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_everything() -> None:
 # Results
 
 
-@pytest.mark.parametrize(
-    ("way", "code", "arguments"),
-    ways(
-        ("gone", "closed", "full"),
-        [
-            (1, ["--help"]),
-            (1, ["info", "a.npy"]),
-            (1, ["view", "a.npy"]),
-            (1, ["kernel", "show", "box:size=3"]),
-            (1, ["compare", "a.npy", "a.npy"]),
-            (1, ["apply", "a.npy", *BLUR, "-o", "-"]),
-            (1, ["apply", "a.npy", *BLUR, "-o", "o.npy", "--json"]),
-            (0, ["apply", "a.npy", *BLUR, "-o", "o.npy", "-v"]),
-            (7, ["compare", "a.npy", "b.npy"]),
-            (3, ["info", "none.npy", "a.npy"]),
-        ],
-        often=(0, 3, 7),
-    ),
-)
-def test_lost_results_are_an_error(
-    start: Run, volumes: Path, way: str, code: int, arguments: list[str]
-) -> None:
-    done = start(STDOUT[way], *arguments)
-    assert done.returncode == code, done.stderr
-    assert b"Traceback" not in done.stderr
-    assert b"Exception ignored" not in done.stderr
-    if code and way != "gone":  # `| head` ends a command without a word
-        cause = {"closed": "it is closed", "full": "no space left"}[way]
-        lines = [line for line in done.stderr.decode().splitlines() if "standard output" in line]
-        assert len(lines) == 1, done.stderr
-        assert lines[0].startswith(f"Error: cannot write standard output: {cause}")
+# What prints a result: code and arguments, by command; `None` are options without one.
+RESULTS: dict[str | None, list[tuple[int, list[object]]]] = {
+    None: [(0, ["--help"]), (0, ["--version"]), (0, ["--cite"])],
+    "apply": [
+        (0, ["apply", "a.npy", *BLUR, "-o", "o.npy", "--json"]),
+        (0, ["apply", "a.npy", *BLUR, "-o", "o.npy", "--dry-run", "--json"]),
+        (0, ["apply", "--help"]),
+        (0, ["apply", "--help-json"]),
+    ],
+    "bench": [(0, ["bench", "--help"])],
+    "compare": [(0, ["compare", "a.npy", "a.npy"]), (7, ["compare", "a.npy", "b.npy"])],
+    "completion": [(0, ["completion", "bash"])],
+    "describe": [(0, ["describe", "json"]), (0, ["describe", "man", "apply"])],
+    "explain": [(0, ["explain", "a.npy", *BLUR]), (0, ["explain", "a.npy", *BLUR, "--json"])],
+    "help": [(0, ["help"]), (0, ["help", "masks"]), (0, ["help", "--search", "NaN"])],
+    "info": [(0, ["info", "a.npy"]), (3, ["info", "none.npy", "a.npy"])],
+    "kernel": [(0, ["kernel", "show", "box:size=3"]), (0, ["kernel", "list"])],
+    "presets": [(0, ["presets"])],
+    "rerun": [(0, ["rerun", "r.json"]), (0, ["rerun", "r.json", "--json"])],
+    "view": [(0, ["view", "a.npy"]), (0, ["view", "a.npy", "a.npy"])],
+    "warmup": [(0, ["warmup", "--help"])],
+}
+
+
+def test_every_command_is_tried() -> None:
+    from conv3d_cli.cli import COMMANDS
+
+    assert {name for name in RESULTS if name} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("way", STDOUT)
-@pytest.mark.parametrize(("more", "code"), [([], 1), (["none.npy"], 3)])
+@pytest.mark.parametrize("command", RESULTS)
+def test_a_result_that_nobody_reads_changes_no_code(
+    start: Run, volumes: Path, way: str, command: str | None
+) -> None:
+    """A closed stdout and a reader that has gone are as good as /dev/null; a full disk is not."""
+    if command == "rerun":
+        assert start("", "apply", "a.npy", *BLUR, "-o", "r.npy", "--sidecar").returncode == 0
+    for code, arguments in RESULTS[command]:
+        (volumes / "o.npy").unlink(missing_ok=True)
+        done = start(STDOUT[way], *arguments)
+        assert done.returncode == (code or 1 if way == "full" else code), done.stderr
+        assert b"Traceback" not in done.stderr
+        assert b"Exception ignored" not in done.stderr
+        lines = [line for line in done.stderr.decode().splitlines() if "standard output" in line]
+        lost = "Error: cannot write standard output: no space left"
+        assert [line[: len(lost)] for line in lines] == [lost] * (way == "full")
+        assert (volumes / "o.npy").exists() == (arguments[-1] == "--json" and "o.npy" in arguments and "--dry-run" not in arguments)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", RESULTS)
+def test_all_three_streams_are_closed(start: Run, volumes: Path, command: str | None) -> None:
+    if command == "rerun":
+        assert start("", "apply", "a.npy", *BLUR, "-o", "r.npy", "--sidecar").returncode == 0
+    for code, arguments in RESULTS[command]:
+        (volumes / "o.npy").unlink(missing_ok=True)
+        assert start("<&- >&- 2>&-", *arguments).returncode == code
+
+
+@pytest.mark.parametrize("way", STDOUT)
+@pytest.mark.parametrize("more", [[], ["--coverage-out", "c.npy", "--boundary", "renormalize"]])
+def test_a_volume_that_nobody_reads_is_lost(
+    start: Run, volumes: Path, way: str, more: list[str]
+) -> None:
+    """On stdout it is an output like a file."""
+    done = start(STDOUT[way], "apply", "a.npy", *BLUR, "-o", "-", "-q", *more)
+    assert done.returncode == 1
+    assert done.stderr.decode().count("\n") == 1
+    assert done.stderr.decode().startswith("Error: cannot write standard output: ")
+    assert not (volumes / "c.npy").exists()
+
+
+@pytest.mark.parametrize("way", STDOUT)
+@pytest.mark.parametrize("more", [[], ["none.npy"]])
 def test_a_batch_goes_on_without_a_reader(
-    start: Run, volumes: Path, way: str, more: list[str], code: int
+    start: Run, volumes: Path, way: str, more: list[str]
 ) -> None:
     done = start(
         STDOUT[way],
@@ -264,10 +303,27 @@ def test_a_batch_goes_on_without_a_reader(
         "--depfile",
         "d.d",
     )
-    assert done.returncode == code, done.stderr
+    assert done.returncode == (3 if more else 1 if way == "full" else 0), done.stderr
     assert sorted(path.name for path in (volumes / "out").iterdir()) == ["a.npy", "b.npy"]
     assert (volumes / "d.d").exists() == (not more)
     assert b"2 done" in done.stderr
+
+
+def test_records_end_at_the_first_that_is_lost(start: Run, volumes: Path) -> None:
+    """A full disk that has room again later would hold records with a hole."""
+    program = (
+        "import os, sys\n"
+        "from conv3d_cli.system.standard_streams import lost_output, standard_streams\n"
+        "with standard_streams():\n"
+        "    print('first', flush=True)\n"
+        "    kept = os.dup(1); os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        "    print('second', flush=True)\n"
+        "    os.dup2(kept, 1)\n"
+        "    print('third', flush=True)\n"
+        "    sys.exit(9 if lost_output().errno == 28 else 0)\n"
+    )
+    done = start("", program=("-c", program))
+    assert (done.returncode, done.stdout, done.stderr) == (9, b"first\n", b"")
 
 
 def test_a_rerun_that_differs_says_so_by_its_code(start: Run, volumes: Path) -> None:

@@ -6,6 +6,7 @@ No state of the disk keeps a job from its result.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -21,9 +22,11 @@ import pytest
 from processes import LIMIT, started
 
 import conv3d_cli
+from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.engine import compiling, machine_code, warm
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.loops.compiler import compile_object
+from conv3d_cli.system import machine
 
 SCRIPT = """
 import json, numpy as np, sys
@@ -194,7 +197,7 @@ def test_two_first_processes_at_once(recalled: str, tmp_path: Path) -> None:
     with first as one, second as other:
         for process in (one, other):
             counts.append(result(process)[0])
-    assert sum(counts) >= LOOPS
+    assert sum(counts) == LOOPS  # one waits for the other
     assert len(objects(cache)) == LOOPS
     assert not list(cache.rglob(".writing*"))
     assert run(tmp_path, recalled + SCRIPT, CONV3D_CACHE_DIR=str(cache))[:2] == (0, False)
@@ -435,7 +438,7 @@ LOADED = """
 import json, os, sys
 import conv3d_cli.engine.machine_code as m
 m.worker_count = lambda loops: 2
-codes = [m.machine_code("store", "store", "float32", out) for out in ("uint8", "int16")]
+codes = [m.machine_code("products", "products", 4, real) for real in ("float32", "float64")]
 calls = []
 with m.watch_compilation(lambda done, total: calls.append((done, total))):
     m.load(codes)
@@ -464,29 +467,169 @@ def test_without_such_processes_this_one_compiles(tmp_path: Path) -> None:
     assert run(tmp_path, script + COUNTED, **cache)[:2] == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("executable", "start"),
-    [
-        pytest.param(None, compiling.START, id="no interpreter"),
-        pytest.param(sys.executable, "raise SystemExit(3)", id="it ends at once"),
-        pytest.param(sys.executable, "print(5 * chr(0))", id="it answers nonsense"),
+NO_WORKERS: dict[str, list[tuple[Any, str, Any]]] = {
+    "no interpreter": [(sys, "executable", "/nowhere/python")],
+    "it ends at once": [(compiling, "START", "raise SystemExit(3)")],
+    "it answers nonsense": [(compiling, "START", "print(5 * chr(0))")],
+    "it answers nonsense when asked": [
+        (compiling, "START", f"print({compiling.READY.decode()!r}); input(); print([1, 2])")
     ],
-)
-def test_a_process_that_fails_answers_nothing(
-    executable: str | None, start: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", executable)
-    monkeypatch.setattr(compiling, "START", start)
-    answers = compiling.compile_in_workers([KEY, OTHER, KEY[:2]], 2)
+    "it never starts": [
+        (compiling, "START", "import time; time.sleep(600)"),
+        (compiling, "START_SECONDS", 0.5),
+    ],
+    "a path too long for an argument": [(sys, "path", [*sys.path, *["/x" * 1000] * 200])],
+}
+
+
+@pytest.mark.parametrize("case", NO_WORKERS)
+def test_a_process_that_fails_answers_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, name, value in NO_WORKERS[case]:
+        monkeypatch.setattr(place, name, value)
+    answers = compiling.compile_in_workers([KEY, OTHER, KEY[:2]], 2, lambda: False)
     assert sorted(answers) == sorted([(KEY, None), (OTHER, None), (KEY[:2], None)])
 
 
 def test_a_fault_in_such_a_process_is_raised_here(tmp_path: Path) -> None:
-    script = LOADED.replace('("uint8", "int16")', '("no dtype", "nor this")')
+    script = LOADED.replace('("float32", "float64")', '("no dtype", "no dtype, too")')
     with start(tmp_path, script, CONV3D_CACHE_DIR=str(tmp_path / "cache")) as process:
         _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("TypeError")
+    assert "no dtype" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "sys.executable = None",
+        "sys.executable = '/usr/bin/napari'",
+        "sys.executable = '/usr/sbin/uwsgi'",
+        "sys.frozen = True",
+    ],
+)
+def test_a_program_with_a_python_inside_is_not_started_again(harm: str, tmp_path: Path) -> None:
+    """What `sys.executable` names there would run itself, not the worker's text."""
+    script = f"""
+import json, sys
+import conv3d_cli.engine.compiling as w
+w.usable_cpus, w.thread_count, w.usable_memory = lambda: 4, lambda n: 4, lambda: 16 << 30
+before = w.worker_count(9)
+{harm}
+print(json.dumps([before, w.worker_count(9) > 0, None]))
+"""
+    assert run(tmp_path, script) == (4, False, None)
+
+
+def test_what_python_prints_at_its_start_is_no_answer(tmp_path: Path) -> None:
+    """A sitecustomize of the user, and an encoding that JSON in bytes does not know."""
+    (tmp_path / "sitecustomize.py").write_text("print('hello, world: ' + 50 * 'x')\n")
+    script = LOADED + COUNTED
+    environment = {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(conv3d_cli.__file__).parent.parent}",
+        "CONV3D_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    with start(tmp_path, script, **environment) as process:
+        out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])[:2] == [2, False]
+
+
+def test_workers_read_no_more_of_the_environment_than_their_parent(tmp_path: Path) -> None:
+    """Under `python -I`, a file that PYTHONPATH names is not run by the workers, either."""
+    ran = tmp_path / "ran"
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(ran)!r}, 'a').write('x')\n")
+    paths = [str(Path(conv3d_cli.__file__).parent.parent)]
+    script = f"import sys; from sys import path; path[:0] = {paths!r}; " + LOADED
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "CONV3D_CACHE_DIR": str(tmp_path / "cache")}
+    for flags, marks in (["-I"], False), ([], True):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        subprocess.run([sys.executable, *flags, "-c", script], check=True, env=env, cwd=tmp_path)
+        assert ran.exists() == marks
+
+
+def test_no_process_outlives_the_work(tmp_path: Path) -> None:
+    script = LOADED + (
+        "try: found = os.waitpid(-1, os.WNOHANG)[0]\n"
+        "except ChildProcessError: found = 'no child'\n"
+        "print(json.dumps([found, False, None]))"
+    )
+    assert run(tmp_path, script, CONV3D_CACHE_DIR=str(tmp_path / "cache"))[0] == "no child"
+
+
+def test_a_killed_worker_costs_a_compilation_here(tmp_path: Path) -> None:
+    """As the system does that runs out of memory."""
+    script = LOADED.replace(
+        "calls = []",
+        """calls = []
+import conv3d_cli.engine.compiling as w
+class Fragile(w._Worker):
+    def send(self, key):
+        super().send(key)
+        self._process.kill()
+w._Worker = Fragile""",
+    )
+    assert run(tmp_path, script + COUNTED, CONV3D_CACHE_DIR=str(tmp_path / "cache"))[:2] == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork")
+def test_a_forked_process_waits_for_no_thread_of_its_parent(tmp_path: Path) -> None:
+    """The parent compiles in a thread while it forks: the child has its lock, but not its thread."""
+    script = """
+import json, os, signal, sys, threading, time, warnings
+import conv3d_cli.engine.machine_code as m
+warnings.simplefilter("ignore")
+m.worker_count = lambda loops: 2
+m._linker()
+codes = [m.machine_code("store", "store", "float32", out) for out in ("uint8", "int8", "uint16")]
+thread = threading.Thread(target=m.load, args=(codes,))
+thread.start()
+while not m._lock.locked(): time.sleep(0.01)
+time.sleep(0.3)
+child = os.fork()
+if child == 0:
+    signal.alarm(300)
+    m.worker_count = lambda loops: 0
+    m.load([m.machine_code("store", "store", "float32", "int16")])
+    os._exit(7)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+thread.join()
+print(json.dumps([status, False, None]))
+"""
+    assert run(tmp_path, script, CONV3D_CACHE_DIR=str(tmp_path / "cache"))[0] == 7
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_reaches_all_processes_of_a_terminal(tmp_path: Path) -> None:
+    """The workers leave it to their parent, which ends at once and compiles nothing more itself."""
+    script = """
+import os, signal, sys, threading
+import conv3d_cli.engine.machine_code as m
+m.worker_count = lambda loops: 2
+outs = ("uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64")
+codes = [m.machine_code("store", "store", "float32", out) for out in outs]
+def interrupt(done, total):
+    if done: os.killpg(0, signal.SIGINT)
+try:
+    with m.watch_compilation(interrupt): m.load(codes)
+except KeyboardInterrupt:
+    for thread in threading.enumerate():
+        if thread.name == "conv3d-llvm":
+            thread.join()
+    print(sum(bool(code._address) for code in codes), "numba" in sys.modules)
+"""
+    environment = {**os.environ, "HOME": str(tmp_path), "CONV3D_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment, cwd=tmp_path, text=True, capture_output=True, start_new_session=True,
+        check=False, timeout=LIMIT,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    compiled, numba = done.stdout.split()
+    assert int(compiled) < 8
+    assert numba == "False"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -520,7 +663,8 @@ from conv3d_cli.cli.progress import ProgressBar
 
 m._load = lambda codes, interrupted: (m._tell(0, 2), m._tell(1, 2), m._tell(2, 2))
 with ProgressBar("a volume"):
-    m.load([m.machine_code("store", "store", "float32", out) for out in ("uint8", "int16")])
+    for _ in range(2):  # two groups, one note
+        m.load([m.machine_code("store", "store", "float32", out) for out in ("uint8", "int16")])
 """
     cache = {"CONV3D_CACHE_DIR": str(tmp_path / "cache"), "CONV3D_COMPILE_NOTE": note}
     with start(tmp_path, script, **cache) as process:
@@ -530,9 +674,36 @@ with ProgressBar("a volume"):
     assert err == (said if note == "on" else "")
 
 
+def test_a_bar_counts_all_loops_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with ProgressBar("a volume") as bar:
+
+        def shown() -> tuple[str, float, float | None]:
+            (task,) = bar._bar.tasks
+            return task.description, task.completed, task.total
+
+        machine_code._tell(0, 5)
+        machine_code._tell(0, 5)  # told again while another process compiles
+        machine_code._tell(2, 5)
+        assert shown() == ("compiling for this CPU, once: 2 of 5 loops", 2, 5)
+        machine_code._tell(5, 5)
+        assert shown() == ("a volume", 0, None)
+        bar(100, 1000)
+        machine_code._tell(0, 4)
+        machine_code._tell(1, 4)
+        assert shown() == ("compiling for this CPU, once: 6 of 9 loops", 100, 1000)
+        machine_code._tell(4, 4)
+        assert shown() == ("a volume", 100, 1000)
+
+
 def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+
     def count(loops: int, cpus: int, memory: int) -> int:
         monkeypatch.setattr(compiling, "usable_cpus", lambda: cpus)
+        monkeypatch.setattr(machine, "usable_cpus", lambda: cpus)
         monkeypatch.setattr(compiling, "usable_memory", lambda: memory)
         return compiling.worker_count(loops)
 
@@ -540,12 +711,19 @@ def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count(9, 4, 16 << 30) == 4
     assert count(9, 4, 900 << 20) == 2
     assert count(9, 4, 300 << 20) == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # a job's share of a cluster's node
+    assert count(9, 4, 16 << 30) == 3
+    monkeypatch.setenv("CONV3D_THREADS", "64")
+    assert count(9, 4, 16 << 30) == 4
+    monkeypatch.setenv("CONV3D_THREADS", "many")
+    assert count(9, 4, 16 << 30) == 4
 
 
 def test_warming_up_twice_compiles_once() -> None:
     first = list(itertools.islice(warm.usual_problems(), 1))
     told: list[tuple[int, int]] = []
-    _, ready = warm.warm_up(first, lambda *count: told.append(count))
+    with machine_code.watch_compilation(lambda *count: told.append(count)):
+        _, ready = warm.warm_up(first)
     assert told == [] or (told[0][0], told[-1]) == (0, (told[0][1], told[0][1]))  # (done, total)
     assert warm.warm_up(first) == (0, ready)
     assert ready >= len(warm.SOURCES) + len(warm.OUTPUTS)

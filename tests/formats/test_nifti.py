@@ -161,23 +161,6 @@ class TestRead:
             assert volume.data.dtype.isnative
             np.testing.assert_array_equal(volume.data, data.T)
 
-    @pytest.mark.parametrize("order", "<>")
-    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-    def test_long_double_becomes_float64(self, tmp_path: Path, order: str, suffix: str) -> None:
-        if np.dtype(np.longdouble).itemsize != 16:
-            pytest.skip("this machine's long double is shorter")
-        content = bytearray((image(values((3, 4, 5), "f8"), order=order)).to_bytes())
-        struct.pack_into(order + "hh", content, 70, 1536, 128)
-        data = (values((3, 4, 5)) / 7).astype(np.longdouble)
-        packed = bytes(content[:352]) + data.astype(
-            np.dtype(np.longdouble).newbyteorder(order)
-        ).tobytes(order="F")
-        path = tmp_path / f"v{suffix}"
-        path.write_bytes(gzip.compress(packed) if suffix.endswith("gz") else packed)
-        volume = read_volume(str(path))
-        assert volume.data.dtype == np.float64
-        np.testing.assert_array_equal(volume.data, data.T.astype(np.float64))
-
     @pytest.mark.parametrize(
         ("shape", "letters"),
         [
@@ -629,16 +612,19 @@ class TestGrid:
             write_volume(str(tmp_path / "v.nii"), volume)
         assert os.listdir(tmp_path) == []
 
-    def test_voxel_sizes_that_are_none(self, tmp_path: Path) -> None:
+    def test_voxel_sizes_that_are_none_are_1_and_noted(self, tmp_path: Path) -> None:
         for value in (0, np.nan, np.inf):
             path = save(two_forms(0, 1), tmp_path / "v.nii")
+            before = read_volume(path).grid.spacing
             patch(path, 84, "<f", value)
-            assert "pixdim[2]" in error_of(path)
-            # where a sform is, nobody asks for them
+            with open_volume(path) as reader:
+                assert reader.header.grid.spacing == pytest.approx((before[0], 1, before[2]))
+                assert "h" in reader.header.grid.assumed
+                assert f"pixdim[2] is {value:g}" in " ".join(reader.notes)
+            # a sform is used all the same
             path = save(two_forms(1, 1), tmp_path / "v.nii")
             patch(path, 84, "<f", value)
             volume = read_volume(path)
-            assert volume.grid.qform is None
             np.testing.assert_allclose(volume.grid.spacing, (4.5, 3, 2.25), rtol=1e-6)
             write_volume(str(tmp_path / "back.nii"), volume, overwrite=True)
 
@@ -843,17 +829,25 @@ class TestHeader:
 
     @pytest.mark.parametrize("size", [-1, 4, 8192, 2**31 - 1])
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr"])
-    def test_extensions_that_lie(self, tmp_path: Path, size: int, suffix: str) -> None:
+    def test_extensions_that_lie_are_left_out_and_shift_no_voxel(
+        self, tmp_path: Path, size: int, suffix: str
+    ) -> None:
         pair = suffix == ".hdr"
-        header = image(values((3, 4, 5)), pair=pair).header
+        data = values((3, 4, 5))
+        header = image(data, pair=pair).header
         header["vox_offset"] = 0 if pair else 352 + 32
         head = header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", size, 6) + bytes(24)
-        content = head if pair else head + bytes(120)
+        voxels = data.tobytes(order="F")
+        content = head if pair else head + voxels
         (tmp_path / f"v{suffix}").write_bytes(
             gzip.compress(content) if suffix.endswith("gz") else content
         )
-        (tmp_path / "v.img").write_bytes(bytes(120))
-        assert "extension 1" in error_of(tmp_path / f"v{suffix}")
+        (tmp_path / "v.img").write_bytes(voxels)
+        with open_volume(str(tmp_path / f"v{suffix}")) as reader:
+            assert f"extension 1 says it has {size} bytes" in " ".join(reader.notes)
+        volume = read_volume(str(tmp_path / f"v{suffix}"))
+        np.testing.assert_array_equal(volume.data, data.T)
+        assert volume.metadata.extensions == ()
 
     def test_long_axes_make_nifti_2(self, tmp_path: Path) -> None:
         path = save(self.described(), tmp_path / "v.nii")
@@ -949,8 +943,6 @@ LIES_1 = [
     (70, "<hh", (32, 64), "complex"),
     (70, "<hh", (1792, 128), "complex"),
     (70, "<hh", (2048, 256), "complex"),
-    (72, "<h", 8, "bitpix"),
-    (72, "<h", 0, "bitpix"),
     (70, "<hh", (64, 64), "truncated"),
     (108, "<f", 0, "vox_offset"),
     (108, "<f", 348, "vox_offset"),
@@ -960,11 +952,7 @@ LIES_1 = [
     (108, "<f", np.inf, "vox_offset"),
     (108, "<f", 368, "truncated"),
     (108, "<f", 3e38, "truncated"),
-    (80, "<f", 0, "pixdim\\[1\\]"),
-    (80, "<f", np.nan, "pixdim\\[1\\]"),
-    (88, "<f", np.inf, "pixdim\\[3\\]"),
     (344, "4s", b"n+2\0", "magic"),
-    (344, "4s", b"ni1\0", "name it .hdr"),
     (344, "4s", bytes(4), "magic"),
 ]
 
@@ -1181,11 +1169,20 @@ class TestStreams:
 
     @pytest.mark.parametrize(
         "garbage",
-        [b"garbage", b"\x1f\x8b\x08 not really", b"\x28\xb5\x2f\xfd not really", b"\0\0\0x"],
+        [b"\x01garbage", b"GARBAGE12byt", b"\x1f\x8b\x08 not really", b"\0\0\0x"],
     )
-    def test_garbage_behind_the_stream(self, tmp_path: Path, suffix: str, garbage: bytes) -> None:
-        (tmp_path / f"v{suffix}").write_bytes(PACK[suffix](image(smooth()).to_bytes()) + garbage)
-        error_of(tmp_path / f"v{suffix}")
+    def test_bytes_behind_the_stream(self, tmp_path: Path, suffix: str, garbage: bytes) -> None:
+        """Ignored behind gzip, as `gzip -t` does, unless they begin like another member."""
+        path = tmp_path / f"v{suffix}"
+        path.write_bytes(PACK[suffix](image(smooth()).to_bytes()) + garbage)
+        if suffix != ".nii.gz" or garbage.startswith(b"\x1f\x8b"):
+            error_of(path)
+            return
+        np.testing.assert_array_equal(read_volume(str(path)).data, smooth().T)
+        with open_volume(str(path)) as reader:
+            reader.read(0, slice(0, reader.header.shape[1]), slice(0, 1))
+            reader.finish()
+            assert any("follow its gzip stream" in note for note in reader.notes)
 
     def test_damaged_in_the_middle(
         self, tmp_path: Path, suffix: str, rng: np.random.Generator
@@ -1509,8 +1506,8 @@ def test_the_real_scan_survives(tmp_path: Path) -> None:
     for name in reference.header:
         if name not in ("cal_max", "cal_min", "scl_slope", "scl_inter", "vox_offset"):
             np.testing.assert_array_equal(reference.header[name], back.header[name], err_msg=name)
-    assert [e.content for e in back.header.extensions] == [
-        e.content for e in reference.header.extensions
+    assert [e.get_content() for e in back.header.extensions] == [
+        e.get_content() for e in reference.header.extensions
     ]
     assert FORMAT.claims("BRAIN.NII.GZ")
 

@@ -423,3 +423,17 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(WriteError, match=message):
             write_volume(str(tmp_path / "a.nrrd"), Volume(values, "zyx"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../secret.raw", "{top}/secret.raw", "link.raw"])
+def test_data_files_outside_the_folder_are_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.raw").write_bytes(bytes(24))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "link.raw").symlink_to(tmp_path / "secret.raw")
+    (folder / "a.nhdr").write_text(
+        "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 3 2\nencoding: raw\n"
+        f"data file: {name.format(top=tmp_path)}\n"
+    )
+    with pytest.raises(FormatError, match="outside the file's folder and is not followed"):
+        read_volume(str(folder / "a.nhdr"))

@@ -28,7 +28,7 @@ from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteEr
 from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
 from conv3d_cli.formats.tiff import FORMAT
 from conv3d_cli.formats.tiff import format as tiff
-from conv3d_cli.model.grid import Grid, affine_from_spacing, grid_after
+from conv3d_cli.model.grid import Grid, Spacing, affine_from_spacing, grid_after
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.model.volume import Array, Axes, Volume, VolumeHeader, VolumeReader
 
@@ -239,7 +239,8 @@ def test_first_series_is_used_and_said(tmp_path: Path) -> None:
     with open_volume(str(path)) as reader:
         assert reader.header.axes.shape == (4, 6, 5)
         assert reader.notes == (
-            "the file holds 2 image series: the first is used, shape (4, 6, 5)",
+            "the file holds 2 image series: number 0 is used, shape (4, 6, 5); "
+            f"{path}::1 names another",
         )
     pyramid = tmp_path / "pyramid.ome.tif"
     with tifffile.TiffWriter(pyramid) as writer:
@@ -366,6 +367,85 @@ def test_imagej_takes_its_unit_from_the_resolution_tag(
         assert (reader.header.grid.spacing or (0, 0, None))[2] == (
             None if spacing is None else pytest.approx(spacing)
         )
+
+
+@pytest.mark.parametrize("imagej", [True, False])
+@pytest.mark.parametrize(
+    ("resolution", "tag", "unit", "pixel", "noted"),
+    [
+        (1e5, 3, "um", 0.1, True),  # ImageJ multiplies by 10,000; for Bio-Formats the tag counts
+        (1e5, 3, "nm", 100, True),
+        (1e5, 3, "mm", 1e-4, True),
+        (254000, 2, "um", 0.1, True),
+        (10, 2, "um", 0.1, False),  # tifffile wrote a tag of inches unasked
+        (10, 1, "um", 0.1, False),
+        (10, 3, "cm", 0.1, False),
+        (10, 3, "pixel", 0.1, False),
+    ],
+)
+def test_units_of_tag_and_description_that_contradict(
+    tmp_path: Path, imagej: bool, resolution: float, tag: int, unit: str, pixel: float, noted: bool
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        values(4, 6, 5),
+        imagej=imagej,
+        resolution=(resolution, resolution),
+        resolutionunit=tag,
+        metadata={"axes": "ZYX", "unit": unit, "spacing": 5 * pixel},
+        photometric="minisblack",
+    )
+    with open_volume(str(path)) as reader:
+        assert reader.header.grid.spacing == pytest.approx((5 * pixel, pixel, pixel))
+        assert [note for note in reader.notes if "resolution is per" in note] == (
+            list(reader.notes) if noted else []
+        )
+        assert bool(reader.notes) == noted
+    write_like(path, tmp_path / "b.tif")
+    with open_volume(str(tmp_path / "b.tif")) as reader:
+        assert reader.header.grid.spacing == pytest.approx((5 * pixel, pixel, pixel))
+        assert reader.notes == ()
+
+
+@pytest.mark.parametrize(("spacing", "depth"), [({"spacing": 0.5}, 0.5), ({}, 1.0)])
+def test_centimetres_of_a_tag_say_nothing_of_z(
+    tmp_path: Path, spacing: dict[str, float], depth: float
+) -> None:
+    """ImageJ takes pixels of at most 0.001 cm in micron, and leaves a depth of 1 as it is."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        values(4, 6, 5),
+        imagej=True,
+        resolution=(1e5, 1e5),
+        resolutionunit=3,
+        metadata={"axes": "ZYX", **spacing},
+    )
+    with open_volume(str(path)) as reader:
+        assert reader.header.grid.spacing == (depth, 0.1, 0.1)
+        assert reader.header.grid.unit == "um"
+        assert reader.header.grid.assumed == {"d"}
+        assert len(reader.notes) == 1
+    with open_volume(str(path), spacing=Spacing((0.7, 0.1, 0.1), "um")) as reader:
+        assert reader.header.grid.spacing == pytest.approx((0.7, 0.1, 0.1))
+        assert reader.notes == ()
+
+
+def test_the_default_of_72_dots_per_inch_is_no_pixel_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        values(4, 6, 5),
+        imagej=True,
+        resolution=(72, 72),
+        resolutionunit=2,
+        metadata={"axes": "ZYX", "unit": "um", "spacing": 2},
+    )
+    with open_volume(str(path)) as reader:
+        assert reader.header.grid.spacing == (2, 1, 1)
+        assert reader.header.grid.assumed == {"h", "w"}
+        assert reader.notes == ("the file gives no pixel size: it is 1 um, as in ImageJ",)
 
 
 def test_print_resolution_of_a_plain_file_is_no_voxel_size(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_a_file_of_descriptions_alone(tmp_path: Path, pad: int) -> None:
     check_position(both, 0, data[0])
     with open_volume(str(both)) as reader:
         assert reader.notes == (
-            "the file describes 2 images in other files: the first is used, shape (4, 12, 14)",
+            "the file describes 2 images in other files: number 0 is used, shape (4, 12, 14); "
+            f"{both}::1 names another",
         )
     second = write_file(tmp_path / "second.ome.tif", blank, other, "urn:uuid:9", pad)
     check_position(second, 1, data[1])
@@ -149,9 +150,15 @@ def test_several_images_in_one_file_are_said(tmp_path: Path) -> None:
                 photometric="minisblack",
                 contiguous=False,
             )
-    check_position(tmp_path / "a.ome.tif", 0, small)
-    with open_volume(str(tmp_path / "a.ome.tif")) as reader:
-        assert reader.notes == ("the file holds 2 image series: the first is used, shape (3, 4)",)
+    path = tmp_path / "a.ome.tif"
+    check_position(path, 0, small)
+    with open_volume(str(path)) as reader:
+        assert reader.notes == (
+            f"the file holds 2 image series: number 0 is used, shape (3, 4); {path}::1 names "
+            "another",
+        )
+    for part in ("1", "position 1", "Image:1"):
+        check_position(Path(f"{path}::{part}"), 1, stack)
 
 
 def test_strips_out_of_place_in_another_file(tmp_path: Path) -> None:
@@ -381,3 +388,55 @@ def test_the_same_description_in_every_file(tmp_path: Path) -> None:
         write_file(tmp_path / name, data[3 * number : 3 * number + 3], images, uuids["q1.ome.tif"])
     for name in names:
         np.testing.assert_array_equal(read_volume(str(tmp_path / name)).data, data)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Descriptions in a file of their own
+
+
+def write_companion(folder: Path) -> Array:
+    """set.companion.ome with all metadata, and a.ome.tif and b.ome.tif that refer to it."""
+    names = ("a.ome.tif", "b.ome.tif")
+    data = planes(7)
+    uuids: dict[str, str | None] = {name: f"urn:uuid:{k}" for k, name in enumerate(names)}
+    images = image_xml(0, data.shape, [(names[z // 2], z % 2) for z in range(4)], uuids)
+    text = f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="{SCHEMA}" UUID="urn:uuid:9">{images}</OME>'
+    (folder / "set.companion.ome").write_text(text, encoding="utf-8")
+    for k, name in enumerate(names):
+        only = '<BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:9"/>'
+        write_file(folder / name, data[2 * k : 2 * k + 2], only, uuids[name])
+    return data
+
+
+def test_a_companion_describes_the_files(tmp_path: Path) -> None:
+    data = write_companion(tmp_path)
+    for name in ("set.companion.ome", "a.ome.tif", "b.ome.tif"):
+        path = tmp_path / name
+        check_position(path, 0, data)
+        assert set(volume_files(str(path))) == {
+            str(tmp_path / file) for file in ("set.companion.ome", "a.ome.tif", "b.ome.tif")
+        }
+        assert volume_files(str(path))[0] == str(path)
+        with open_volume(str(path), again=True) as reader:
+            np.testing.assert_array_equal(reader.read(0, slice(0, 4), slice(0, 1))[..., 0], data)
+    (tmp_path / "set.companion.ome").rename(tmp_path / "away")
+    with pytest.raises(FormatError, match="describes no planes of this file"):
+        open_volume(str(tmp_path / "a.ome.tif"))
+
+
+def test_companions_outside_the_folder_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_companion(tmp_path)
+    only = '<BinaryOnly MetadataFile="../set.companion.ome" UUID="urn:uuid:9"/>'
+    path = write_file(tmp_path / "in" / "a.ome.tif", planes(1), only, "urn:uuid:0")
+    with pytest.raises(FormatError, match="not followed"):
+        open_volume(str(path))
+    text = (tmp_path / "set.companion.ome").read_text(encoding="utf-8")
+    (tmp_path / "in" / "x.companion.ome").write_text(
+        text.replace('FileName="', 'FileName="../'), encoding="utf-8"
+    )
+    with pytest.raises(FormatError, match="not followed"):
+        open_volume(str(tmp_path / "in" / "x.companion.ome"))
+    (tmp_path / "in" / "y.companion.ome").write_text("<OME", encoding="utf-8")
+    with pytest.raises(FormatError, match="damaged"):
+        open_volume(str(tmp_path / "in" / "y.companion.ome"))

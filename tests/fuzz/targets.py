@@ -249,6 +249,68 @@ def _nrrds() -> dict[str, bytes]:
     return made | {path.stem: path.read_bytes() for path in sorted((DATA / "nrrd").glob("*.nrrd"))}
 
 
+def _metas() -> dict[str, bytes]:
+    """As this package writes them, and with fields that it does not write."""
+    made = _volumes(".mha", ("uint8", "float32"), ("zyx", "tzyxc"))()
+    made |= {
+        f"packed_{name}": seed
+        for name, seed in _volumes(".mha", ("int16",), ("zyx",), compression="deflate")().items()
+    }
+    voxels = np.arange(24, dtype=">i2").tobytes()
+    made["big"] = (
+        b"NDims = 3\nDimSize = 4 3 2\nElementByteOrderMSB = True\nElementSpacing = 1 2 3\n"
+        b"Position = 1 2 3\nHeaderSize = -1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    ) + voxels
+    return made
+
+
+def _mifs() -> dict[str, bytes]:
+    """As this package writes them, and a mask of one bit with another layout."""
+    made = _volumes(".mif", ("uint8", "float32"), ("zyx", "tzyx", "zyxc"))()
+    text = b"mrtrix image\ndim: 5,4,3\nvox: 1,2,3\nlayout: -0,+2,-1\ndatatype: Bit\nscaling: 1,2\n"
+    made["bits"] = (text + b"file: . 128\nEND\n").ljust(128, b"\0") + bytes(8)
+    return made
+
+
+def _nibabels(*names: str) -> Seeds:
+    """Small files that nibabel brings."""
+
+    def seeds() -> dict[str, bytes]:
+        import nibabel
+
+        folder = Path(nibabel.__file__).parent / "tests" / "data"
+        return {name: (folder / name).read_bytes() for name in names}
+
+    return seeds
+
+
+def _analyzes() -> dict[str, bytes]:
+    """Headers and voxels as nibabel makes them, one after the other."""
+    import nibabel
+
+    made = {}
+    for kind in (nibabel.AnalyzeImage, nibabel.Spm2AnalyzeImage):
+        for order in "<>":
+            values = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+            header = kind.header_class(endianness=order)
+            header.set_data_dtype(np.int16)
+            image = kind(values, np.diag([-2.0, 1.5, 3.0, 1.0]), header)
+            image.update_header()
+            data = (
+                image.header.binaryblock.ljust(352, b"\0") + values.T.astype(f"{order}i2").tobytes()
+            )
+            made[f"{kind.__name__}{order}"] = data
+    return made
+
+
+def _afni(data: bytes, folder: Path) -> Path:
+    """The HEAD; its voxels are zeros."""
+    (folder / "input+orig.HEAD").write_bytes(data)
+    if not (folder / "input+orig.BRIK").exists():
+        (folder / "input+orig.BRIK").write_bytes(bytes(300_000))
+    return folder / "input+orig.HEAD"
+
+
 def _npys() -> dict[str, bytes]:
     made = {}
     for name, array in {
@@ -580,6 +642,21 @@ _NRRD_WORDS = (
     "\ncenters: ", "node", "\nencoding: ", "gzip", "raw", "\nline skip: ", "\nbyte skip: -1\n", "\ndata file: ", "LIST", "LOCAL",
     "\nendian: big\n", "\ntype: ", "double", "block", "\nx:=y", "\n\n", "-1", "1e999", "99999999999999999",
 )  # fmt: skip
+_STORED = ("formats/stored.py", *_PACKED)
+_META_WORDS = (
+    "\nNDims = 4\n", "\nDimSize = ", "\nElementType = MET_DOUBLE\n", "\nElementDataFile = LOCAL\n", "LIST", "%03d 1 2 1",
+    "\nHeaderSize = -1\n", "\nCompressedData = True\n", "\nElementNumberOfChannels = ", "\nTransformMatrix = ", "nan", "1e999",
+    "\nOffset = ", "\nElementSpacing = 0", "\nBinaryData = False\n", "-1", "99999999999999999",
+)  # fmt: skip
+_MIF_WORDS = (
+    "\nlayout: ", "-0", "+1", "\ndatatype: ", "Bit", "Float64BE", "CFloat32", "\nscaling: ", "\ntransform: ", "\nfile: . ",
+    "\nfile: ", "[0:3]", "\nEND\n", "\nvox: ", "nan", "inf", "1e999", "-1", "99999999999999999",
+)  # fmt: skip
+_AFNI_WORDS = (
+    "type = integer-attribute\n", "type = float-attribute\n", "type = string-attribute\n", "name = ", "count = ",
+    "DATASET_DIMENSIONS", "DATASET_RANK", "BRICK_TYPES", "BRICK_FLOAT_FACS", "BYTEORDER_STRING", "IJK_TO_DICOM_REAL",
+    "ORIENT_SPECIFIC", "ORIGIN", "DELTA", "'", "~", "nan", "1e999", "-1", "999999999999",
+)  # fmt: skip
 _KERNEL = ("kernels/files.py",)
 _RECORD_WORDS = (
     '"Conv3D"',
@@ -626,6 +703,26 @@ TARGETS: tuple[Target, ...] = (
     Target("nifti-pair", "", read_volume_file, _volumes(".hdr", ("int16", "float64")), _NIFTI, layout=_pair),
     Target("tiff", ".tif", read_volume_file, _tiffs, _TIFF),
     Target("nrrd", ".nrrd", read_volume_file, _nrrds, _NRRD, _NRRD_WORDS),
+    Target("meta", ".mha", read_volume_file, _metas, ("formats/meta/format.py", *_STORED), _META_WORDS),
+    Target("mgh", ".mgh", read_volume_file, _volumes(".mgh", ("uint8", "float32")), ("formats/mgh/format.py", *_STORED)),
+    Target("mgz", ".mgz", read_volume_file, _volumes(".mgz", ("int16",)), ("formats/mgh/format.py", *_STORED)),
+    Target("mif", ".mif", read_volume_file, _mifs, ("formats/mif/format.py", *_STORED), _MIF_WORDS),
+    Target("mrc", ".mrc", read_volume_file, _volumes(".mrc", ("int8", "float32")), ("formats/mrc/format.py", *_STORED)),
+    Target("analyze", "", read_volume_file, _analyzes, ("formats/analyze/format.py", *_STORED), layout=_pair),
+    Target(
+        "afni", "", read_volume_file, _nibabels("scaled+tlrc.HEAD", "example4d+orig.HEAD"),
+        ("formats/afni/format.py", *_STORED), _AFNI_WORDS, layout=_afni,
+    ),
+    Target(
+        "minc1", ".mnc", read_volume_file, _nibabels("tiny.mnc", "minc1_4d.mnc", "minc1-no-att.mnc"),
+        ("formats/minc/format.py",),
+        ("xspace", "yspace", "zspace", "time", "image-max", "image-min", "valid_range", "direction_cosines", "step", "start"),
+    ),
+    Target(
+        "minc2", ".mnc", read_volume_file, _nibabels("small.mnc", "minc2_4d.mnc", "minc2-no-att.mnc"),
+        ("formats/minc/format.py",),
+        ("minc-2.0", "image", "dimensions", "dimorder", "xspace", "time", "image-max", "valid_range", "step"),
+    ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),
     Target("kernel-npy", ".npy", read_kernel_text, _kernels(".npy"), _KERNEL),

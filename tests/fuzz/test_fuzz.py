@@ -36,6 +36,7 @@ def needed(target: Target) -> None:
     """Skip a reader whose library is not installed."""
     libraries = {
         "zarr": "zarr",
+        "minc2": "h5py",
         "weights-keras": "h5py",
         "weights-h5": "h5py",
         "weights-onnx": "onnx",

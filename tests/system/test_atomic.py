@@ -18,6 +18,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
+from processes import started
 
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
 from conv3d_cli.system.atomic import (
@@ -26,9 +27,9 @@ from conv3d_cli.system.atomic import (
     AtomicGroup,
     check_target,
     committed_together,
+    output_file,
     placed_outputs,
     suffix_of,
-    text_output,
     write_errors,
 )
 
@@ -254,7 +255,7 @@ def test_folders_and_missing_folders(tmp_path: Path, overwrite: bool) -> None:
     with pytest.raises(WriteError, match="does not exist; make it first"):
         check_target(tmp_path / "no" / "a.npy", overwrite)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(WriteError, match="does not exist"):
+    with pytest.raises(WriteError, match="file is no folder"):
         check_target(tmp_path / "file" / "a.npy", overwrite)
 
 
@@ -897,9 +898,15 @@ def special_files(folder: Path) -> dict[str, Path]:
 def test_no_file_takes_the_place_of_a_device(short_path: Path, overwrite: bool) -> None:
     for name, path in special_files(short_path).items():
         before = path.stat()
-        for attempt in (AtomicFile, AtomicFolder, check_target):
-            with pytest.raises(WriteError, match="which a file would replace; name a plain file"):
-                attempt(path, overwrite)
+        with pytest.raises(WriteError, match="which a file would replace; name a plain file"):
+            AtomicFile(path, overwrite)
+        with pytest.raises(WriteError, match="but the output is a folder; name another"):
+            AtomicFolder(path, overwrite)
+        if "null" in name or "fifo" in name:
+            check_target(path, overwrite)
+        else:
+            with pytest.raises(WriteError, match="name a plain file"):
+                check_target(path, overwrite)
         assert os.path.samestat(path.stat(), before), name
 
 
@@ -916,12 +923,12 @@ def test_text_is_sent_into_a_fifo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with open(tmp_path / "got", "wb") as got:
         reading = subprocess.Popen(["cat", str(tmp_path / "fifo")], stdout=got)
-    with reading, text_output(tmp_path / "fifo") as output:
+    with reading, output_file(tmp_path / "fifo") as output:
         output.file.write(b"x" * 300_000)
         output.commit()
     assert (tmp_path / "got").read_bytes() == b"x" * 300_000
     assert names(tmp_path) == ["fifo", "got"]
-    with text_output(tmp_path / "fifo") as output:  # nobody reads, and nothing is sent: no wait
+    with output_file(tmp_path / "fifo") as output:  # nobody reads, and nothing is sent: no wait
         output.file.write(b"x")
 
 
@@ -929,14 +936,14 @@ def test_text_is_sent_into_devices_and_not_into_what_takes_none(short_path: Path
     for name, path in special_files(short_path).items():
         before = path.stat()
         if "null" in name:
-            with text_output(path) as output:
+            with output_file(path) as output:
                 output.file.write(b"abc")
                 output.commit()
         elif "fifo" not in name:
             with pytest.raises(
                 WriteError, match=r"it is a (socket|block device); name a plain file"
             ):
-                text_output(path)
+                output_file(path)
         assert os.path.samestat(path.stat(), before), name
 
 
@@ -944,9 +951,9 @@ def test_text_is_sent_into_devices_and_not_into_what_takes_none(short_path: Path
 def test_text_for_standard_output_joins_what_is_there(tmp_path: Path, name: str) -> None:
     """Also where it is a plain file, which others are writing to."""
     script = f"""
-from conv3d_cli.system.atomic import text_output
+from conv3d_cli.system.atomic import output_file
 print("before", flush=True)
-with text_output({name!r}) as output:
+with output_file({name!r}) as output:
     output.file.write(b"text\\n")
     output.commit()
 """
@@ -956,11 +963,43 @@ with text_output({name!r}) as output:
     assert names(tmp_path) == ["log"]
 
 
-def test_a_plain_text_output_is_atomic(tmp_path: Path) -> None:
+def test_what_is_sent_to_standard_output_goes_on_where_it_is(tmp_path: Path) -> None:
+    """Not from the start of the file, and what follows does not overwrite it."""
+    script = """
+from conv3d_cli.system.atomic import output_file
+print("before")
+with output_file("/dev/stdout") as output:
+    output.file.write(b"sent\\n")
+    output.commit()
+print("after")
+"""
+    with open(tmp_path / "log", "wb") as log:
+        subprocess.run([sys.executable, "-c", script], check=True, stdout=log)
+    assert (tmp_path / "log").read_text() == "before\nsent\nafter\n"
+
+
+def test_what_is_sent_is_sent_once_and_files_wait_for_the_group(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with (
+        started(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reading,
+        AtomicGroup() as group,
+    ):
+        for name in ("file", "fifo"):
+            with output_file(tmp_path / name) as output:
+                output.file.write(b"abc")
+                output.commit()
+        assert reading.stdout is not None
+        assert reading.stdout.read() == b"abc"
+        assert not (tmp_path / "file").exists()
+        group.commit()
+    assert names(tmp_path) == ["fifo", "file"]
+
+
+def test_a_plain_output_is_atomic(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(OutputExistsError):
-        text_output(tmp_path / "a")
-    with text_output(tmp_path / "a", overwrite=True) as output:
+        output_file(tmp_path / "a")
+    with output_file(tmp_path / "a", overwrite=True) as output:
         output.file.write(b"new")
         assert (tmp_path / "a").read_bytes() == b"old"
         output.commit()

@@ -30,7 +30,7 @@ from conv3d_cli.formats.base import (
     write_at,
 )
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
-from conv3d_cli.formats.nifti import FORMAT, cifti
+from conv3d_cli.formats.nifti import FORMAT, cifti, is_nifti
 from conv3d_cli.formats.nifti.grid import permuted, read_grid
 from conv3d_cli.formats.nifti.header import (
     LABEL_INTENT,
@@ -39,6 +39,7 @@ from conv3d_cli.formats.nifti.header import (
     NiftiSource,
     add_history,
     header_bytes,
+    magic_notes,
     output_header,
     read_extensions,
     read_header,
@@ -47,13 +48,15 @@ from conv3d_cli.formats.nifti.header import (
     read_scale,
     read_time_step,
     read_voxel_offset,
+    refuse_half,
     source_of,
     stored_axes,
     surface_notes,
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
+from conv3d_cli.formats.signatures import read_start
 from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, write_errors
+from conv3d_cli.system.atomic import OutputFile, check_target, output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
 # --------------------------------------------------------------------------------------------------
@@ -84,6 +87,9 @@ def _input_names(path: str) -> tuple[str, str]:
     others = [_renamed(path, kind + tail), _renamed(path, kind + ("" if tail else ".gz"))]
     other = next((name for name in others if os.path.exists(name)), None)
     if other is None:
+        start = read_start(path)
+        if start is not None and is_nifti(start, single=True):
+            return path, path  # one file with a pair's name
         what = "voxels" if kind == ".img" else "header"
         raise FormatError(
             f"cannot read {path}: the {what} of this pair must be in the same folder, "
@@ -131,11 +137,13 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
         header = read_header(head.read, header_path, pair)
         intent = int(header["intent_code"])
         cifti.refuse_cifti(header_path, intent)
-        sizes, stored, samples = read_layout(header, header_path)
+        notes: list[str] = []
+        sizes, stored, samples = read_layout(header, header_path, notes)
         offset = read_voxel_offset(header, header_path, pair)
         promised = offset + math.prod(sizes) * max(1, samples) * stored.itemsize
         what = f"its header promises {promised} bytes (shape {sizes[::-1]}, {stored})"
         if voxel_codec is None and promised > voxel_size:
+            refuse_half(header, header_path, pair)
             raise FormatError(
                 f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}"
             )
@@ -149,10 +157,12 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             if pair
             else offset
         )
-        extensions = read_extensions(head.read, header, header_end, header_path, pair)
+        notes += magic_notes(header, pair)
+        extensions = read_extensions(head.read, header, header_end, pair, notes)
         cifti.refuse_cifti(header_path, intent, (code for code, _ in extensions))
         channels = samples or (sizes[4] if len(sizes) > 4 else 1)
-        source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
+        grid = read_grid(header, header_path, notes)
+        source = NiftiSource(header, extensions, pair, grid, channels)
         volume = _volume_header(source, sizes, stored, samples, axes, header_path)
         voxels = head
         if pair:
@@ -162,8 +172,7 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             reader: VolumeReader = open_packed(voxels, volume, stored, offset)
         else:
             reader = RawReader(voxels, volume, voxel_path, stored, offset)
-        if axes is None:
-            reader.notes = surface_notes(sizes)
+        reader.notes = (*reader.notes, *notes, *(surface_notes(sizes) if axes is None else ()))
         opened.pop_all()
         if pair:
             head.close()
@@ -186,7 +195,7 @@ def nifti_content(path: str) -> str:
         codes: list[int] = []
         if not cifti.is_cifti(intent) and not pair and header.sizeof_hdr == 540:
             end = read_voxel_offset(header, header_path, pair)
-            codes = [code for code, _ in read_extensions(head.read, header, end, header_path, pair)]
+            codes = [code for code, _ in read_extensions(head.read, header, end, pair, [])]
         return "cifti" if cifti.is_cifti(intent, codes) else ""
 
 
@@ -253,10 +262,10 @@ def create_nifti(
         )
     except WriteError as error:
         raise WriteError(f"cannot write {path}: {error}") from None
-    opened = [AtomicFile(voxel_path, overwrite)]
+    opened = [output_file(voxel_path, overwrite)]
     try:
         if pair:
-            opened.append(AtomicFile(header_path, overwrite, is_header=True))
+            opened.append(output_file(header_path, overwrite, is_header=True))
         with write_errors(header_path):
             head = packed(prefix, codec, options.gz_level) if pair and codec is not None else prefix
             if pair or codec is None:
@@ -282,7 +291,7 @@ def create_nifti(
 
 
 def _voxel_writer(
-    output: AtomicFile,
+    output: OutputFile,
     header: VolumeHeader,
     path: str,
     prefix: bytes,

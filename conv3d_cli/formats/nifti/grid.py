@@ -15,42 +15,58 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.formats.deviations import deviation_note
 from conv3d_cli.model.grid import UNITS, Affine, Grid, affine_from_spacing, shear, spacing_of_affine
 
 SPATIAL_UNITS = {1: "m", 2: "mm", 3: "um"}  # xyzt_units & 7
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: coordinates are those of another file
 LARGEST = 1e38  # allowed magnitude: a vector of three such numbers has a length that fits a float32
 
+SAME_SIZE = 1e-3  # relative difference between sform and pixdim that counts as rounding
+
 # --------------------------------------------------------------------------------------------------
 # Reading
 
 
-def read_grid(header: Any, path: str) -> Grid:
+def read_grid(header: Any, path: str, notes: list[str]) -> Grid:
     """The grid that a header describes: its sform, else its qform, else its voxel sizes.
 
     If it has both, `Grid.qform` is the qform. Lengths are in the header's unit, or mm if it names
-    none.
-    Raises: FormatError if the matrix is not finite or a voxel has no size.
+    none. An axis without a voxel size gets 1, which `Grid.assumed` tells.
+
+    notes : list of str     gets the notes on deviations
+    Raises: FormatError if the matrix is not finite.
     """
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    qform, assumed = None, set()
+    qform, assumed, guesses = None, set(), []
     if has_sform:
         affine = _sform_matrix(header, path)
         if has_qform:
             try:
-                qform = _qform_matrix(header, _voxel_sizes(header, path), path)
-            except FormatError:
-                pass  # readers prefer the sform, so a damaged qform does no harm
+                qform = _qform_matrix(header, _voxel_sizes(header), path)
+            except FormatError:  # readers prefer the sform, so it does no harm
+                notes.append(deviation_note("qform"))
     else:
-        voxel_sizes = _voxel_sizes(header, path)
-        assumed = {
-            letter for n, letter in enumerate("whd", 1) if not abs(float(header["pixdim"][n])) > 0
-        }
+        voxel_sizes = _voxel_sizes(header)
+        assumed = {letter for n, letter in enumerate("whd", 1) if not _has_size(header, n)}
+        guesses = [
+            deviation_note("no-pixdim", dimension=n, size=f"{float(header['pixdim'][n]):g}")
+            for n in (1, 2, 3)
+            if not _has_size(header, n) and _length(header, n) > 1
+        ]
         affine = (
             _qform_matrix(header, voxel_sizes, path)
             if has_qform
             else _default_matrix(header, voxel_sizes)
         )
+    notes += [*guesses, *_sign_notes(header)]
+    other = _other_spacing(header, affine) if has_sform else None
+    if other is not None:
+        used, stated = (
+            ",".join(f"{size:.4g}" for size in sizes[::-1])
+            for sizes in (spacing_of_affine(affine), other)
+        )
+        notes.append(deviation_note("pixdim-against-sform", used=used, other=stated))
     unit = SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7)
     if unit is None:
         unit, assumed = "mm", assumed | {"unit"}
@@ -61,7 +77,32 @@ def read_grid(header: Any, path: str) -> Grid:
         qform,
         anatomical=has_sform or has_qform,
         assumed=frozenset(assumed),
+        guesses=tuple(guesses),
+        other_spacing=other,
     )
+
+
+def _sign_notes(header: Any) -> list[str]:
+    """Notes on voxel sizes (pixdim) below 0."""
+    return [
+        deviation_note("negative-pixdim", dimension=n, size=f"{size:g}")
+        for n, size in enumerate(map(float, header["pixdim"][1:4]), 1)
+        if size < 0
+    ]
+
+
+def _other_spacing(header: Any, sform: Affine) -> tuple[float, float, float] | None:
+    """The spacing (D, H, W) by pixdim, if it contradicts the sform's; else None.
+
+    An axis without a pixdim counts as 1, as FSL reads it; one of a single voxel contradicts none.
+    """
+    used = spacing_of_affine(sform)[::-1]
+    w, h, d = (
+        size if _length(header, n) > 1 else step
+        for n, (size, step) in enumerate(zip(_voxel_sizes(header), used, strict=True), 1)
+    )
+    agrees = all(abs(a - b) <= SAME_SIZE * b for a, b in zip((w, h, d), used, strict=True))
+    return None if agrees else (d, h, w)
 
 
 def _sform_matrix(header: Any, path: str) -> Affine:
@@ -76,22 +117,15 @@ def _sform_matrix(header: Any, path: str) -> Affine:
     return affine
 
 
-def _voxel_sizes(header: Any, path: str) -> list[float]:
-    """Voxel sizes along x, y, z: |pixdim|; 1 for an axis of one voxel without a size.
+def _has_size(header: Any, dimension: int) -> bool:
+    """Whether a dimension (1 to 3) has a voxel size."""
+    size = abs(float(header["pixdim"][dimension]))
+    return _in_range(size) and size > 0
 
-    Raises: FormatError for a longer axis without a size.
-    """
-    sizes = []
-    for dimension in (1, 2, 3):
-        size = abs(float(header["pixdim"][dimension]))
-        known = _in_range(size) and size > 0
-        if not known and _length(header, dimension) > 1:
-            raise FormatError(
-                f"cannot read {path}: it has no voxel size: pixdim[{dimension}] is {size:g} "
-                f"and there is no sform; set it to the size along {'xyz'[dimension - 1]}"
-            )
-        sizes.append(size if known else 1.0)
-    return sizes
+
+def _voxel_sizes(header: Any) -> list[float]:
+    """Voxel sizes along x, y, z: |pixdim|, or 1 where there is none."""
+    return [abs(float(header["pixdim"][n])) if _has_size(header, n) else 1.0 for n in (1, 2, 3)]
 
 
 def _in_range(numbers: Any) -> bool:
@@ -101,7 +135,7 @@ def _in_range(numbers: Any) -> bool:
 
 def _length(header: Any, dimension: int) -> int:
     sizes = header["dim"]
-    return int(sizes[dimension]) if dimension <= sizes[0] else 1
+    return max(1, int(sizes[dimension])) if dimension <= sizes[0] else 1
 
 
 def _qform_matrix(header: Any, voxel_sizes: list[float], path: str) -> Affine:
@@ -163,6 +197,7 @@ def permuted(grid: Grid, dimensions: dict[str, int]) -> Grid:
         spacing=spacing_of_affine(affine),
         affine=affine,
         qform=qform,
+        other_spacing=None,
         assumed=frozenset(assumed | (grid.assumed & {"unit"})),
     )
 

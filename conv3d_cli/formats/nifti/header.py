@@ -17,6 +17,7 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.base import real_dtype
+from conv3d_cli.formats.deviations import deviation_note
 from conv3d_cli.formats.nifti.grid import write_grid
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader, is_history
@@ -25,6 +26,19 @@ LETTERS = "xyztcab"  # axis letters of dimensions 1 to 7
 RGB_LETTERS = "xyztdab"  # of RGB volumes: `s` is the channel axis, and dimension 5 is batch
 LARGEST_NIFTI1_SIZE = 32767
 VECTOR_INTENT, MATRIX_INTENT, LABEL_INTENT = 1007, 1004, 1002
+# Intents that filtered values do not have: statistics with their degrees of freedom, p-values, and
+# numbers of labels. A mean of t values has no t distribution.
+# Source: nifti1.h, INTERPRETATION OF VOXEL DATA.
+MEANINGS = {
+    2: "a correlation",
+    3: "a t test",
+    4: "an F test",
+    5: "a z score",
+    **dict.fromkeys(range(6, 22), "a statistic"),
+    **dict.fromkeys(range(22, 25), "p-values"),
+    LABEL_INTENT: "labels",
+    1003: "names of neuroanatomy",
+}
 # Vertices of FreeSurfer's icospheres, 10 * 4^k + 2, that are too many for a NIfTI-1 axis or are
 # folded to fit.
 VERTICES = tuple(10 * 4**k + 2 for k in range(5, 8))
@@ -46,6 +60,7 @@ DATATYPES: dict[int, Any] = {
     1792: np.complex128,
     2048: np.clongdouble,
 }
+QUADRUPLE_MANTISSA = 112  # stored bits of the mantissa of IEEE's binary128
 COMMENT_CODE = 6  # extension of plain text
 DESCRIP_BYTES = 79  # without the zero that ends the text
 RGB_SAMPLES = {128: 3, 2304: 4}
@@ -102,7 +117,7 @@ def read_header(read: Callable[[int], bytes], path: str, pair: bool) -> Any:
 
     read : callable     (count) -> the next bytes, from the start of the file on
     pair : bool         True if the file is the .hdr of a pair
-    Raises: FormatError if it is not a NIfTI header, or if `pair` is wrong for it.
+    Raises: FormatError if it is not a NIfTI header, or a pair's header holds its own voxels.
     """
     start = read(4)
     little, big = int.from_bytes(start, "little"), int.from_bytes(start, "big")
@@ -122,27 +137,55 @@ def read_header(read: Callable[[int], bytes], path: str, pair: bool) -> Any:
     magic = block[344:348] if version == 1 else block[4:8]
     single, half = f"n+{version}\0".encode(), f"ni{version}\0".encode()
     if magic not in (single, half):
-        hint = "; it may be Analyze 7.5: convert it to NIfTI" if pair and version == 1 else ""
+        wanted = half if pair else single
+        hint = (
+            "; it may be Analyze 7.5: convert it, as by nibabel's nib-convert or mrconvert"
+            if pair and version == 1
+            else ""
+        )
         raise FormatError(
-            f"cannot read {path}: not NIfTI-{version}: its magic is {magic!r}, not {single!r}{hint}"
+            f"cannot read {path}: not NIfTI-{version}: its magic is {magic!r}, not {wanted!r}{hint}"
         )
     if version == 2 and block[8:12] not in (b"\r\n\x1a\n", bytes(4)):
         raise FormatError(
             f"cannot read {path}: corrupt: its line ends were changed, as by a copy in text mode"
         )
-    if pair != (magic == half):
-        cure = (
-            "it holds its own voxels: name it .nii"
-            if pair
-            else "its voxels are in another file: name it .hdr"
+    if pair and magic == single:
+        raise FormatError(
+            f"cannot read {path}: by its magic {magic!r} it holds its own voxels: name it .nii"
         )
-        raise FormatError(f"cannot read {path}: by its magic {magic!r} {cure}")
     return header_class(version, pair)(block, order, check=False)
 
 
-def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+def _has_pair_magic(header: Any) -> bool:
+    return bytes(header["magic"].tobytes()).startswith(b"ni")
+
+
+def refuse_half(header: Any, path: str, pair: bool) -> None:
+    """Refuse a file without voxels that, by its magic, is one half of a pair. Raises: FormatError.
+
+    pair : bool     it was opened as one
+    """
+    if not pair and _has_pair_magic(header):
+        raise FormatError(
+            f"cannot read {path}: by its magic {header['magic'].tobytes()!r} its voxels are in "
+            "another file: name it .hdr, and that file .img"
+        )
+
+
+def magic_notes(header: Any, pair: bool) -> list[str]:
+    """A note if a file with its own voxels has the magic of a pair, else none."""
+    if pair or not _has_pair_magic(header):
+        return []
+    return [deviation_note("pair-magic", magic=repr(header["magic"].tobytes()))]
+
+
+def read_layout(
+    header: Any, path: str, notes: list[str]
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Sizes of dimensions 1, 2, ..., the stored dtype, and the samples of an RGB voxel, else 0.
 
+    notes : list of str     gets the notes on deviations
     Raises: FormatError if these fields are damaged, or if the voxels are not real numbers.
     """
     rank = int(header["dim"][0])
@@ -157,11 +200,17 @@ def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any],
             f"cannot read {path}: it is FreeSurfer's list of a surface's vertices (dim[1] is -1), "
             "not a volume; smooth it with mri_surf2surf"
         )
-    if min(sizes) < 1:
+    if sizes[0] < 1 or min(sizes) < 0:
         raise FormatError(
             f"cannot read {path}: its header is damaged: an axis has at least 1 voxel, "
             f"dim is {sizes}"
         )
+    notes += [
+        deviation_note("zero-size", dimension=dimension)
+        for dimension, size in enumerate(sizes, 1)
+        if size == 0
+    ]
+    sizes = tuple(max(1, size) for size in sizes)
     if rank == 1:
         raise FormatError(
             f"cannot read {path}: it has 1 axis of {sizes[0]} values; "
@@ -175,18 +224,15 @@ def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any],
             f"cannot read {path}: its datatype {code}{name} is not supported; convert it to float32"
         )
     stored = np.dtype(np.uint8 if samples else DATATYPES[code])
-    if code == 1536 and stored.itemsize != 16:
+    if code == 1536 and np.finfo(np.longdouble).nmant != QUADRUPLE_MANTISSA:
         raise FormatError(
-            f"cannot read {path}: its datatype 1536 (float128) is unknown to this machine; "
-            "convert it to float64"
+            f"cannot read {path}: its datatype 1536 is IEEE's float of 128 bits, which this "
+            "machine's processor does not have; write it as float64 where it was made"
         )
     real_dtype(stored, path)
     expected = 8 * stored.itemsize * max(1, samples)
     if bits != expected:
-        raise FormatError(
-            f"cannot read {path}: its header is damaged: "
-            f"datatype {code} has {expected} bits a voxel, bitpix is {bits}"
-        )
+        notes.append(deviation_note("bitpix", bitpix=bits, datatype=code, bits=expected))
     return sizes, stored.newbyteorder(header.endianness), samples
 
 
@@ -219,10 +265,12 @@ def read_voxel_offset(header: Any, path: str, pair: bool) -> int:
     """
     value = float(header["vox_offset"])
     least = 0 if pair else header.single_vox_offset
+    if value < least:
+        refuse_half(header, path, pair)
     if not math.isfinite(value) or value != int(value) or value < least:
         raise FormatError(
             f"cannot read {path}: its header is damaged: vox_offset, where voxels start, "
-            f"is {value:g}, not {least} or more"
+            f"is {value:g}, not a whole number from {least} on"
         )
     return int(value)
 
@@ -253,7 +301,7 @@ def read_scale(header: Any, path: str) -> tuple[float, float]:
 
 
 def read_extensions(
-    read: Callable[[int], bytes], header: Any, end: int, path: str, pair: bool
+    read: Callable[[int], bytes], header: Any, end: int, pair: bool, notes: list[str]
 ) -> Extensions:
     """The extensions after a header, as (code, content with padding).
 
@@ -261,7 +309,7 @@ def read_extensions(
 
     read : callable     (count) -> the next bytes, from the end of the header on
     end : int           byte of the file where extensions end at the latest
-    Raises: FormatError if one is damaged.
+    notes : list of str gets the note on one of an impossible size, which ends them
     """
     found: list[tuple[int, bytes]] = []
     extender = read(4)
@@ -277,10 +325,10 @@ def read_extensions(
             break  # zeros between the last extension and the voxels
         content = read(size - 8) if 8 <= size <= room else b""
         if size < 8 or len(content) < size - 8:
-            raise FormatError(
-                f"cannot read {path}: its header is damaged: extension {len(found) + 1} "
-                f"says it has {size} bytes, of at most {room}"
+            notes.append(
+                deviation_note("extension-size", number=len(found) + 1, size=size, room=room)
             )
+            break
         found.append((code, content))
         room -= size
     return tuple(found)
@@ -395,8 +443,10 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
         header["intent_name"] = b""
         header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
-    if int(header["intent_code"]) == LABEL_INTENT and volume.dtype.kind == "f":
-        header["intent_code"], header["intent_name"] = 0, b""  # labels are integers
+    if volume.is_filtered and int(header["intent_code"]) in MEANINGS:
+        header["intent_code"] = 0
+        header["intent_name"] = b""
+        header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
     if volume.components and not rgb:
         notes += _write_components(header, volume.components, axes.size("c"))
     if source is not None and _slices_changed(volume, source, sizes):
@@ -405,6 +455,21 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["dim_info"] = int(header["dim_info"]) & 0b1111  # frequency and phase stay
     notes += write_grid(header, volume.grid, None if source is None else source.grid)
     return header, notes
+
+
+def lost_meaning(volume: VolumeHeader) -> str:
+    """A note if an output's values no longer are what its input's intent says, else "".
+
+    volume : VolumeHeader       of the output
+    """
+    source = source_of(volume)
+    meaning = None if source is None else MEANINGS.get(int(source.header["intent_code"]))
+    if meaning is None or not volume.is_filtered:
+        return ""
+    return (
+        f"the input's voxels are {meaning} by its header (intent_code), and filtered ones are not: "
+        "the output has no such intent"
+    )
 
 
 def _write_components(header: Any, components: tuple[str, ...], channels: int) -> list[str]:

@@ -14,6 +14,7 @@ FORMAT = VolumeFormat(
     open=late("conv3d_cli.formats.nrrd.format:open_nrrd"),
     create=late("conv3d_cli.formats.nrrd.format:create_nrrd"),
     output_letters=late("conv3d_cli.formats.nrrd.axes:output_letters"),
+    signature=lambda start: start.begins(b"NRRD000"),
     holds_affine=True,
     compressions=("deflate",),
     libraries=("isal",),

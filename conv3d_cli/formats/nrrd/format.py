@@ -39,6 +39,7 @@ from conv3d_cli.formats.nrrd.header import (
     type_name,
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
+from conv3d_cli.formats.stored import beside
 from conv3d_cli.model.volume import (
     SPATIAL,
     Axes,
@@ -47,7 +48,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     is_history,
 )
-from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.system.atomic import output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
 HISTORY = "conv3d_history"  # key of the history, a line for each step
@@ -120,7 +121,7 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
         time_step=own["t"].time_step if "t" in own else None,
     )
     reader = _open_voxels(header, volume, dtype)
-    reader.notes = (*notes, *more)
+    reader.notes = (*reader.notes, *notes, *more)
     return reader
 
 
@@ -159,7 +160,7 @@ def _voxel_file(header: NrrdHeader) -> str:
         raise header.error(
             f"its voxels are not in a file, but at {name[:80]}; save header and voxels as one file"
         )
-    return os.path.join(os.path.dirname(header.path), name)
+    return beside(header.path, name, "data file")
 
 
 def _missing_name_hint(path: str) -> str:
@@ -252,10 +253,10 @@ def create_nrrd(
         fields["data file"] = os.path.basename(names[1])
     text = header_text(fields, keys) + (b"" if len(names) == 2 else b"\n")
     stored = np.dtype(np.uint8) if header.dtype == np.bool_ else header.dtype.newbyteorder("<")
-    opened = [AtomicFile(names[-1], overwrite)]
+    opened = [output_file(names[-1], overwrite)]
     try:
         if len(names) == 2:
-            opened.append(AtomicFile(path, overwrite, is_header=True))
+            opened.append(output_file(path, overwrite, is_header=True))
         with write_errors(path):
             if packs:
                 opened[0].file.write(text)

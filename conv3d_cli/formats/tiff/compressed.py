@@ -26,7 +26,7 @@ from conv3d_cli.formats.codecs import ZSTD_LEVEL, codec_threads, need_zstd, zstd
 from conv3d_cli.formats.packed import first_voxel
 from conv3d_cli.formats.tiff import COMPRESSIONS, DEFLATE, OLD_DEFLATE, ZSTD
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.atomic import OutputFile, write_errors
 
 HORIZONTAL = 2  # predictor for integers
 MSB_FIRST = 1  # order of bits in all but old fax files
@@ -172,7 +172,7 @@ class PackedStackWriter(VolumeWriter):
     A few threads pack the strips. Strips are cut and packed in the same way whatever the slabs and
     threads, so that these change no byte.
 
-    output : AtomicFile     this writer commits it
+    output : OutputFile     this writer commits it
     axes : Axes             as stored; the same volumes, planes and channels as the header's
     dtype : numpy dtype     as stored, little-endian
     big : bool              64-bit offsets (BigTIFF)
@@ -186,7 +186,7 @@ class PackedStackWriter(VolumeWriter):
 
     def __init__(
         self,
-        output: AtomicFile,
+        output: OutputFile,
         header: VolumeHeader,
         path: str,
         axes: Axes,

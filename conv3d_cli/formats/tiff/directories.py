@@ -32,6 +32,9 @@ LAYOUT_TAGS = {
     339: 1,  # SampleFormat
     32997: 1,  # ImageDepth
 }
+PLANE_TAGS = (256, 257, 258, 277, 339, 32997)
+SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4
+NDPI_TAG = 65420
 INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 # tags whose values must lie within the file: ImageDescription, offsets and byte counts of strips
 # and tiles
@@ -45,10 +48,22 @@ class Directory:
 
     offset : int        its position in the file, in bytes
     layout : tuple      values of the tags in LAYOUT_TAGS, in that order
+    beside : bool       its NewSubfileType says that it is a small version of another page, or a
+                        mask of one
     """
 
     offset: int
     layout: tuple[tuple[int, ...], ...]
+    beside: bool = False
+
+    @property
+    def plane(self) -> tuple[tuple[int, ...], ...]:
+        """The part of the layout that says what a plane is: its size and the type of its voxels."""
+        return tuple(
+            value
+            for code, value in zip(LAYOUT_TAGS, self.layout, strict=True)
+            if code in PLANE_TAGS
+        )
 
 
 def read_directories(path: str) -> list[Directory]:
@@ -93,6 +108,9 @@ def read_directories(path: str) -> list[Directory]:
                     f"the file has {size} bytes"
                 )
             tags = list(struct.iter_unpack(order + entry_format, entries))
+            if next_format == "I" and any(tag[0] == NDPI_TAG for tag in tags):
+                # Hamamatsu's files have 64-bit offsets between directories
+                next_format, next_bytes, tail = "Q", 8, tail + file.read(4)
             for code, kind, count, value in tags:
                 length = count * TYPE_BYTES.get(kind, 1)
                 outside = length > len(value) and _pointer(order, value) + length > size
@@ -101,7 +119,9 @@ def read_directories(path: str) -> list[Directory]:
                         f"cannot read {path}: truncated or damaged: {page} points beyond the end "
                         f"of the file ({size} bytes)"
                     )
-            directories.append(Directory(offset, _layout(file, order, tags)))
+            kinds = [_pointer(order, value) for code, _, _, value in tags if code == SUBFILE_TYPE]
+            beside = bool(kinds) and bool(kinds[0] & (REDUCED | MASK))
+            directories.append(Directory(offset, _layout(file, order, tags), beside))
             (offset,) = struct.unpack(order + next_format, tail)
     if not directories:
         raise FormatError(f"cannot read {path}: truncated or damaged: it holds no pages")

@@ -7,31 +7,45 @@ from collections.abc import Sequence
 from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError
-from conv3d_cli.formats.tiff.images import find_image
+from conv3d_cli.formats.tiff import is_stack_name
+from conv3d_cli.formats.tiff.images import companion_of, find_image, first_file, full_text
 from conv3d_cli.formats.tiff.series import open_series, tiff_errors
+from conv3d_cli.formats.tiff.stack import stack_files
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import split_part
 
 NDTIFF_INDEX = "NDTiff.index"  # Micro-Manager's list of the planes in all files of a folder
 
 
-def input_files(path: str) -> tuple[str, ...]:
+def input_files(name: str) -> tuple[str, ...]:
     """The files that a volume is read from, the named one first.
 
     Only the named one if it cannot be read: opening it reports the error.
+
+    name : str      the file, or `FILE::PART`
     """
+    if is_stack_name(name):
+        return tuple(stack_files(name))
+    path, part = split_part(name)
     others: tuple[str, ...] = ()
     try:
         check_input(path)  # opening a pipe would wait for a writer
         with tiff_errors(path):
             import tifffile
 
-            with tifffile.TiffFile(path) as tiff:
+            first, text = first_file(path, part)
+            with tifffile.TiffFile(first) as tiff:
                 listed = tiff.is_micromanager  # Micro-Manager lists planes in a file of its own
-                if tiff.is_ome and not listed:
-                    image = find_image(str(tiff.ome_metadata), path)
-                    others = () if image is None else image.files
+                own = str(tiff.ome_metadata) if tiff.is_ome else ""
+                if text is None and own and not listed:
+                    companion = companion_of(own, first)
+                    others = () if companion is None else (companion,)
+                    text = full_text(own, first)
+                if text is not None:
+                    image = find_image(text, first, part, implied=True)
+                    others = (*others, first, *(() if image is None else image.files))
         if listed:
-            found = open_series(path, axes_given=True)
+            found = open_series(name, axes_given=True)
             with found.tiff:
                 others = series_files(found.series, found.pages, path)
     except Conv3DError:

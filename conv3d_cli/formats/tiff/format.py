@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, WriteError, setting
+from conv3d_cli.errors import Conv3DError, FormatError, WriteError, setting
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
@@ -28,16 +28,20 @@ from conv3d_cli.formats.base import (
     RawWriter,
     real_dtype,
 )
+from conv3d_cli.formats.tiff import BIG_SUFFIXES, is_stack_name
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
+from conv3d_cli.formats.tiff import vendors as tiff_vendors
 from conv3d_cli.formats.tiff.compressed import (
     PackedStackWriter,
     need_codec,
     packing_bytes,
 )
 from conv3d_cli.formats.tiff.files import check_beside
+from conv3d_cli.formats.tiff.images import list_images
 from conv3d_cli.formats.tiff.metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff.pages import PagedArray
+from conv3d_cli.formats.tiff.planes import PlaneArray, series_planes
 from conv3d_cli.formats.tiff.series import (
     OpenSeries,
     dialect_of,
@@ -46,8 +50,10 @@ from conv3d_cli.formats.tiff.series import (
     tiff_errors,
     value_scale,
 )
+from conv3d_cli.formats.tiff.stack import read_stack, stack_files
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.system.atomic import OutputFile, output_file, suffix_of, write_errors
+from conv3d_cli.system.parts import split_part
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
@@ -62,21 +68,43 @@ SPARE_LETTERS = "taburefghijklmnopqvwd"
 # Reading
 
 
+class MappedReader(RawReader):
+    """A reader of voxels in one piece. Arguments as `RawReader`, whose `offset` is positional.
+
+    contents : dict         see `_contents`
+    """
+
+    def __init__(self, contents: dict[str, str], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._contents = contents
+
+    def storage(self) -> dict[str, str]:
+        return self._contents
+
+
 class PagedReader(ArrayReader):
     """A reader of TIFF pages that are decoded when they are asked for.
 
+    contents : dict         see `_contents`
     tiff : TiffFile         of tifffile; the reader closes it
     """
 
-    def __init__(self, tiff: Any, array: PagedArray, header: VolumeHeader, path: str) -> None:
+    def __init__(
+        self,
+        contents: dict[str, str],
+        tiff: Any,
+        array: PagedArray,
+        header: VolumeHeader,
+        path: str,
+    ) -> None:
         super().__init__(array, header, path)  # type: ignore[arg-type]
-        self._pages, self._tiff = array, tiff
+        self._contents, self._pages, self._tiff = contents, array, tiff
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
         return self._pages.buffer_bytes()
 
     def storage(self) -> dict[str, str]:
-        return self._pages.storage()
+        return self._pages.storage() | self._contents
 
     def close(self) -> None:
         self.array = np.empty(0)
@@ -84,68 +112,131 @@ class PagedReader(ArrayReader):
         self._tiff.close()
 
 
-def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open the first image series of a TIFF file; of an OME-TIFF, see `images.find_image`.
+class PlaneReader(ArrayReader):
+    """A reader of single planes, independent of the other readers; see planes.py."""
 
+    def __init__(self, array: PlaneArray, header: VolumeHeader, path: str) -> None:
+        super().__init__(array, header, path)  # type: ignore[arg-type]
+        self._planes = array
+
+    def buffer_bytes(self, planes: int, channels: int) -> int:
+        # a plane that is kept, the next one, its packed bytes, and the planes before they are one
+        return (planes + 3) * self._planes.plane_bytes
+
+    def close(self) -> None:
+        self.array = np.empty(0)
+        self._planes.close()
+
+
+def open_again(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open a volume as `open_tiff` does, with voxels that are found and read by another way."""
+    if is_stack_name(path):
+        return _open_stack(path, axes)
+    opened = open_series(path, axes is not None)
+    with opened.tiff:
+        header, _ = _read_header(opened, path, axes, channels_first)
+        planes = series_planes(opened, header.axes.shape, opened.path)
+    return PlaneReader(planes, header, path)
+
+
+def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open an image series of a TIFF file: the first, or that of `FILE::PART`.
+
+    Of an OME-TIFF, see `images.find_image`.
+
+    path : str              the file, or `FILE::NUMBER` (from 0), or `FILE::NAME`
     axes : str or None      axis letters in storage order (slowest first), in place of the file's
     channels_first : bool   of two unnamed axes of pages, read the slower one as channels, not time
     Raises: FormatError.
     """
+    if is_stack_name(path):
+        return _open_stack(path, axes)
     opened = open_series(path, axes is not None)
+    file_name = opened.path
     tiff, series = opened.tiff, opened.series
     try:
-        check_beside(series, opened.pages, path)
-        found, notes = _stored_axes(tiff, series, axes, channels_first, path)
-        described = _describe(opened, found, path)
-        header = VolumeHeader(
-            found,
-            real_dtype(series.dtype, path),
-            described.grid,
-            value_scale(opened),
-            "TIFF",
-            TiffMetadata(
-                dialect_of(tiff, series),
-                found,
-                described.units,
-                described.interval,
-                described.items,
-            ),
-            history=described.history,
-            time_step=None if described.interval is None else (described.interval, "s"),
-            channel_names=tiff_metadata.channel_names(described.items, found),
-        )
+        header, notes = _read_header(opened, path, axes, channels_first)
         offset = mapped_offset(opened, path)
-        reader: RawReader | PagedReader
+        contents = _contents(opened)
+        reader: MappedReader | PagedReader
         if offset is None:
-            array = PagedArray(opened.pages, found.shape, series.dtype, path, tiff.filehandle)
-            reader = PagedReader(tiff, array, header, path)
+            array = PagedArray(opened.pages, header.axes.shape, series.dtype, path, tiff.filehandle)
+            reader = PagedReader(contents, tiff, array, header, path)
         else:
-            file = open(path, "rb")  # noqa: SIM115 - the reader closes it
+            file = open(file_name, "rb")  # noqa: SIM115 - the reader closes it
             try:
-                reader = RawReader(
-                    file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset
-                )
+                stored = series.dtype.newbyteorder(tiff.byteorder)
+                reader = MappedReader(contents, file, header, path, stored, offset)
             except BaseException:
                 file.close()
                 raise
             tiff.close()
-        reader.notes = (*notes, *_series_notes(opened), *described.notes)
+        reader.notes = notes
         return reader
     except BaseException:
         tiff.close()
         raise
 
 
+def _open_stack(path: str, axes: str | None) -> VolumeReader:
+    """Open the stack `FOLDER::PATTERN`. Raises: FormatError."""
+    name = stack_files(path)[0]
+    with open_tiff(name) as first:
+        opened = open_series(name)
+        opened.tiff.close()
+        array, header, notes = read_stack(path, first, opened.series.dtype)
+        notes = (*first.notes, *notes)
+    if axes is not None:
+        if len(axes) != len(header.axes.letters):
+            raise FormatError(
+                f"cannot read {path}: {setting('axes', axes)} names {len(axes)} axes, "
+                f"it has {len(header.axes.letters)}: shape {header.axes.shape}"
+            )
+        header = replace(header, axes=Axes(axes, header.axes.shape))
+    reader = PlaneReader(array, header, path)
+    reader.notes = notes
+    return reader
+
+
+def _read_header(
+    opened: OpenSeries, path: str, axes: str | None, channels_first: bool
+) -> tuple[VolumeHeader, tuple[str, ...]]:
+    """The header of a series, and the notes of its reader. Arguments and errors as `open_tiff`."""
+    tiff, series = opened.tiff, opened.series
+    check_beside(series, opened.pages, opened.path)
+    found, notes = _stored_axes(opened, axes, channels_first, path)
+    described = _describe(opened, found, path)
+    kept = TiffMetadata(
+        dialect_of(tiff, series), found, described.units, described.interval, described.items
+    )
+    header = VolumeHeader(
+        found,
+        real_dtype(series.dtype, path),
+        described.grid,
+        value_scale(opened),
+        "TIFF",
+        kept,
+        history=described.history,
+        time_step=None if described.interval is None else (described.interval, "s"),
+        channel_names=tiff_metadata.channel_names(described.items, found),
+    )
+    return header, (*notes, *opened.notes, *_series_notes(opened, path), *described.notes)
+
+
 def _stored_axes(
-    tiff: Any, series: Any, given: str | None, channels_first: bool, path: str
+    opened: OpenSeries, given: str | None, channels_first: bool, path: str
 ) -> tuple[Axes, list[str]]:
     """Axes of the series, and notes on guesses.
 
     Raises: FormatError; SpecError for impossible letters in `given`.
     """
-    letters, shape = series.axes.lower(), tuple(int(n) for n in series.shape)
+    series, shape = opened.series, opened.shape
+    letters = series.axes.lower()
     if given is not None:
-        full = _full_shape(tiff, series)
+        full = _full_shape(opened.tiff, series)
+        if shape != tuple(series.shape):  # planes are missing
+            slowest = next(k for k, n in enumerate(full) if n > 1)
+            full = (*full[:slowest], shape[0], *full[slowest + 1 :])
         shape = full if len(given) == len(full) else shape
         if len(given) != len(shape):
             raise FormatError(
@@ -178,13 +269,13 @@ def _stored_axes(
 
 
 def _full_shape(tiff: Any, series: Any) -> tuple[int, ...]:
-    """The shape of the first series, including the axes of size 1 that tifffile leaves out."""
+    """The shape of a series, including the axes of size 1 that tifffile leaves out."""
     # tifffile has `get_shape`; from 2026.5.2 on it has `squeeze` instead
-    whole = (
-        series.get_shape(False)
-        if hasattr(series, "get_shape")
-        else tiff.series(squeeze=False)[0].shape
-    )
+    if hasattr(series, "get_shape"):
+        whole = series.get_shape(False)
+    else:
+        place = next(k for k, one in enumerate(tiff.series) if one is series)
+        whole = tiff.series(squeeze=False)[place].shape
     return tuple(int(n) for n in whole)
 
 
@@ -214,6 +305,11 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
                 if image is None
                 else tiff_ome.read_ome(image.image, image.pixels, axes)
             )
+            if found.grid.spacing is None and opened.json:
+                found = replace(
+                    found,
+                    grid=tiff_metadata.read_shaped(opened.json, resolution, unit_tag, axes).grid,
+                )
             return replace(found, history=tiff_ome.ome_history(tiff.ome_metadata))
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
@@ -224,22 +320,57 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
             return tiff_metadata.read_shaped(
                 (tiff.shaped_metadata or ({},))[0], resolution, unit_tag, axes
             )
-    return Description()
+        return tiff_vendors.read_vendor(tiff, opened.series, axes)
 
 
-def _series_notes(opened: OpenSeries) -> list[str]:
+def _contents(opened: OpenSeries) -> dict[str, str]:
+    """The series and levels of a file in words, where it has several: {"series": ...}."""
+    found = {}
+    if len(opened.listed) > 1:
+        found["series"] = f"{opened.number} is read, of {list_images(opened.listed)}"
+    levels = opened.series.levels if opened.series.is_pyramidal else ()
+    if levels:
+        shapes = (" x ".join(map(str, level.shape)) for level in levels)
+        found["levels"] = f"the first is read, of {', '.join(shapes)}"
+    return found
+
+
+def holds_more(path: str) -> bool:
+    """True if a file holds images besides the one that its name selects; False if unreadable."""
+    if is_stack_name(path):
+        return False
+    try:
+        opened = open_series(path, axes_given=True)
+    except Conv3DError:
+        return False
+    opened.tiff.close()
+    return len(opened.listed) > 1
+
+
+def _series_notes(opened: OpenSeries, name: str) -> list[str]:
+    """What the file holds and its reader leaves out, in words; not what the user chose to leave.
+
+    name : str      the file, or `FILE::PART`
+    """
     tiff, image, series = opened.tiff, opened.image, opened.series
+    path, part = split_part(name)
     notes = []
-    count = image.here if image is not None and series.kind == "ome" else len(tiff.series)
-    if count > 1:
+    is_ome = image is not None and series.kind == "ome"
+    count = image.here if is_ome and image is not None else len(opened.listed)
+    others = [k for k in range(len(opened.listed)) if k != opened.number and not part]
+    if count > 1 and others:
         notes.append(
-            f"the file holds {count} image series: the first is used, shape {series.shape}"
+            f"the file holds {count} image series: number {opened.number} is used, shape "
+            f"{series.shape}; {path}::{others[0]} names another"
         )
-    elif count == 0 and image is not None and image.described > 1:
+    elif count == 0 and is_ome and others:
         notes.append(
-            f"the file describes {image.described} images in other files: "
-            f"the first is used, shape {series.shape}"
+            f"the file describes {len(opened.listed)} images in other files: "
+            f"number {opened.number} is used, shape {series.shape}; {path}::{others[0]} names "
+            "another"
         )
+    if not is_ome or count <= 1:
+        notes += _unused_pages(opened)
     if series.is_pyramidal:
         notes.append(
             f"the file holds {len(series.levels)} levels of resolution: the full one is used"
@@ -254,6 +385,22 @@ def _series_notes(opened: OpenSeries) -> list[str]:
             "and the output shows 0 as black"
         )
     return notes
+
+
+def _unused_pages(opened: OpenSeries) -> list[str]:
+    """A note on pages of the file that belong to no series; small versions of others aside."""
+    if any(page.parent is not opened.tiff for page in opened.pages) or (
+        opened.image is None and len(opened.tiff.series) > 1
+    ):
+        return []
+    used = {page.offset for page in opened.pages}
+    count = sum(not (d.beside or d.offset in used) for d in opened.directories)
+    if not count or (opened.series.is_truncated and len(opened.pages) == 1):
+        return []
+    of = f"{count} of the file's {len(opened.directories)} pages"
+    return [
+        f"{of} {'belongs' if count == 1 else 'belong'} to no image of its description: left out"
+    ]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -285,7 +432,7 @@ class StackWriter(RawWriter):
     """
 
     def __init__(
-        self, output: AtomicFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout
+        self, output: OutputFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout
     ) -> None:
         super().__init__(output, header, path, offset, layout.dtype)
         self.stored_axes = layout.axes
@@ -322,7 +469,7 @@ def create_tiff(
     compression = options.compression
     need_codec(path, compression)
     layout = choose_layout(path, header, compression != "none")
-    output = AtomicFile(path, overwrite)
+    output = output_file(path, overwrite)
     writer: VolumeWriter
     try:
         if compression == "none":
@@ -388,7 +535,8 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     }
     batch = header.axes.batch_letters
     directories = DIRECTORY_BYTES * frames * depth * sizes["c"]
-    big = math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
+    asked = path.lower().endswith(BIG_SUFFIXES)
+    big = asked or math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
 
     dialect, reason = "imagej", ""
     if suffix_of(path).startswith(".ome."):
@@ -400,13 +548,14 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
             )
     elif dtype.name not in IMAGEJ_DTYPES:
         reason = f"{dtype} does not fit ImageJ TIFF"
-    elif big:
+    elif big and not asked:
         reason = "a file above 4 GB does not fit ImageJ TIFF"
     elif len(batch) > 1:
         reason = f"axes {batch} do not fit ImageJ TIFF"
-    if reason:
+    if reason or (asked and dialect == "imagej"):
         dialect = "ome" if dtype.name in tiff_ome.OME_TYPES and len(batch) < 2 else "shaped"
         written = "OME-TIFF" if dialect == "ome" else "plain TIFF with its axes in the description"
+    if reason:
         notes.append(f"{reason}: written as {written}{' (BigTIFF)' if big else ''}")
 
     letters = "tzcyx"
@@ -435,7 +584,7 @@ def _ome_order(header: VolumeHeader) -> str:
 
 
 def _write_directories(
-    output: AtomicFile, header: VolumeHeader, layout: FileLayout, path: str
+    output: OutputFile, header: VolumeHeader, layout: FileLayout, path: str
 ) -> tuple[int, str]:
     """Write everything but the voxels. Returns the byte of the first voxel, and a note."""
     import tifffile

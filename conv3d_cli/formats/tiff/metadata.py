@@ -46,6 +46,8 @@ SECONDS = {
     "h": 3600.0,
 }
 
+TAG_UNITS = {2: "inch", 3: "cm"}  # of TIFF's ResolutionUnit
+MICROSCOPIC_CM = 1e-3  # ImageJ converts pixels up to this size from cm to micron
 # ImageJ's keys that remain true after a convolution
 IMAGEJ_KEPT = ("ImageJ", "finterval", "fps", "tunit", "loop", "info", "inverty")
 LARGEST = 2**32 - 1  # numerator or denominator of a TIFF rational
@@ -252,28 +254,48 @@ def read_imagej(
 
     metadata : dict                     keys of the description, and of IJMetadata
     resolution : 2 rationals or None    XResolution and YResolution, pixels per unit
-    unit_tag : int or None              ResolutionUnit (inch, cm), if the description names no unit
+    unit_tag : int or None              ResolutionUnit: 2 for inch, 3 for cm
     axes : Axes                         of the series
-    Source: ImageJ, ij/io/FileOpener.java setCalibration, ij/io/FileSaver.java getDescriptionString.
+    Source: ImageJ, ij/io/FileOpener.java setCalibration and decodeDescriptionString,
+    ij/io/FileSaver.java getDescriptionString.
     """
-    unit = metadata.get("unit")
     w, h = (_pixel_size(value) for value in resolution)
-    if unit is None and unit_tag == 3:
-        unit = "cm"
-    elif unit is None and unit_tag == 2 and (w, h) != (1 / 72, 1 / 72):
-        unit = "inch"
-    elif unit is None and unit_tag == 2:  # 72 dots per inch: the default of many programs
-        w = h = None
+    w, h = w or h, h or w
+    if unit_tag == 2 and (w, h) == (1 / 72, 1 / 72):  # the default of many programs
+        w = h = unit_tag = None
     d = positive(metadata.get("spacing"))
-    words = _words(metadata.get("zunit", unit), metadata.get("yunit", unit), unit)
-    notes = []
+    unit, notes = metadata.get("unit"), []
+    z_unit, y_unit = (metadata.get(key, unit) for key in ("zunit", "yunit"))
+    tagged = TAG_UNITS.get(unit_tag or 0)
+    if unit is None and tagged is not None and w is not None and h is not None:
+        unit = y_unit = tagged
+        z_unit = z_unit or tagged
+        if tagged == "cm" and w <= MICROSCOPIC_CM:  # as ImageJ: a microscope's, in micron
+            unit = y_unit = "micron"
+            w, h = (_convert(size, UNITS["cm"], UNITS["um"]) for size in (w, h))
+            z_unit = metadata.get("zunit", None if d else unit)
+    elif tagged is not None and w is not None and h is not None:
+        w, h, text = _contradiction(w, h, d, str(unit), tagged)
+        if text:
+            notes.append(text)
+            y_unit = unit
+    words = _words(z_unit, y_unit, unit)
     if unit_length(words[2]) is not None:
         if d is None and axes.size("z") > 1:
             notes.append(
                 "the file gives no z spacing: "
                 f"it is 1 {unit_name(words[2]) or words[2]}, as in ImageJ"
             )
-        if unit_length(words[0]) is None:
+        if w is None:
+            notes.append(
+                f"the file gives no pixel size: it is 1 {unit_name(words[2]) or words[2]}, "
+                "as in ImageJ"
+            )
+        if words[0] is None:
+            notes.append(
+                f"the file names no unit of its z spacing: it is taken in {unit_name(words[2])}"
+            )
+        elif unit_length(words[0]) is None:
             notes.append(
                 f"'{words[0]}' is not a unit of length: the z spacing is taken in {words[2]}"
             )
@@ -292,6 +314,31 @@ def read_imagej(
         tuple(notes),
         tuple(filter(is_history, str(metadata.get("Info", "")).splitlines())),
     )
+
+
+def _contradiction(
+    w: float, h: float, d: float | None, unit: str, tagged: str
+) -> tuple[float, float, str]:
+    """Voxel sizes (W, H) in the description's unit, if the resolution's tag names another; a note.
+
+    ImageJ and Bio-Formats believe a tag of cm. One of inches is what many programs write without
+    meaning it: it counts if the pixels are then nearer to the distance of the planes.
+
+    d : float or None       distance of the planes; None: 1, as in ImageJ
+    unit, tagged : str      units of the description and of the tag
+    """
+    length, own = unit_length(tagged), unit_length(unit)
+    if length is None or own is None or length == own:
+        return w, h, ""
+    by_tag = [_convert(size, length, own) for size in (w, h)]
+    depth = d or 1.0
+    if tagged != "cm" and abs(math.log(by_tag[0] / depth)) >= abs(math.log(w / depth)):
+        return w, h, ""
+    text = (
+        f"the file's resolution is per {tagged}, and its description names {unit}: "
+        f"a pixel is read as {by_tag[0]:.6g} {unit}"
+    )
+    return by_tag[0], by_tag[1], text
 
 
 def _words(d: Any, h: Any, w: Any) -> Words:

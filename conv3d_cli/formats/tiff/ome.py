@@ -7,6 +7,7 @@ channels with their names and colours, the image's name and description, the tim
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,11 +30,27 @@ from conv3d_cli.formats.tiff.metadata import (
     unit_length,
 )
 from conv3d_cli.formats.tiff.series import to_number
-from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.grid import Grid, unit_name
 from conv3d_cli.model.volume import Axes, VolumeHeader
+from conv3d_cli.system.words import printable
 
 OME_WORDS = {"um": "µm"}
+# the words that the schema knows, with the micro sign
+OME_LENGTH = re.compile(
+    "([YZEPTGMkhdcmµnpfazy]|da)?m|Å|thou|li|in|ft|yd|mi|ua|ly|pc|pt|pixel|reference frame"
+)
+OME_TIME = re.compile("([YZEPTGMkhdcmµnpfazy]|da)?s|min|h|d")
+OTHER_WORDS = {
+    "å": "Å",
+    "angstrom": "Å",
+    "inch": "in",
+    "inches": "in",
+    "us": "µs",
+    "μs": "µs",
+    "sec": "s",
+}
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
 OME_TYPES = {
     "int8": "int8",
@@ -99,6 +116,34 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
         items=items,
         notes=notes,
     )
+
+
+def schema_word(word: str | None, known: re.Pattern[str]) -> str:
+    """The schema's word for a unit as files spell it; "pixel" for one that it does not know.
+
+    >>> [schema_word(word, OME_LENGTH) for word in ("\u03bcm", "micron", "nm", "furlong", None)]
+    ['µm', 'µm', 'nm', 'pixel', 'pixel']
+    """
+    if word is not None and known.fullmatch(word):
+        return word
+    name = unit_name(word)
+    if name is not None:
+        return OME_WORDS.get(name, name)
+    other = OTHER_WORDS.get((word or "").strip().lower(), "pixel")
+    return other if known.fullmatch(other) else "pixel"
+
+
+def _legal(root: Any) -> None:
+    """Escape, in the texts and attributes of an XML, what XML cannot hold."""
+    for element in root.iter():
+        if element.text:
+            element.text = _legal_text(element.text)
+        for key, value in element.attrib.items():
+            element.set(key, _legal_text(value))
+
+
+def _legal_text(text: str) -> str:
+    return NOT_IN_XML.sub(lambda found: printable(found[0]), text)
 
 
 def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None:
@@ -168,10 +213,16 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     if found is not None:
         for letter, number, word in zip("ZYX", found.numbers, found.words, strict=True):
             pixels[f"PhysicalSize{letter}"] = repr(number)
-            pixels[f"PhysicalSize{letter}Unit"] = word or "pixel"
+            pixels[f"PhysicalSize{letter}Unit"] = schema_word(word, OME_LENGTH)
     if source is not None and source.interval and not same:
         pixels.update({"TimeIncrement": repr(source.interval), "TimeIncrementUnit": "s"})
     pixels.update(kept.get("Pixels", {}))
+    if "TimeIncrementUnit" in pixels:
+        word = schema_word(pixels["TimeIncrementUnit"], OME_TIME)
+        if word == "pixel":  # not a unit of time
+            del pixels["TimeIncrement"], pixels["TimeIncrementUnit"]
+        else:
+            pixels["TimeIncrementUnit"] = word
 
     root = ElementTree.Element(
         "OME",
@@ -207,6 +258,7 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
             own = {"ID": f"Annotation:{number}", "Namespace": HISTORY_NAMESPACE}
             comment = ElementTree.SubElement(notes, "CommentAnnotation", own)
             ElementTree.SubElement(comment, "Value").text = line
+    _legal(root)
     text = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>{text}', note
 
@@ -223,5 +275,5 @@ def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibra
             "ZYX", starts, found.origin, found.numbers, found.words, strict=True
         ):
             plane[f"Position{letter}"] = repr(float(f"{(start - zero) * number:.15g}"))
-            plane[f"Position{letter}Unit"] = word or "pixel"
+            plane[f"Position{letter}Unit"] = schema_word(word, OME_LENGTH)
         ElementTree.SubElement(body, "Plane", plane)

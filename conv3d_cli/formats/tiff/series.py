@@ -7,19 +7,30 @@ directories.py follows the chain of pages; images.py chooses among the images of
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, setting
 from conv3d_cli.formats.tiff.directories import Directory, read_directories
-from conv3d_cli.formats.tiff.images import OmeImage, declared_planes, find_image
+from conv3d_cli.formats.tiff.images import (
+    Listed,
+    OmeImage,
+    choose,
+    declared_planes,
+    find_image,
+    first_file,
+    full_text,
+)
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import split_part
 
+MAX_NAMED = 3  # missing files that a message names
 MAX_PLANES = 1 << 22  # that tifffile may allocate memory for
 # Largest compression ratio of each codec. No memory is allocated for a page that claims more voxels
 # than its bytes can hold.
@@ -32,18 +43,30 @@ UNCHECKED_PAGE_BYTES = 1 << 26  # smaller pages may claim any ratio
 class OpenSeries:
     """A file opened with tifffile, and the series to read. The owner closes `tiff`.
 
+    path : str                  the TIFF file that was opened
     tiff : TiffFile             of tifffile
     image : OmeImage or None    the image of an OME-TIFF; None if none is described
     series : TiffPageSeries     of tifffile
     pages : list                pages of the series, all checked; they may be in other files
+    shape : tuple               of the volume; without what is missing at its end
     directories : list          directories of the file that was opened
+    listed : list               all series of the file, or all images that its OME-XML describes
+    number : int                the place of `series` among them
+    json : dict                 what tifffile's JSON says beside an OME-XML
+    notes : tuple of str        what was not used
     """
 
+    path: str
     tiff: Any
     image: OmeImage | None
     series: Any
     pages: list[Any]
+    shape: tuple[int, ...]
     directories: Sequence[Directory]
+    listed: Sequence[Listed]
+    number: int
+    json: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -89,63 +112,144 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
 # Finding the series
 
 
-def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> OpenSeries:
-    """Open a TIFF file and find its first image series; of an OME-TIFF, see `find_image`.
+def open_series(name: str, axes_given: bool = False, one_file: bool = False) -> OpenSeries:
+    """Open a TIFF file and find an image series.
 
-    axes_given : bool       read a file page by page if its OME-XML describes none of its pages
+    It is the first one, or that of `FILE::PART`; of an OME-TIFF, see `find_image`.
+
+    axes_given : bool       read a file page by page if its OME-XML describes none of its pages,
+                            and leave out what is missing at the end of an acquisition
     one_file : bool         refuse planes in other files
     Raises: FormatError.
     """
+    path, part = split_part(name)
     check_input(path)
-    own = os.path.realpath(path)
-    directories = {own: read_directories(path)}
-    tiff, image = _open_file(path, axes_given)
+    with tiff_errors(path):
+        path, text = first_file(path, part)
+    directories = {os.path.realpath(path): read_directories(path)}
+    tiff, image = _open_file(path, part, axes_given, text)
     try:
-        if one_file and image is not None and any(name != path for name in image.files):
-            raise FormatError(
-                f"cannot read {path}: its planes are in other files; save them as one file"
-            )
-        absent = ""
-        for name in () if image is None else image.files:
-            if not os.path.exists(name):
-                absent = absent or f": there is no file {name}"
-            elif os.path.realpath(name) not in directories:
-                check_input(name)
-                directories[os.path.realpath(name)] = read_directories(name)
-        series = _first_series(tiff, image, absent, path)
-        pages = _usable_pages(tiff, series, directories, path, absent)
-        # a list of Micro-Manager's may also name other files
-        if one_file and any(page.parent is not tiff for page in pages):
-            raise FormatError(
-                f"cannot read {path}: its planes are in other files; save them as one file"
-            )
+        try:
+            return _checked(tiff, image, directories, path, part, one_file, axes_given)
+        except FormatError:
+            if image is None or part or not tiff.pages.first.is_shaped:
+                raise
+        # its JSON may fit the pages
+        tiff.close()
+        with tiff_errors(path):
+            import tifffile
+
+            tiff = tifffile.TiffFile(path, is_ome=False)
+        found = _checked(tiff, None, directories, path, part, one_file, axes_given)
+        note = "the file's OME-XML does not fit its pages: only its JSON, from tifffile, is used"
+        return replace(found, notes=(note,))
     except BaseException:
         tiff.close()
         raise
-    return OpenSeries(tiff, image, series, pages, directories[own])
 
 
-def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
+def _checked(
+    tiff: Any,
+    image: OmeImage | None,
+    directories: dict[str, list[Directory]],
+    path: str,
+    part: str,
+    one_file: bool,
+    partial: bool,
+) -> OpenSeries:
+    """The series of an open file, after all checks. Raises: FormatError.
+
+    directories : dict      real path of a file -> its directories; gets those of other files
+    partial : bool          see `_usable_pages`
+    """
+    message = f"cannot read {path}: its planes are in other files; save them as one file"
+    if one_file and image is not None and any(name != path for name in image.files):
+        raise FormatError(message)
+    absent = [] if image is None else [f for f in image.files if not os.path.exists(f)]
+    for file in () if image is None else image.files:
+        if file not in absent and os.path.realpath(file) not in directories:
+            check_input(file)
+            directories[os.path.realpath(file)] = read_directories(file)
+    listed, number, series = _find_series(
+        tiff, image, _no_files(absent), directories[os.path.realpath(path)], path, part
+    )
+    pages, shape = _usable_pages(tiff, series, directories, path, _no_files(absent), partial)
+    # a list of Micro-Manager's may also name other files
+    if one_file and any(page.parent is not tiff for page in pages):
+        raise FormatError(message)
+    own = directories[os.path.realpath(path)]
+    notes: tuple[str, ...] = ()
+    if shape != tuple(series.shape):
+        letter = series.axes[0].lower()
+        notes = (
+            f"planes are missing{_no_files(absent)}: {letter} = 0 to {shape[0] - 1} of "
+            f"{series.shape[0]} are read",
+        )
+    return OpenSeries(
+        path,
+        tiff,
+        image,
+        series,
+        pages,
+        shape,
+        own,
+        listed,
+        number,
+        _json_beside(tiff, image),
+        notes,
+    )
+
+
+def _no_files(absent: Sequence[str]) -> str:
+    """Why planes are missing, for messages: the names of files; "" without any."""
+    if not absent:
+        return ""
+    names = ", ".join(absent[:MAX_NAMED])
+    if len(absent) == 1:
+        return f": there is no file {names}"
+    more = f" and {len(absent) - MAX_NAMED} more" if len(absent) > MAX_NAMED else ""
+    return f": there are no files {names}{more}"
+
+
+def _json_beside(tiff: Any, image: OmeImage | None) -> dict[str, Any]:
+    """What tifffile's JSON on the first page says, if an OME-XML is used in its place."""
+    page = tiff.pages.first
+    if image is None or not page.is_shaped:
+        return {}
+    for text in (page.description, page.description1):
+        with suppress(ValueError):
+            found = json.loads(text)
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
+def _open_file(
+    path: str, part: str, axes_given: bool, text: str | None
+) -> tuple[Any, OmeImage | None]:
     """A file opened with tifffile, and its OME image; None if no image is described.
 
+    text : str or None      OME-XML in place of the file's own
+    An OME-XML counts more than the JSON that tifffile writes beside it unless told not to.
     Raises: FormatError.
     """
     with tiff_errors(path):
         import tifffile
 
         tiff = tifffile.TiffFile(path)
-        if not tiff.is_ome:
+        if not tiff.is_ome and text is None:
             return tiff, None
         try:
-            text = str(tiff.ome_metadata)
-            image = find_image(text, path)
+            text = text or full_text(str(tiff.ome_metadata), path)
+            shaped = bool(tiff.is_shaped)
+            image = find_image(text, path, part, implied=shaped)
             xml = text if image is None else image.xml
             if declared_planes(xml) > MAX_PLANES:
                 raise FormatError(
                     f"cannot read {path}: damaged: its OME-XML declares more than {MAX_PLANES} "
                     "planes"
                 )
-            if image is None and not axes_given:
+            if image is None and not axes_given and not shaped:
                 raise FormatError(
                     f"cannot read {path}: its OME-XML describes no planes of this file; "
                     "open the file that holds the description, or name the axes with "
@@ -153,19 +257,36 @@ def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
                 )
         finally:
             tiff.close()
-        return tifffile.TiffFile(path, omexml=xml), image
+        if image is None:
+            return tifffile.TiffFile(path, omexml=xml), None
+        return tifffile.TiffFile(path, omexml=xml, is_shaped=False), image
 
 
-def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> Any:
-    """The first series of a file. Raises: FormatError if its description does not fit its pages.
+def _find_series(
+    tiff: Any,
+    image: OmeImage | None,
+    absent: str,
+    directories: Sequence[Directory],
+    path: str,
+    part: str,
+) -> tuple[Sequence[Listed], int, Any]:
+    """All series of a file, the number of the one to read, and this one itself.
 
-    absent : str    why planes may be missing, for the message
+    absent : str            why planes may be missing, for the message
+    directories : list      of the file
+    Raises: FormatError if its description does not fit its pages.
     """
     with tiff_errors(path):
         described = image is not None or not tiff.is_ome
         if not tiff.series:
             raise FormatError(f"cannot read {path}: it holds no image")
-        series = tiff.series[0]
+        beside = {directory.offset for directory in directories if directory.beside}
+        usual = [s for s in tiff.series if s.keyframe.offset not in beside] or list(tiff.series)
+        if image is not None and usual[0].kind == "ome":
+            return image.listed, image.number, usual[0]
+        listed = [Listed(str(s.name or ""), tuple(map(int, s.shape))) for s in usual]
+        number = choose(listed, part, path) if part else 0
+        series = usual[number]
         dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
         if series.kind in ("generic", "uniform") and dialect is not None and described:
             # tifffile falls back to bare pages if a description cannot be true
@@ -175,16 +296,17 @@ def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> 
                 f"cannot read {path}: truncated or damaged: its description ({dialect}) "
                 "does not fit its pages"
             )
-        for other in tiff.series[1:]:
-            if series.kind == "generic" and (other.keyframe.shape, other.dtype) == (
-                series.keyframe.shape,
-                series.dtype,
+        for other in usual:
+            if (
+                series.kind == "generic"
+                and other is not series
+                and (other.keyframe.shape, other.dtype) == (series.keyframe.shape, series.dtype)
             ):
                 raise FormatError(
                     f"cannot read {path}: its pages are stored in different ways "
                     "(compression, strips); save them again in one way"
                 )
-        return series
+        return listed, number, series
 
 
 # --------------------------------------------------------------------------------------------------
@@ -196,13 +318,17 @@ def _usable_pages(
     series: Any,
     directories: Mapping[str, Sequence[Directory]],
     path: str,
-    absent: str = "",
-) -> list[Any]:
-    """The pages of a series, after a check that all exist, are alike, and lie within their files.
+    absent: str,
+    partial: bool,
+) -> tuple[list[Any], tuple[int, ...]]:
+    """The pages of a series and its shape, after checks.
+
+    All pages exist, are alike, and lie within their files.
 
     (A volume above 4 GB in an ImageJ file has one page, followed by all voxels.)
     directories : dict      real path of a file -> its directories
     absent : str            why planes may be missing, for the message
+    partial : bool          leave out what is not complete at the end of the slowest axis
     Raises: FormatError.
     """
     keyframe = series.keyframe
@@ -211,23 +337,49 @@ def _usable_pages(
             tiff.pages.useframes = True  # lightweight pages, for those not yet read
             tiff.pages.set_keyframe(keyframe.index)
         pages = list(series)
+        shape = tuple(map(int, series.shape))
         missing = sum(page is None for page in pages)
         if missing:
-            raise FormatError(
-                f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}"
-            )
+            kept, message = _complete(pages, shape, series.axes.lower(), absent, path)
+            if not (partial and kept):
+                raise FormatError(message)
+            pages = pages[: len(pages) // shape[0] * kept]
+            shape = (kept, *shape[1:])
         _check_alike(pages, series, directories, path)
-        if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(
-            keyframe.shape
-        ):
+        if not series.is_truncated and math.prod(shape) != len(pages) * math.prod(keyframe.shape):
             raise FormatError(
                 f"cannot read {path}: truncated or damaged: its description gives the shape "
-                f"{series.shape}, the file holds {len(pages)} pages of {keyframe.shape}"
+                f"{shape}, the file holds {len(pages)} pages of {keyframe.shape}"
             )
         return [
             _usable_page(page, path, "" if page.parent is tiff else f" of {_file(page)}")
             for page in pages
-        ]
+        ], shape
+
+
+def _complete(
+    pages: Sequence[Any], shape: tuple[int, ...], letters: str, absent: str, path: str
+) -> tuple[int, str]:
+    """How many parts along the slowest axis have all their planes, and the message on the others.
+
+    An acquisition that was stopped lacks planes at the end.
+    pages : list            None for a plane that is missing
+    letters : str           of the axes
+    absent : str            why planes are missing
+    """
+    missing = sum(page is None for page in pages)
+    each = len(pages) // shape[0]
+    first = next(k for k, page in enumerate(pages) if page is None)
+    kept = first // each if len(shape) > 2 and each * shape[0] == len(pages) else 0
+    cure = (
+        f"; {setting('axes', letters)} reads {letters[0]} = 0 to {kept - 1} of {shape[0]}, which "
+        "are complete"
+        if kept
+        else ""
+    )
+    return kept, (
+        f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}{cure}"
+    )
 
 
 def _file(page: Any) -> str:
@@ -242,6 +394,7 @@ def _check_alike(
     Raises: FormatError.
     """
     layouts = {file: {d.offset: d.layout for d in found} for file, found in directories.items()}
+    places = {file: _places(found) for file, found in directories.items()}
     groups: dict[int, list[Any]] = {}
     for page in pages:
         groups.setdefault(id(page.parent), []).append(page)
@@ -251,9 +404,15 @@ def _check_alike(
         known = layouts.get(file, {})
         own = [page for page in group if len(page.treeindex) == 1 and page.offset in known]
         for place, page in enumerate(own):
-            follows = series.kind != "generic" or page.index == own[0].index + place
+            order = places[file]
+            beside, first = order[own[0].offset]
+            expected = (beside, first + place)
+            follows = series.kind != "generic" or order[page.offset] == expected
             if not follows or known[page.offset] != known[own[0].offset]:
-                odd = page.index if follows else own[0].index + place
+                missed = (
+                    [] if follows else [k for k, p in enumerate(order.values()) if p == expected]
+                )
+                odd = missed[0] if missed else page.index
                 of = "" if page.parent is series.parent else f" of {file}"
                 raise FormatError(
                     f"cannot read {path}: page {odd + 1}{of} differs from page "
@@ -275,6 +434,19 @@ def _check_alike(
                 f"cannot read {path}: the planes in {file} differ from those in "
                 f"{_file(keyframe)} in size, type or compression; a volume's planes must be alike"
             )
+
+
+def _places(directories: Sequence[Directory]) -> dict[int, tuple[bool, int]]:
+    """For the offset of each page: is it `beside` another, and its place among those alike in this.
+
+    Pages of full size may have small versions between them.
+    """
+    counts = {True: 0, False: 0}
+    found = {}
+    for directory in directories:
+        found[directory.offset] = (directory.beside, counts[directory.beside])
+        counts[directory.beside] += 1
+    return found
 
 
 def _usable_page(page: Any, path: str, of: str) -> Any:
@@ -358,7 +530,7 @@ def mapped_offset(found: OpenSeries, path: str) -> int | None:
         )
     if offset is None:
         return None
-    end = offset + math.prod(series.shape) * series.dtype.itemsize
+    end = offset + math.prod(found.shape) * series.dtype.itemsize
     if any(offset <= directory.offset < end for directory in found.directories):
         raise FormatError(
             f"cannot read {path}: truncated or damaged: its description gives the shape "

@@ -26,7 +26,7 @@ from conv3d_cli.errors import (
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
 from conv3d_cli.kernels.weights.isolated import run_in_subprocess
 from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, read_errors
-from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.atomic import output_file, write_errors
 from conv3d_cli.system.inputs import check_input
 
 __all__ = [
@@ -294,7 +294,7 @@ def write_layers(
         )
     for layer in layers:
         layer.as_kernel(layer.name)
-    with AtomicFile(path, overwrite) as output:
+    with output_file(path, overwrite) as output:
         try:
             content, notes = kind.encode(layers)
         except Conv3DError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.kernels.files import (
-    find_kernel_file,
+    find_written_file,
     known_suffixes,
     read_kernel_file,
     write_kernel,
@@ -42,7 +42,7 @@ def convert_layers(
     """
     path, name = split_name(source)
     to_weights_file = find_weights_file(target) is not None
-    if not to_weights_file and find_kernel_file(target) is None:
+    if not to_weights_file and find_written_file(target) is None:
         raise SpecError(
             f"cannot write {target}: no format has this suffix; known are {weights_suffixes()} "
             f"{known_suffixes(written=True)}"

@@ -1,0 +1,178 @@
+"""MINC 1 and 2, read only, through nibabel: netCDF, and HDF5 by h5py.
+
+Values are scaled by the range of each slice, and are handed out as real numbers. Only the slices
+that are asked for are read.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.formats.minc import MINC1, MINC2
+from conv3d_cli.formats.signatures import HDF5
+from conv3d_cli.formats.stored import check_affine
+from conv3d_cli.model.grid import Grid, spacing_of_affine
+from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader
+from conv3d_cli.system.inputs import check_input
+
+LETTERS = {"xspace": "x", "yspace": "y", "zspace": "z", "time": "t", "vector_dimension": "c"}
+CACHE_BYTES = 1 << 20  # of HDF5, for chunks
+
+
+@contextmanager
+def _errors(path: str) -> Iterator[None]:
+    """Whatever the libraries raise for a damaged file becomes a FormatError; no warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (Conv3DError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FormatError(f"cannot read {path}: damaged, or no MINC volume: {text}") from error
+
+
+def open_minc(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open a MINC file.
+
+    axes : str or None      axis letters in storage order (slowest first), in place of the file's
+    Raises: FormatError if it is missing, damaged, or irregular, or if h5py is missing for MINC 2.
+    """
+    check_input(path)
+    with open(path, "rb") as file:
+        start = file.read(len(HDF5))
+    with _errors(path):
+        found, close = _open_hdf5(path) if start == HDF5 else _open_netcdf(path)
+        try:
+            return _reader(path, found, close, axes, start == HDF5)
+        except BaseException:
+            close()
+            raise
+
+
+def _open_netcdf(path: str) -> tuple[Any, Any]:
+    from nibabel.externals.netcdf import netcdf_file
+    from nibabel.minc1 import Minc1File
+
+    file = netcdf_file(path, "r", mmap=True)
+    try:
+        return Minc1File(file), file.close
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open_hdf5(path: str) -> tuple[Any, Any]:
+    from nibabel.minc2 import Minc2File
+
+    try:
+        import h5py
+    except ImportError as error:
+        raise FormatError(
+            f"cannot read {path}: MINC 2 needs the package h5py: pip install 'conv3d[hdf5]'"
+        ) from error
+    file = h5py.File(path, "r")
+    try:
+        _check_links(file, path, h5py)
+        return Minc2File(file), file.close
+    except BaseException:
+        file.close()
+        raise
+
+
+def _check_links(file: Any, path: str, h5py: Any) -> None:
+    """Refuse data that lie in other files. Raises: FormatError."""
+    names = ["minc-2.0", "minc-2.0/image", "minc-2.0/image/0", "minc-2.0/dimensions"]
+    names += [f"minc-2.0/image/0/{part}" for part in ("image", "image-max", "image-min")]
+    for name in names:
+        link = file.get(name, getlink=True)
+        if link is not None and not isinstance(link, h5py.HardLink):
+            raise FormatError(f"cannot read {path}: its '{name}' is a link, which is not followed")
+        thing = file.get(name)
+        if isinstance(thing, h5py.Dataset) and (thing.external or thing.is_virtual):
+            raise FormatError(
+                f"cannot read {path}: its '{name}' lies in other files, which are not read"
+            )
+    for name, _ in (file.get("minc-2.0/dimensions") or {}).items():
+        if not isinstance(file["minc-2.0/dimensions"].get(name, getlink=True), h5py.HardLink):
+            raise FormatError(f"cannot read {path}: its dimension {name[:40]} is a link")
+
+
+def _reader(path: str, found: Any, close: Any, axes: str | None, hdf5: bool) -> VolumeReader:
+    names = tuple(found._dim_names)
+    shape = tuple(map(int, found.get_data_shape()))
+    letters = "".join(LETTERS.get(name, "") for name in names)
+    if len(letters) != len(shape) or len(set(letters)) != len(letters) or min(shape, default=0) < 1:
+        raise FormatError(
+            f"cannot read {path}: its dimensions are {', '.join(names)[:80]} of {shape}; "
+            f"known are {', '.join(LETTERS)}"
+        )
+    dtype = np.dtype(found.get_data_dtype())
+    if dtype.kind not in "iuf":
+        raise FormatError(f"cannot read {path}: its voxels are not numbers ({dtype})")
+    wide = dtype.itemsize > (4 if dtype.kind == "f" else 2)
+    grid = Grid()
+    spatial = [name for name in names if name.endswith("space")]
+    if axes in (None, letters) and len(spatial) == 3:
+        own = np.asarray(found.get_affine(), float)
+        affine = np.eye(4)
+        for column, name in enumerate(spatial):
+            affine[:3, "xyz".index(LETTERS[name])] = own[:3, column]
+        affine[:3, 3] = own[:3, 3]
+        check_affine(affine, lambda text: FormatError(f"cannot read {path}: {text}"))
+        grid = Grid(spacing_of_affine(affine), "mm", affine, anatomical=True)
+    header = VolumeHeader(
+        Axes(axes or letters, shape),
+        np.dtype(np.float64 if wide else np.float32),
+        grid,
+        format=(MINC2 if hdf5 else MINC1).name,
+    )
+    reader = MincReader(path, header, found, close)
+    reader.read(0, slice(0, 1), slice(0, 1))  # ranges and sizes are checked before any work
+    return reader
+
+
+class MincReader(VolumeReader):
+    """A reader of scaled slices, in any order.
+
+    found : nibabel's Minc1File or Minc2File
+    close : callable        closes its file
+    """
+
+    def __init__(self, path: str, header: VolumeHeader, found: Any, close: Any) -> None:
+        self.path, self.header = path, header
+        self._found, self._close_file = found, close
+        chunks = getattr(found._image, "chunks", None) or ()
+        self._chunk_bytes = math.prod(chunks) * int(found.get_data_dtype().itemsize)
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        axes = self.header.axes
+        _, _, height, width, _ = self.header.shape
+        size = (depth.stop - depth.start, height, width, channels.stop - channels.start)
+        place = axes.place(n, (depth.start, 0, 0), channels.start, size)
+        with _errors(self.path):
+            values = np.asarray(self._found.get_scaled_data(place))
+        part = Axes(axes.letters, values.shape)
+        block = part.block(values, 0, slice(0, size[0]), slice(0, size[3]))
+        with np.errstate(over="ignore"):  # values too large for the dtype become infinite
+            return block.astype(self.header.dtype, copy=False)
+
+    def buffer_bytes(self, planes: int, channels: int) -> int:
+        _, _, height, width, _ = self.header.shape
+        # stored voxels, clipped ones, and scaled ones, in float64 at most
+        return planes * height * width * channels * 24 + self._chunk_bytes + CACHE_BYTES
+
+    def close(self) -> None:
+        if self._found is not None:
+            self._found = None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # netCDF: of arrays that are still mapped
+                self._close_file()
