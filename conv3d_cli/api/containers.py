@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import MemoryLimitError, ShapeError, SpecError, one_line
-from conv3d_cli.model.grid import Grid, unit_name
+from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import VoxelTransform
+from conv3d_cli.model.units import unit_name
 from conv3d_cli.model.volume import SPATIAL, Axes, Volume
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 

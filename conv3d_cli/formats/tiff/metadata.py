@@ -17,34 +17,13 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.formats.tiff.series import to_number
-from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, unit_name
+from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli.model.units import IMAGEJ_LENGTHS, UNITS, known_length, seconds_of, unit_name
 from conv3d_cli.model.volume import Axes, VolumeHeader, is_history
 
 Numbers = tuple[float, float, float]  # D, H, W
 Sizes = tuple[float | None, float | None, float | None]  # the same; None: not in the file
 Words = tuple[str | None, str | None, str | None]  # units as files spell them, of D, H, W
-
-# units that `model.grid.UNITS` lacks: one that it has, and how many of it
-OTHER_UNITS = {
-    "pm": ("nm", 1e-3),
-    "å": ("nm", 0.1),
-    "angstrom": ("nm", 0.1),
-    "dm": ("cm", 10.0),
-    "in": ("mm", 25.4),
-    "inch": ("mm", 25.4),
-    "inches": ("mm", 25.4),
-}
-IMAGEJ_WORDS = {"um": "micron"}  # ImageJ's name; the others are the same
-SECONDS = {
-    "ns": 1e-9,
-    "µs": 1e-6,
-    "us": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "sec": 1.0,
-    "min": 60.0,
-    "h": 3600.0,
-}
 
 # ImageJ's keys that remain true after a convolution
 IMAGEJ_KEPT = ("ImageJ", "finterval", "fps", "tunit", "loop", "info", "inverty")
@@ -98,16 +77,14 @@ def unit_length(word: str | None) -> float | None:
     >>> unit_length("inch"), unit_length("pixel")
     (25.4, None)
     """
-    name, count = _known_unit(word)
-    return None if name is None else UNITS[name] * count
+    known = known_length(word)
+    return None if known is None else UNITS[known[0]] * known[1]
 
 
-def _known_unit(word: str | None) -> tuple[str | None, float]:
-    """The package's unit for a word, and how many of it the word means; None if it has none."""
-    name = unit_name(word)
-    if name is not None or word is None:
-        return name, 1.0
-    return OTHER_UNITS.get(word.strip().lower(), (None, 1.0))
+def _unit_of(word: str | None) -> str | None:
+    """The package's unit that lengths in a file's unit are given in; None without a length."""
+    known = known_length(word)
+    return None if known is None else known[0]
 
 
 def _convert(value: float, from_length: float, to_length: float) -> float:
@@ -128,7 +105,7 @@ def make_grid(sizes: Sizes, words: Words, origin: Numbers | None = None) -> Grid
     >>> make_grid((500.0, 0.1, 0.1), ("nm", "micron", "micron")).spacing
     (0.5, 0.1, 0.1)
     """
-    unit, _ = _known_unit(words[2])
+    unit = _unit_of(words[2])
     numbers = known_sizes(sizes)
     if unit is None and all(number == 1 for number in numbers):
         return Grid()
@@ -183,7 +160,7 @@ def calibration(
         return None, ""
     unit = grid.unit
     word = None if unit is None else dialect_words.get(unit, unit)
-    if words is None or _known_unit(words[2])[0] != unit:
+    if words is None or _unit_of(words[2]) != unit:
         words = (word, word, word)
     elif unit is not None and not grid.assumed:  # a word that is no unit of length, made known
         words = _words(*(word if unit_length(own) is None else own for own in words))
@@ -283,7 +260,7 @@ def read_imagej(
         to_number(metadata.get("xorigin")),
     )
     interval = positive(metadata.get("finterval"))
-    second = SECONDS.get(str(metadata.get("tunit", "sec")))
+    second = seconds_of(str(metadata.get("tunit", "sec")))
     return Description(
         replace(make_grid((d, h, w), words, zero), guesses=tuple(notes)),
         words,
@@ -328,7 +305,9 @@ def imagej_items(
     """Metadata and resolution (x, y) of an ImageJ file with these axes (t z c y x), and a note."""
     source = tiff_source(header)
     same = source is not None and source.dialect == "imagej"
-    found, note = calibration(header.grid, source.units if same and source else None, IMAGEJ_WORDS)
+    found, note = calibration(
+        header.grid, source.units if same and source else None, IMAGEJ_LENGTHS
+    )
     items: dict[str, Any] = {}
     resolution = None
     if found is not None:

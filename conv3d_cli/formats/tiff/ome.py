@@ -15,7 +15,6 @@ import numpy as np
 
 from conv3d_cli.formats.tiff.images import local_tag
 from conv3d_cli.formats.tiff.metadata import (
-    SECONDS,
     Calibration,
     Description,
     Numbers,
@@ -30,9 +29,9 @@ from conv3d_cli.formats.tiff.metadata import (
 )
 from conv3d_cli.formats.tiff.series import to_number
 from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.units import OME_LENGTHS, seconds_of
 from conv3d_cli.model.volume import Axes, VolumeHeader
 
-OME_WORDS = {"um": "µm"}
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
 OME_TYPES = {
@@ -71,7 +70,7 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
         place = _first_position(pixels, known_sizes(sizes), words)
         grid = replace(make_grid(sizes, words, place), guesses=notes)
     increment = positive(pixels.get("TimeIncrement"))
-    second = SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
+    second = seconds_of(pixels.get("TimeIncrementUnit", "s"))
     items = {
         "Image": {"Name": image.get("Name")} if image.get("Name") else {},
         "Description": next(
@@ -147,7 +146,7 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     same = source is not None and source.dialect == "ome"
     kept = source.items if same and source is not None else {}
     found, note = calibration(
-        header.grid, source.units if same and source is not None else None, OME_WORDS
+        header.grid, source.units if same and source is not None else None, OME_LENGTHS
     )
 
     present = [a for a in axes.letters if a in "tzc"]

@@ -18,27 +18,10 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError, setting
-from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing
+from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli.model.units import NGFF_LENGTHS, UNITS, known_length, time_unit
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader
 
-WORDS = {
-    "nm": "nanometer",
-    "um": "micrometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-}
-NAMES = {word: name for name, word in WORDS.items()}
-# units that `model.grid.UNITS` lacks: one that it has, and how many of it
-OTHER_UNITS = {
-    "angstrom": ("nm", 0.1),
-    "picometer": ("nm", 1e-3),
-    "decimeter": ("cm", 10.0),
-    "kilometer": ("m", 1e3),
-    "inch": ("mm", 25.4),
-    "foot": ("mm", 304.8),
-    "yard": ("mm", 914.4),
-}
 AXIS_TYPES = {
     **dict.fromkeys(SPATIAL, "space"),
     **dict.fromkeys(CHANNEL, "channel"),
@@ -243,7 +226,7 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
     place = {a: letters.index(a) for a in SPATIAL if a in letters}
     if not all(a in place for a in "yx"):
         return Grid()
-    units = {a: _unit(axes[i].unit) for a, i in place.items()}
+    units = {a: known_length(axes[i].unit) or (None, 1.0) for a, i in place.items()}
     scale = {a: dataset.scale[i] for a, i in place.items()}
     start = {a: dataset.translation[i] for a, i in place.items()}
     unit = units["x"][0]
@@ -266,16 +249,6 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
     z, y, x = (float(start.get(a, 0.0)) for a in SPATIAL)
     affine = affine_from_spacing((d, h, w), (z, y, x))
     return Grid((abs(d), abs(h), abs(w)), unit, affine, assumed=frozenset(assumed))
-
-
-def _unit(word: str) -> tuple[str | None, float]:
-    """The package's unit for a word, and how many of it the word means; None if it has none."""
-    word = word.strip().lower()
-    if word in NAMES:
-        return NAMES[word], 1.0
-    if word in WORDS:  # not NGFF's spelling, but clear
-        return word, 1.0
-    return OTHER_UNITS.get(word, (None, 1.0))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -327,7 +300,7 @@ def image_attributes(
         if letter in SPATIAL:
             base[letter] = place.get(letter, (1.0, 0.0))
             if grid.unit is not None and letter in place:
-                axis["unit"] = WORDS[grid.unit]
+                axis["unit"] = NGFF_LENGTHS[grid.unit]
         elif letter in times:
             old, base[letter] = times[letter]
             if old.unit:
@@ -395,21 +368,11 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
     }
 
 
-TIME_UNITS = {
-    "nanosecond": "ns",
-    "microsecond": "us",
-    "millisecond": "ms",
-    "second": "s",
-    "minute": "min",
-    "hour": "h",
-}
-
-
 def time_step(image: OmeImage) -> tuple[float, str] | None:
     """The step along the time axis and its unit; None without such an axis or a unit."""
     for axis, step in zip(image.axes, image.datasets[0].scale, strict=True):
         if axis.type == "time" and axis.unit and 0 < step < math.inf:
-            return step, TIME_UNITS.get(axis.unit, axis.unit)
+            return step, time_unit(axis.unit) or axis.unit
     return None
 
 
