@@ -384,6 +384,7 @@ class VolumeReader(abc.ABC):
                                 would read each piece several times
     notes : tuple of str        short sentences on how the file was understood; `finish` may add
                                 more
+    losses : tuple of str       those of the notes that tell of missing data: errors under --strict
 
     Call `finish` after the last read, and `close` at the end, or use it as a context manager.
     """
@@ -393,6 +394,7 @@ class VolumeReader(abc.ABC):
     sequential: bool = False
     channels_together: bool = False
     notes: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def read(self, n: int, depth: slice, channels: slice) -> Array:

@@ -206,7 +206,8 @@ def run_job(
             coverage_notes = _coverage_notes(prepared)
             clipped_notes = clipped_note(job, prepared.header.dtype, times.clipped, voxels)
             if job.strict:
-                _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
+                read_notes = prepared.reader.losses
+                _refuse_losses([*clipped_notes, *coverage_notes, *read_notes, *writer.notes])
             commit_started = time.perf_counter()
             with committed_together():
                 for _, other in beside:

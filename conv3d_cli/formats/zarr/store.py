@@ -208,6 +208,35 @@ def is_array(node: Any) -> bool:
     return hasattr(node, "chunks")
 
 
+def members(group: Any) -> list[str]:
+    """Names of the groups and arrays in a group, sorted; [] if its store cannot list them."""
+    try:
+        return sorted(name for name, _ in group.members(max_depth=0))
+    except Exception:  # of any kind: web servers list nothing
+        return []
+
+
+def first_array(group: Any, depth: int = 3) -> str:
+    """The path, in a group, of the first image or array in it; "" without one.
+
+    depth : int     levels of groups to search
+    """
+    for name in members(group):
+        if is_array(group[name]) or is_image(group, name):
+            return name
+        inside = first_array(group[name], depth - 1) if depth > 1 else ""
+        if inside:
+            return f"{name}/{inside}"
+    return ""
+
+
+def is_image(group: Any, path: str) -> bool:
+    """True if a node in a group is described as an OME image."""
+    attributes = group[path].attrs.asdict()
+    inner = attributes.get("ome")
+    return "multiscales" in {*attributes, *(inner if isinstance(inner, dict) else ())}
+
+
 def joined(path: str, *parts: str) -> str:
     """The name of a node inside a store.
 
