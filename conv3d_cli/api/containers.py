@@ -123,6 +123,7 @@ def _volume(x: Volume, what: str) -> Contents:
             x.metadata,
             x.transform.then(result.transform),
             result.components or (x.components if result.axes.letters == x.axes else ()),
+            x.facts,
         )
 
     return Contents(inner.values, wrap, x.axes, x.grid, inner.missing)

@@ -152,12 +152,38 @@ def create_volume(
     """
     found = output_format(path)
     options = _options(found, path, chunks, levels, compression)
-    return found.create(
+    writer = found.create(
         path,
         header,
         overwrite=overwrite,
         options=replace(options, gz_level=gz_level, threads=threads),
     )
+    writer.notes = (*writer.notes, *lost_facts(found, path, header))
+    return writer
+
+
+def lost_facts(found: VolumeFormat, path: str, header: VolumeHeader) -> tuple[str, ...]:
+    """A note on what a file tells that an output of a format cannot hold; () if it is nothing.
+
+    >>> import numpy as np
+    >>> from conv3d_cli.model.volume import Axes, Facts
+    >>> facts = Facts("embryo", channel_names=("DAPI", "GFP"))
+    >>> header = VolumeHeader(Axes("czyx", (2, 1, 1, 1)), np.dtype(np.float32), facts=facts)
+    >>> lost_facts(find_format("a.nii"), "a.nii", header)
+    ("NIfTI does not hold the image's name (embryo), the names of channels (DAPI, GFP)",)
+    """
+    facts, kept = header.facts, found.keeps(path, header)
+    told = {"name": f"the image's name ({facts.name})" if facts.name else ""}
+    if facts.time_step is not None and header.axes.size("t") > 1:
+        step, unit = facts.time_step
+        told["time_step"] = f"the time step ({step:.6g} {unit or 'without a unit'})"
+    if facts.channel_names and any(header.channel_names):
+        told["channel_names"] = f"the names of channels ({', '.join(header.channel_names)})"
+    if header.channel_colors:
+        told["channel_colors"] = "the colours of channels"
+    told |= {word: word for word in facts.others}
+    lost = [words for fact, words in told.items() if words and fact not in kept]
+    return (f"{found.name} does not hold {', '.join(lost)}",) if lost else ()
 
 
 def _options(
@@ -405,7 +431,14 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
                         data, n, depth, channels, block * slope + intercept if scaled else block
                     )
         reader.finish()
-    return Volume(data, header.axes.letters, header.grid, header.format, header.metadata)
+    return Volume(
+        data,
+        header.axes.letters,
+        header.grid,
+        header.format,
+        header.metadata,
+        facts=header.facts,
+    )
 
 
 def write_volume(

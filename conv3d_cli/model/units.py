@@ -116,6 +116,13 @@ NGFF_LENGTHS = {
 OME_LENGTHS = {**{unit: unit for unit in UNITS}, "um": "µm"}
 """Unit of `UNITS` -> its symbol in OME-XML, with the micro sign U+00B5."""
 
+# of OME's schema, UnitsLength
+OME_SYMBOLS = (
+    *("nm", "µm", "mm", "cm", "m", "pm", "fm", "am", "zm", "ym", "dm", "dam", "hm", "km"),
+    *("Mm", "Gm", "Tm", "Pm", "Em", "Zm", "Ym", "Å", "thou", "li", "in", "ft", "yd", "mi"),
+    *("ua", "ly", "pc", "pt", "pixel", "reference frame"),
+)
+
 IMAGEJ_LENGTHS = {**{unit: unit for unit in UNITS}, "um": "micron"}
 """Unit of `UNITS` -> its name in ImageJ."""
 

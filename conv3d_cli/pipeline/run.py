@@ -21,6 +21,7 @@ from conv3d_cli.formats import (
     check_output,
     create_volume,
     lies_within,
+    lost_facts,
     output_format,
     replaced_part,
     written_files,
@@ -279,7 +280,11 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
 
     if job.scale == "none":
         return create(header)
-    return ScaledWriter(header, job.target, lambda scale: create(replace(header, scale=scale)))
+    # what is lost is known before the file is begun, so that --strict refuses it
+    known = lost_facts(output_format(job.target), job.target, header)
+    return ScaledWriter(
+        header, job.target, lambda scale: create(replace(header, scale=scale)), known
+    )
 
 
 def _additional_writer(path: str, prepared: PreparedJob) -> VolumeWriter:

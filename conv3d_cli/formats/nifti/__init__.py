@@ -17,6 +17,7 @@ FORMAT = VolumeFormat(
     output_letters=late("conv3d_cli.formats.nifti.header:output_letters"),
     holds_affine=True,
     holds_scale=True,
+    keeps=late("conv3d_cli.formats.nifti.header:kept_facts"),
     streamed=lambda path, options: codec_named(path) is not None,
     libraries=("nibabel", "isal"),
     content=late("conv3d_cli.formats.nifti.format:nifti_content"),

@@ -13,6 +13,7 @@ FORMAT = VolumeFormat(
     summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",
     open=late("conv3d_cli.formats.tiff.format:open_tiff"),
     create=late("conv3d_cli.formats.tiff.format:create_tiff"),
+    keeps=late("conv3d_cli.formats.tiff.format:kept_facts"),
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),
     compressions=tuple(COMPRESSIONS),

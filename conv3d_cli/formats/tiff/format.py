@@ -107,12 +107,10 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 dialect_of(tiff, series),
                 found,
                 described.units,
-                described.interval,
                 described.items,
             ),
             history=described.history,
-            time_step=None if described.interval is None else (described.interval, "s"),
-            channel_names=tiff_metadata.channel_names(described.items, found),
+            facts=described.facts,
         )
         offset = mapped_offset(opened, path)
         reader: RawReader | PagedReader
@@ -420,6 +418,23 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         notes.append(f"axes {batch} are stored as t")
     axes = Axes(letters, tuple(sizes[a] for a in letters))
     return FileLayout(dialect, axes, dtype.newbyteorder("<"), big, tuple(notes))
+
+
+def kept_facts(path: str, header: VolumeHeader) -> frozenset[str]:
+    """What of `Facts` an output holds; its dialect decides: see `VolumeFormat.keeps`.
+
+    ImageJ has no name of an image, and its times are in seconds.
+    """
+    dialect, facts = choose_layout(path, header).dialect, header.facts
+    source = header.metadata if isinstance(header.metadata, TiffMetadata) else None
+    kept = {"name", "time_step", "channel_names", "channel_colors"}
+    if source is not None and source.dialect == dialect:
+        kept |= set(facts.others)
+    elif dialect != "shaped" and facts.seconds is None:
+        kept -= {"time_step"}
+    if "s" in header.axes.letters and dialect != "shaped":
+        kept -= {"channel_names", "channel_colors"}
+    return frozenset(kept - {"name"} if dialect == "imagej" else kept)
 
 
 def _ome_order(header: VolumeHeader) -> str:

@@ -7,7 +7,8 @@ channels with their names and colours, the image's name and description, the tim
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from conv3d_cli.formats.tiff.metadata import (
     Calibration,
     Description,
     Numbers,
+    TiffMetadata,
     Words,
     calibration,
     known_sizes,
@@ -29,9 +31,11 @@ from conv3d_cli.formats.tiff.metadata import (
 )
 from conv3d_cli.formats.tiff.series import to_number
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.model.units import OME_LENGTHS, seconds_of
-from conv3d_cli.model.volume import Axes, VolumeHeader
+from conv3d_cli.model.units import OME_LENGTHS, OME_SYMBOLS, TIME_UNITS, known_length, time_unit
+from conv3d_cli.model.volume import Axes, Facts, VolumeHeader
 
+# characters that XML 1.0 does not have
+ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
 OME_TYPES = {
@@ -69,13 +73,11 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
     if sizes is not None:
         place = _first_position(pixels, known_sizes(sizes), words)
         grid = replace(make_grid(sizes, words, place), guesses=notes)
-    increment = positive(pixels.get("TimeIncrement"))
-    second = seconds_of(pixels.get("TimeIncrementUnit", "s"))
+    channels = [part for part in pixels if local_tag(part) == "Channel"]
+    description = next((part.text for part in image if local_tag(part) == "Description"), None)
     items = {
         "Image": {"Name": image.get("Name")} if image.get("Name") else {},
-        "Description": next(
-            (part.text for part in image if local_tag(part) == "Description"), None
-        ),
+        "Description": description,
         "Pixels": {
             key: pixels.get(key)
             for key in ("TimeIncrement", "TimeIncrementUnit")
@@ -87,17 +89,59 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
                 for key, value in part.attrib.items()
                 if key not in ("ID", "SamplesPerPixel")
             }
-            for part in pixels
-            if local_tag(part) == "Channel"
+            for part in channels
         ],
     }
     return Description(
         grid,
         words,
-        interval=increment * second if increment and second else None,
         items=items,
+        facts=_facts(image, pixels, channels, axes, description),
         notes=notes,
     )
+
+
+def _facts(
+    image: Any, pixels: Any, channels: Sequence[Any], axes: Axes, description: str | None
+) -> Facts:
+    step, unit = positive(pixels.get("TimeIncrement")), pixels.get("TimeIncrementUnit", "s")
+    others = [("the description of the image", bool(description))]
+    known = {"ID", "Name", "Color", "SamplesPerPixel"}
+    others.append(
+        ("wavelengths and other facts of channels", any(set(c.attrib) - known for c in channels))
+    )
+    names = tuple(channel.get("Name") or "" for channel in channels)
+    colors = tuple(_read_color(channel.get("Color")) for channel in channels)
+    fits = len(channels) == axes.canonical_shape[4]
+    return Facts(
+        image.get("Name") or "",
+        (step, time_unit(unit) or unit) if step else None,
+        names if fits and any(names) else (),
+        colors if fits and any(colors) else (),
+        tuple(words for words, there in others if there),
+    )
+
+
+def _read_color(text: str | None) -> str:
+    """A colour "RRGGBB" of OME's signed number of RGBA; "" without one.
+
+    >>> _read_color("-16776961"), _read_color(None)
+    ('FF0000', '')
+    """
+    try:
+        return f"{int(text or '') & 0xFFFFFFFF:08X}"[:6]
+    except ValueError:
+        return ""
+
+
+def _color_number(color: str) -> str:
+    """OME's number of an opaque colour: RGBA as a signed integer of 32 bits.
+
+    >>> _color_number("FF0000"), _color_number("0000FF")
+    ('-16776961', '65535')
+    """
+    number = int(color + "FF", 16)
+    return str(number - (1 << 32) if number >= 1 << 31 else number)
 
 
 def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None:
@@ -146,7 +190,7 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     same = source is not None and source.dialect == "ome"
     kept = source.items if same and source is not None else {}
     found, note = calibration(
-        header.grid, source.units if same and source is not None else None, OME_LENGTHS
+        header.grid, _legal_units(source) if same and source is not None else None, OME_LENGTHS
     )
 
     present = [a for a in axes.letters if a in "tzc"]
@@ -168,9 +212,7 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
         for letter, number, word in zip("ZYX", found.numbers, found.words, strict=True):
             pixels[f"PhysicalSize{letter}"] = repr(number)
             pixels[f"PhysicalSize{letter}Unit"] = word or "pixel"
-    if source is not None and source.interval and not same:
-        pixels.update({"TimeIncrement": repr(source.interval), "TimeIncrementUnit": "s"})
-    pixels.update(kept.get("Pixels", {}))
+    pixels |= _time_increment(header.facts, kept.get("Pixels", {}))
 
     root = ElementTree.Element(
         "OME",
@@ -181,18 +223,12 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
             "Creator": "conv3d",
         },
     )
-    image = ElementTree.SubElement(root, "Image", {"ID": "Image:0", **kept.get("Image", {})})
+    named = {"Name": _legal(header.facts.name)} if header.facts.name else {}
+    image = ElementTree.SubElement(root, "Image", {"ID": "Image:0", **named})
     if kept.get("Description"):
         ElementTree.SubElement(image, "Description").text = kept["Description"]
     body = ElementTree.SubElement(image, "Pixels", pixels)
-    attributes = kept.get("Channel", [])
-    if header.components and samples == 1:
-        attributes = [
-            {"Name": label}
-            for label in header.component_labels([c.get("Name") for c in attributes])
-        ]
-    for c in range(channels):
-        own = attributes[c] if len(attributes) == channels else {}
+    for c, own in enumerate(_channels(header, kept.get("Channel", []), channels)):
         ElementTree.SubElement(
             body, "Channel", {"ID": f"Channel:0:{c}", "SamplesPerPixel": str(samples), **own}
         )
@@ -205,9 +241,69 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
         for number, line in enumerate(header.history):
             own = {"ID": f"Annotation:{number}", "Namespace": HISTORY_NAMESPACE}
             comment = ElementTree.SubElement(notes, "CommentAnnotation", own)
-            ElementTree.SubElement(comment, "Value").text = line
+            ElementTree.SubElement(comment, "Value").text = _legal(line)
     text = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>{text}', note
+
+
+def _channels(
+    header: VolumeHeader, known: Sequence[dict[str, str]], count: int
+) -> list[dict[str, str]]:
+    """Attributes of each Channel of an output: its name and colour, and what the source said.
+
+    known : dicts       attributes of the source's channels
+    """
+    names, colors = header.channel_names, header.channel_colors
+    told = tuple(channel.get("Name") or "" for channel in known)
+    same = not header.components and (told if any(told) else ()) == header.facts.channel_names
+    found: list[dict[str, str]] = []
+    for c in range(count):
+        own = dict(known[c]) if same and len(known) == count else {}
+        own = {k: ome_unit(v) if k.endswith("Unit") else v for k, v in own.items()}
+        own.pop("Color", None)
+        if len(names) == count and names[c]:
+            own["Name"] = _legal(names[c])
+        if len(colors) == count and colors[c]:
+            own["Color"] = _color_number(colors[c])
+        found.append(own)
+    return found
+
+
+def _time_increment(facts: Facts, kept: Mapping[str, str]) -> dict[str, str]:
+    """The attributes of Pixels for a time step: the source's words, if they are legal."""
+    if facts.time_step is None:
+        return {}
+    step, unit = facts.time_step
+    if unit in TIME_UNITS:
+        text = kept.get("TimeIncrement") or repr(step)
+        return {"TimeIncrement": text, "TimeIncrementUnit": TIME_UNITS[unit].ome}
+    return dict(kept)
+
+
+def _legal_units(source: TiffMetadata) -> Words:
+    d, h, w = (None if word is None else ome_unit(word) for word in source.units)
+    return d, h, w
+
+
+def ome_unit(word: str) -> str:
+    """A unit as OME-XML may spell it: a symbol of its schema, or the word itself.
+
+    >>> ome_unit("\\u03bcm"), ome_unit("micron"), ome_unit("Å"), ome_unit("inch"), ome_unit("mm")
+    ('µm', 'µm', 'Å', 'in', 'mm')
+    """
+    known = known_length(word)
+    if known is None or word in OME_SYMBOLS:
+        return word
+    return next((s for s in OME_SYMBOLS if known_length(s) == known), word)
+
+
+def _legal(text: str) -> str:
+    r"""Text as XML may hold it: control characters and bytes that are no text become escapes.
+
+    >>> _legal("a\x01b\tc\udce9")
+    'a\\x01b\tc\\udce9'
+    """
+    return ILLEGAL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibration) -> None:

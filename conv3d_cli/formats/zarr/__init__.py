@@ -11,6 +11,7 @@ FORMAT = VolumeFormat(
     summary="images of OME-NGFF 0.4 and 0.5 and bare Zarr arrays, in folders and at URLs",
     open=late("conv3d_cli.formats.zarr.format:open_zarr"),
     create=late("conv3d_cli.formats.zarr.format:create_zarr"),
+    keeps=lambda path, header: frozenset({"name", "time_step", "channel_names", "channel_colors"}),
     output_letters=late("conv3d_cli.formats.zarr.ome:output_letters"),
     chunked=True,
     libraries=("zarr", "numcodecs"),

@@ -389,8 +389,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         format=FORMAT.name,
         metadata=metadata,
         history=history,
-        time_step=None if metadata.image is None else zarr_ome.time_step(metadata.image),
-        channel_names=zarr_ome.channel_names(metadata.image, found),
+        facts=zarr_ome.read_facts(metadata.image, found, path),
     )
     watch.blosc = (
         bool(metadata.compressors)
@@ -916,7 +915,16 @@ def create_zarr(
         version = "0.4" if layout.zarr_format == 2 else "0.5"
         named = [zarr_ome.Level(str(number), factor) for number, factor in enumerate(factors)]
         attributes = zarr_ome.image_attributes(
-            letters, header.grid, version, named, image, channels, windows, header.history
+            letters,
+            header.grid,
+            version,
+            named,
+            image,
+            channels,
+            windows,
+            header.history,
+            header.facts,
+            header.facts.name or (image.name if image else "") or zarr_ome.store_stem(path),
         )
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError, setting
 from conv3d_cli.model.grid import Grid, affine_from_spacing
-from conv3d_cli.model.units import NGFF_LENGTHS, UNITS, known_length, time_unit
-from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader
+from conv3d_cli.model.units import NGFF_LENGTHS, TIME_UNITS, UNITS, known_length, time_unit
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, Facts, VolumeHeader
 
 AXIS_TYPES = {
     **dict.fromkeys(SPATIAL, "space"),
@@ -352,6 +352,8 @@ def image_attributes(
     channels: Sequence[Mapping[str, Any]] = (),
     windows: Sequence[tuple[float, float]] = (),
     history: Sequence[str] = (),
+    facts: Facts | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """The attributes of the group of an output image.
 
@@ -360,11 +362,14 @@ def image_attributes(
     version : str       of NGFF, "0.4" or "0.5"
     levels : list       the finest first
     source : OmeImage or None
-                        the image of the input; its name and time axis are kept
+                        the image of the input; its time axis is kept
     channels : list     see `output_channels`
     windows : list      smallest and largest value of each channel, if there are `channels`
     history : list      see `OmeImage`
+    facts : Facts       of the volume; its time step is written where `source` has none
+    name : str          of the image
     """
+    facts = facts or Facts()
     place, _ = scale_and_translation(grid, is_flipped(source))
     times = _kept_axes(source)
     axes, base = [], {}
@@ -381,6 +386,11 @@ def image_attributes(
             old, base[letter] = times[letter]
             if old.unit:
                 axis["unit"] = old.unit
+        elif letter == "t" and facts.time_step is not None:
+            step, unit = facts.time_step
+            base[letter] = (step, 0.0)
+            if unit:
+                axis["unit"] = TIME_UNITS[unit].word if unit in TIME_UNITS else unit
         axes.append(axis)
     datasets = []
     for level in levels:
@@ -395,11 +405,9 @@ def image_attributes(
         if any(translation):
             transformations.append({"type": "translation", "translation": translation})
         datasets.append({"path": level.path, "coordinateTransformations": transformations})
-    multiscale: dict[str, Any] = {"axes": axes, "datasets": datasets}
-    if source is not None and source.name:
-        multiscale["name"] = source.name
-    if len(levels) > 1:
-        multiscale["type"] = "local mean"
+    multiscale: dict[str, Any] = {"name": name, "axes": axes, "datasets": datasets, **_DOWNSCALED}
+    if len(levels) == 1:
+        multiscale |= {"type": "none", "metadata": {"description": "a single level"}}
     omero = _rendering(source, channels, windows)
     extra = {"omero": omero} if omero else {}
     own = {"conv3d": {"history": list(history)}} if history else {}
@@ -417,6 +425,16 @@ def is_flipped(source: OmeImage | None) -> bool:
         return False
     pairs = zip(source.letters, source.datasets[0].scale, strict=True)
     return any(letter in SPATIAL and step < 0 for letter, step in pairs)
+
+
+_DOWNSCALED = {
+    "type": "local mean",
+    "metadata": {
+        "description": "a voxel is the mean of 2 voxels of the level before, along each axis that "
+        "is half as long",
+        "method": "conv3d",
+    },
+}
 
 
 def scale_and_translation(
@@ -461,32 +479,80 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
     }
 
 
-def time_step(image: OmeImage) -> tuple[float, str] | None:
-    """The step along the time axis and its unit; None without such an axis or a unit."""
+def read_facts(image: OmeImage | None, axes: Axes, path: str) -> Facts:
+    """What an image tells besides: its name, the step of time, names and colours of channels.
+
+    axes : Axes     of the array
+    path : str      of the store; a name that is that of the folder tells nothing
+    """
+    if image is None:
+        return Facts()
+    found = image.omero.get("channels")
+    channels = [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+    fits = len(channels) == axes.canonical_shape[4]
+    names = tuple(str(channel.get("label") or "") for channel in channels)
+    colors = tuple(_read_color(channel.get("color")) for channel in channels)
+    return Facts(
+        "" if image.name == store_stem(path) else image.name,
+        _time_step(image),
+        names if fits and any(names) else (),
+        colors if fits and any(colors) else (),
+    )
+
+
+def store_stem(path: str) -> str:
+    """The name of a store without its folder and suffixes.
+
+    >>> store_stem("x/a.ome.zarr/"), store_stem("s3://b/c.zarr"), store_stem("a.nii.zarr/1")
+    ('a', 'c', 'a')
+    """
+    parts = path.replace("\\", "/").rstrip("/").split("/")
+    ends = (".ome.zarr.zip", ".zarr.zip", ".ozx", ".ome.zarr", ".nii.zarr", ".zarr")
+    for part in parts:
+        end = next((end for end in ends if part.lower().endswith(end)), "")
+        if end:
+            return part[: len(part) - len(end)]
+    return parts[-1]
+
+
+def _time_step(image: OmeImage) -> tuple[float, str] | None:
+    """The step along the time axis and its unit, "" without one; None without a step."""
     kinds = axis_kinds(image.axes)
     for kind, axis, step in zip(kinds, image.axes, image.datasets[0].scale, strict=True):
-        if kind == "time" and axis.unit and 0 < step < math.inf:
+        if kind == "time" and 0 < step < math.inf and (axis.unit or step != 1):
             return step, time_unit(axis.unit) or axis.unit
     return None
 
 
-def channel_names(image: OmeImage | None, axes: Axes) -> tuple[str, ...]:
-    """The labels of the channels; () unless there is one for each."""
-    found = image.omero.get("channels") if image is not None else None
-    names = [c.get("label") for c in found or () if isinstance(c, Mapping)]
-    complete = len(names) == axes.canonical_shape[4] and all(isinstance(n, str) for n in names)
-    return tuple(map(str, names)) if complete else ()
+def _read_color(text: Any) -> str:
+    """A colour "RRGGBB", or "" if the text is none.
+
+    >>> _read_color("#00ff00"), _read_color("00FF00FF"), _read_color("green")
+    ('00FF00', '00FF00', '')
+    """
+    digits = str(text or "").strip().removeprefix("#").upper()
+    good = len(digits) in (6, 8) and set(digits) <= set("0123456789ABCDEF")
+    return digits[:6] if good else ""
 
 
 def output_channels(source: OmeImage | None, header: VolumeHeader) -> list[dict[str, Any]]:
-    """Channels of an output for omero: components by name; or the source's, if as many; or none."""
+    """Channels of an output for omero: label and color, and what the source says of the same ones.
+
+    [] if no channel has a name or a colour.
+    """
     found = source.omero.get("channels") if source is not None else None
     known = [dict(c) for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
-    if header.components:
-        return [
-            {"label": label} for label in header.component_labels([c.get("label") for c in known])
-        ]
-    return known if len(known) == header.shape[4] else []
+    count, names, colors = header.shape[4], header.channel_names, header.channel_colors
+    told = tuple(str(channel.get("label") or "") for channel in known)
+    same = not header.components and (told if any(told) else ()) == header.facts.channel_names
+    kept = known if same and len(known) == count else [{} for _ in range(count)]
+    if not names and not colors and not any(kept):
+        return []
+    for channel, name, color in zip(
+        kept, names or [""] * count, colors or [""] * count, strict=True
+    ):
+        channel.update({k: text for k, text in (("label", name), ("color", color)) if text})
+    return kept
 
 
 def _rendering(
