@@ -46,6 +46,7 @@ FORMATS: tuple[VolumeFormat, ...] = (
     tiff.FORMAT,
     npy.FORMAT,
     nrrd.FORMAT,
+    zarr.NIFTI,
     zarr.FORMAT,
 )
 

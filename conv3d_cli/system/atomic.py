@@ -48,6 +48,7 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
         ".ome.tif",
         ".ome.tiff",
         ".ome.zarr",
+        ".nii.zarr",
         ".weights.h5",
     ):
         if name.endswith(double) and name != double:

@@ -458,8 +458,9 @@ def _write_components(header: Any, components: tuple[str, ...], channels: int) -
 
 
 def source_of(volume: VolumeHeader) -> NiftiSource | None:
-    """What a volume keeps of its NIfTI file; None if it comes from another format."""
-    return volume.metadata if isinstance(volume.metadata, NiftiSource) else None
+    """What a volume keeps of its NIfTI file, or of the NIfTI header in its store; else None."""
+    found = getattr(volume.metadata, "nifti", volume.metadata)
+    return found if isinstance(found, NiftiSource) else None
 
 
 def _dtype_error(dtype: np.dtype[Any]) -> WriteError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from conv3d_cli.formats.base import VolumeFormat, late
 from conv3d_cli.formats.zarr import names
 
@@ -23,4 +25,13 @@ FORMAT = VolumeFormat(
     check_target=late("conv3d_cli.formats.zarr.store:check_store_target"),
     output_bytes=late("conv3d_cli.formats.zarr.format:output_bytes"),
     box_access=late("conv3d_cli.formats.zarr.format:box_access"),
+)
+NIFTI = replace(
+    FORMAT,
+    name="NIfTI-Zarr",
+    suffixes=(".nii.zarr",),
+    summary="OME-Zarr with a NIfTI header, which holds the affine",
+    holds_affine=True,
+    claims_also=names.is_nifti,
+    content=late("conv3d_cli.formats.zarr.nifti:content"),
 )

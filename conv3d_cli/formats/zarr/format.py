@@ -31,7 +31,8 @@ from conv3d_cli.formats.base import (
     within,
 )
 from conv3d_cli.formats.npy import axis_names
-from conv3d_cli.formats.zarr import FORMAT
+from conv3d_cli.formats.zarr import FORMAT, names
+from conv3d_cli.formats.zarr import nifti as zarr_nifti
 from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
@@ -75,6 +76,7 @@ class ZarrMetadata:
     compressors : tuple         zarr's codecs
     itemsize : int              bytes of a stored voxel
     image : OmeImage or None    with the level that was read as its only one; None for a bare array
+    nifti : NiftiSource or None     the NIfTI header of a NIfTI-Zarr store
     """
 
     zarr_format: int
@@ -83,6 +85,7 @@ class ZarrMetadata:
     compressors: tuple[Any, ...] = ()
     itemsize: int = 4
     image: OmeImage | None = None
+    nifti: Any = None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -391,6 +394,11 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         history=history,
         facts=zarr_ome.read_facts(metadata.image, found, path),
     )
+    if image is not None and dataset is not None and axes is None:
+        nifti = _nifti_of(group)
+        if nifti is not None:
+            header, note = zarr_nifti.applied(header, nifti, image, dataset, path)
+            notes += [note] if note else []
     watch.blosc = (
         bool(metadata.compressors)
         and not metadata.shards
@@ -400,6 +408,11 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
     reader = ZarrReader(array, header, path, watch, levels)
     reader.notes = tuple(notes)
     return reader
+
+
+def _nifti_of(group: str) -> Any:
+    """The NIfTI header of a group, if it has one: see `nifti.read_nifti`."""
+    return zarr_nifti.read_nifti(open_node(group), group)
 
 
 def _open_level(path: str, name: str, watch: zarr_store.ChunkWatch) -> Any:
@@ -865,7 +878,12 @@ def create_zarr(
     compressor, codec_note = _compressors(source, layout.zarr_format, header.dtype)
     _, note = zarr_ome.scale_and_translation(header.grid, zarr_ome.is_flipped(image))
     factors = zarr_pyramid.level_factors(letters, shape, header.grid.spacing, levels)
-    notes = [text for text in (note, codec_note) if text]
+    nifti = b""
+    nifti_notes: tuple[str, ...] = ()
+    if names.is_nifti(path):  # its header holds the whole affine
+        nifti, nifti_notes = zarr_nifti.nifti_header(header, path)
+        note = ""
+    notes = [text for text in (note, codec_note, *nifti_notes) if text]
     if len(factors) < levels:
         notes.append(
             f"{len(factors)} of {levels} levels are written: "
@@ -911,6 +929,15 @@ def create_zarr(
             below = level
         if stop.is_set():
             return
+        if nifti:
+            content = np.frombuffer(nifti, np.uint8)
+            zarr.create_array(
+                store.node(zarr_nifti.NODE),
+                data=content,
+                chunks=content.shape,
+                compressors=None,
+                zarr_format=layout.zarr_format,
+            )
         # The group comes last: without it, a reader at a URL finds no image.
         version = "0.4" if layout.zarr_format == 2 else "0.5"
         named = [zarr_ome.Level(str(number), factor) for number, factor in enumerate(factors)]

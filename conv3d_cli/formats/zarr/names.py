@@ -51,6 +51,16 @@ def claims(path: str) -> bool:
     return is_node(path)
 
 
+def is_nifti(path: str) -> bool:
+    """True if a name is that of a NIfTI-Zarr store, or a node in one.
+
+    >>> is_nifti("x/a.nii.zarr/1"), is_nifti("a.zarr")
+    (True, False)
+    """
+    parts = path.replace(os.sep, "/").split("/")
+    return any(part.lower().endswith(".nii.zarr") for part in parts)
+
+
 def is_node(folder: str) -> bool:
     """True if a folder holds Zarr metadata."""
     return os.path.isdir(folder) and any(
