@@ -47,6 +47,7 @@ FORMATS: tuple[VolumeFormat, ...] = (
     npy.FORMAT,
     nrrd.FORMAT,
     zarr.NIFTI,
+    zarr.ZIP,
     zarr.FORMAT,
 )
 
@@ -170,8 +171,8 @@ def lost_facts(found: VolumeFormat, path: str, header: VolumeHeader) -> tuple[st
     >>> from conv3d_cli.model.volume import Axes, Facts
     >>> facts = Facts("embryo", channel_names=("DAPI", "GFP"))
     >>> header = VolumeHeader(Axes("czyx", (2, 1, 1, 1)), np.dtype(np.float32), facts=facts)
-    >>> lost_facts(find_format("a.nii"), "a.nii", header)
-    ("NIfTI does not hold the image's name (embryo), the names of channels (DAPI, GFP)",)
+    >>> lost_facts(find_format("a.nii"), "a.nii", header)[0]
+    "this NIfTI output does not hold the image's name (embryo), the names of channels (DAPI, GFP)"
     """
     facts, kept = header.facts, found.keeps(path, header)
     told = {"name": f"the image's name ({facts.name})" if facts.name else ""}
@@ -184,7 +185,7 @@ def lost_facts(found: VolumeFormat, path: str, header: VolumeHeader) -> tuple[st
         told["channel_colors"] = "the colours of channels"
     told |= {word: word for word in facts.others}
     lost = [words for fact, words in told.items() if words and fact not in kept]
-    return (f"{found.name} does not hold {', '.join(lost)}",) if lost else ()
+    return (f"this {found.name} output does not hold {', '.join(lost)}",) if lost else ()
 
 
 def _options(

@@ -49,6 +49,8 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
         ".ome.tiff",
         ".ome.zarr",
         ".nii.zarr",
+        ".ome.zarr.zip",
+        ".zarr.zip",
         ".weights.h5",
     ):
         if name.endswith(double) and name != double:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from conv3d_cli.formats.base import VolumeFormat, late
 from conv3d_cli.formats.zarr import names
+from conv3d_cli.system.atomic import check_target
 
 FORMAT = VolumeFormat(
     name="OME-Zarr",
@@ -34,4 +35,13 @@ NIFTI = replace(
     holds_affine=True,
     claims_also=names.is_nifti,
     content=late("conv3d_cli.formats.zarr.nifti:content"),
+)
+ZIP = replace(
+    FORMAT,
+    name="zipped OME-Zarr",
+    suffixes=(".ozx", ".ome.zarr.zip", ".zarr.zip"),
+    summary="an OME-Zarr store in one zip file",
+    reads_urls=False,
+    claims_also=lambda path: names.archive_of(path) is not None,
+    check_target=check_target,
 )

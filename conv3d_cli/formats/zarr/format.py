@@ -874,6 +874,8 @@ def create_zarr(
     image = source.image if source is not None else None
     channels = zarr_ome.output_channels(image, header)
     layout = choose_layout(header, chunks)
+    if path.lower().endswith(".ozx") and layout.zarr_format == 2:  # RFC-9 asks for format 3
+        layout, source = replace(layout, zarr_format=3), None
     zarr = zarr_store.import_zarr(path, WriteError)
     compressor, codec_note = _compressors(source, layout.zarr_format, header.dtype)
     _, note = zarr_ome.scale_and_translation(header.grid, zarr_ome.is_flipped(image))

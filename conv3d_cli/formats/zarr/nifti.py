@@ -84,7 +84,10 @@ def applied(
     if (finest and not fits) or not set(volume.axes.letters) <= set(DIMENSIONS):
         return volume, "its NIfTI header describes other axes: it is left out"
     grid = source.grid
-    if not finest and grid.affine is not None:
+    told = grid.anatomical or "unit" not in grid.assumed or grid.spacing != (1, 1, 1)
+    if not told:  # the header of a volume of which nothing is known
+        grid = volume.grid
+    elif not finest and grid.affine is not None:
         step = np.linalg.inv(_physical(image, image.datasets[0])) @ _physical(image, dataset)
         affine = grid.affine @ step
         qform = None if grid.qform is None else grid.qform @ step
