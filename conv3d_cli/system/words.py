@@ -13,3 +13,25 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
     ('1 thread', '2 threads', '2 matches')
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def plain_text(text: str, keep: str = "") -> str:
+    r"""Text that every file format holds: what is no character of a text becomes its escape.
+
+    These are control characters, and bytes of file names that are not UTF-8.
+
+    keep : str      control characters to keep
+
+    >>> plain_text("a\x01b\n"), plain_text("caf\udce9.npy"), plain_text("µm")
+    ('a\\x01b\\n', 'caf\\xe9.npy', 'µm')
+    """
+    return "".join(c if c in keep else _plain(c) for c in text)
+
+
+def _plain(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, as Python holds it (surrogateescape)
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE:
+        return character.encode("unicode_escape").decode("ascii")
+    return character

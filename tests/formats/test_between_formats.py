@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Facts, Volume, VolumeHeader
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
+from conv3d_cli.provenance.command import history_line
+from conv3d_cli.settings.options import Settings
 
 zarr = pytest.importorskip("zarr")
 
@@ -405,6 +408,25 @@ def test_control_characters_do_not_break_xml(tmp_path: Path, run: Any) -> None:
     assert types.from_tiff(target).structured_annotations
     with open_volume(str(target)) as reader:
         assert any("x01b" in line for line in reader.header.history)
+
+
+@pytest.mark.parametrize(
+    "target", ["o.nii", "o.tif", "o.ome.tif", "o.nrrd", "o.zarr", "o.nii.zarr"]
+)
+def test_names_that_are_no_text_stand_in_histories(target: str, tmp_path: Path) -> None:
+    """Such names come from old zip files: bytes of Latin-1."""
+    source = os.fsencode(tmp_path) + b"/caf\xe9.npy"
+    with open(source, "wb") as file:
+        np.save(file, DATA[0, 0])
+    run_job(Job(os.fsdecode(source), str(tmp_path / target), IDENTITY, history=history(source)))
+    with open_volume(str(tmp_path / target)) as reader:
+        (line,) = reader.header.history
+    assert "caf\\xe9.npy" in line
+    line.encode()
+
+
+def history(source: bytes) -> str:
+    return history_line(os.fsdecode(source), Settings(kernel="identity"), "1.0")
 
 
 def test_images_in_zarr_have_a_name_a_type_and_metadata(tmp_path: Path) -> None:

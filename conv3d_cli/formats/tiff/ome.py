@@ -7,7 +7,6 @@ channels with their names and colours, the image's name and description, the tim
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,9 +32,8 @@ from conv3d_cli.formats.tiff.series import to_number
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.units import OME_LENGTHS, OME_SYMBOLS, TIME_UNITS, known_length, time_unit
 from conv3d_cli.model.volume import Axes, Facts, VolumeHeader
+from conv3d_cli.system.words import plain_text
 
-# characters that XML 1.0 does not have
-ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
 OME_TYPES = {
@@ -298,12 +296,8 @@ def ome_unit(word: str) -> str:
 
 
 def _legal(text: str) -> str:
-    r"""Text as XML may hold it: control characters and bytes that are no text become escapes.
-
-    >>> _legal("a\x01b\tc\udce9")
-    'a\\x01b\tc\\udce9'
-    """
-    return ILLEGAL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    """Text as XML may hold it, which has tabs and line ends but no other control characters."""
+    return plain_text(text, keep="\t\n")
 
 
 def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibration) -> None:
