@@ -218,8 +218,9 @@ def _options(
 
 
 def _names(condition: Callable[[VolumeFormat], bool]) -> str:
-    """Names of the formats that meet a condition, for messages: "TIFF and NRRD"."""
-    return " and ".join(found.name for found in FORMATS if condition(found))
+    """Names of the formats that meet a condition, for messages: "TIFF, NRRD and NumPy"."""
+    *first, last = [found.name for found in FORMATS if condition(found)]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def scaled_formats() -> str:

@@ -545,7 +545,7 @@ def test_reading_from_a_web_server(
     assert text.startswith(f"cannot read {address}/no.zarr: no such Zarr store")
     with pytest.raises(WriteError, match="a web server can only be read from"):
         write_volume(f"{address}/b.zarr", expected)
-    with pytest.raises(FormatError, match="only OME-Zarr at URLs"):
+    with pytest.raises(FormatError, match="OME-Zarr at URLs"):
         read_volume(f"{address}/a.nii.gz")
     run_job(
         Job(
@@ -1149,7 +1149,7 @@ def test_other_formats_have_no_chunks(
     job = Job(
         str(tmp_path / "a.zarr"), str(tmp_path / "b.npy"), (Stage("box:size=3"),), **{option: value}
     )
-    with pytest.raises(SpecError, match=rf"{option}= is for OME-Zarr"):
+    with pytest.raises(SpecError, match=rf"{option}= is for .*OME-Zarr"):
         run_job(job)
     with pytest.raises(SpecError, match=option):
         replace(job, target=str(tmp_path / "b.zarr"), **{option: 0})

@@ -109,7 +109,7 @@ def _in_archive(path: str, names: Sequence[str]) -> bool:
     file, inner = archive_of(path) or ("", "")
     try:
         found, root = listing(file)
-    except (OSError, BadZipFile):
+    except (OSError, BadZipFile, NotImplementedError):
         return False
     return any("/".join(part for part in (root, inner, n) if part) in found for n in names)
 

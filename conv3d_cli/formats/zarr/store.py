@@ -217,7 +217,7 @@ def _check_archive(path: str, file: str) -> None:
     check_input(file)
     try:
         listing(file)
-    except (OSError, BadZipFile) as error:
+    except (OSError, BadZipFile, NotImplementedError) as error:
         raise FormatError(f"cannot read {path}: not a zip file, or truncated ({error})") from error
     if not is_node(file):
         raise FormatError(
