@@ -28,7 +28,9 @@ def main() -> None:
     chosen = [word for word in sys.argv[1:] if word in PYTHONS]
     bounds = [word for word in sys.argv[1:] if word in BOUNDS] or BOUNDS
     if unknown := set(sys.argv[1:]) - {*PYTHONS, *BOUNDS}:
-        sys.exit(f"expected {', '.join((*PYTHONS, *BOUNDS))}, received {', '.join(sorted(unknown))}")
+        sys.exit(
+            f"expected {', '.join((*PYTHONS, *BOUNDS))}, received {', '.join(sorted(unknown))}"
+        )
     results = {}
     for version in chosen or PYTHONS:
         python = find_python(version)
@@ -70,7 +72,18 @@ def run_tests(python: str, version: str, bound: str) -> str:
     installed = subprocess.run([*pip, *wanted, "--editable", f"{ROOT}[dev]"])
     if installed.returncode:
         return "the libraries cannot be installed"
-    command = [own, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", "-p", "no:cacheprovider"]
+    command = [
+        own,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "--dist",
+        "worksteal",
+        "-p",
+        "no:cacheprovider",
+    ]
     return "failed" if subprocess.run(command, cwd=ROOT).returncode else "passed"
 
 
@@ -88,7 +101,10 @@ def lowest(python: str) -> list[str]:
 
 def holds(python: str, marker: str) -> bool:
     """Whether an environment marker holds for a Python."""
-    check = "import sys; from packaging.markers import Marker; sys.exit(not Marker(sys.argv[1]).evaluate())"
+    check = (
+        "import sys; from packaging.markers import Marker; "
+        "sys.exit(not Marker(sys.argv[1]).evaluate())"
+    )
     return subprocess.run([python, "-c", check, marker]).returncode == 0
 
 

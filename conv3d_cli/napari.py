@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.model.grid import Grid, unit_name
+from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.missing import MASK_MODES, NAN_MODES
 from conv3d_cli.model.spec import BOUNDARIES, ConvSpec
+from conv3d_cli.model.units import unit_name
 from conv3d_cli.settings.options import OPTION
 
 if TYPE_CHECKING:

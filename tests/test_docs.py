@@ -30,9 +30,9 @@ from conv3d_cli.kernels.files import KERNEL_FILES
 from conv3d_cli.kernels.weights import WEIGHTS_FILES
 from conv3d_cli.layer import constraints, initializers, regularizers
 from conv3d_cli.layer.activations import ACTIVATIONS
-from conv3d_cli.model.grid import UNITS
 from conv3d_cli.model.missing import MASK_MODES, NAN_MODES
 from conv3d_cli.model.spec import BOUNDARIES, PADDINGS
+from conv3d_cli.model.units import UNITS
 from conv3d_cli.settings.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from conv3d_cli.formats import open_volume
 from conv3d_cli.formats.base import spool_reader
-from conv3d_cli.model.grid import UNITS, Grid
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.units import UNITS
 from conv3d_cli.model.volume import VolumeHeader, VolumeReader, parts_in_storage_order
 
 GRID_TOLERANCE = 1e-5  # fraction of a voxel

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import MemoryLimitError, ShapeError, SpecError, one_line
-from conv3d_cli.model.grid import Grid, unit_name
+from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import VoxelTransform
+from conv3d_cli.model.units import unit_name
 from conv3d_cli.model.volume import SPATIAL, Axes, Volume
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 
@@ -122,6 +123,7 @@ def _volume(x: Volume, what: str) -> Contents:
             x.metadata,
             x.transform.then(result.transform),
             result.components or (x.components if result.axes.letters == x.axes else ()),
+            x.facts,
         )
 
     return Contents(inner.values, wrap, x.axes, x.grid, inner.missing)

@@ -47,8 +47,8 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
 
     INPUTs are volumes, or folders of volumes: NIfTI (.nii .nii.gz .nii.zst .hdr), TIFF (.tif
     .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr), OME-Zarr (.zarr .ome.zarr, folders and URLs;
-    image.zarr/1 is a level or array of image.zarr), MetaImage, MGH, MRtrix, MRC and others (conv3d
-    help formats). `-` reads or writes .npy on a pipe.
+    .nii.zarr; zipped: .ozx; image.zarr/1 is a level or array of image.zarr), MetaImage, MGH,
+    MRtrix, MRC and others (conv3d help formats). `-` reads or writes .npy on a pipe.
 
     The defaults for a filter are --padding same --boundary symmetric; for a layer, --padding valid
     --boundary zeros. Triples are in depth,height,width order.

@@ -158,7 +158,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
     """The header of a volume as a JSON object."""
     from conv3d_cli.batch.report import grid_record
 
-    header = reader.header
+    header, facts = reader.header, reader.header.facts
     return {
         "file": reader.path,
         "format": header.format,
@@ -169,11 +169,13 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
         "bytes": header.nbytes,
         **grid_record(header.grid),
         **(
-            {"time_step": header.time_step[0], "time_unit": header.time_step[1]}
-            if header.time_step
+            {"time_step": facts.time_step[0], "time_unit": facts.time_step[1]}
+            if facts.time_step
             else {}
         ),
-        **({"channels": list(header.channel_names)} if header.channel_names else {}),
+        **({"name": facts.name} if facts.name else {}),
+        **({"channels": list(facts.channel_names)} if facts.channel_names else {}),
+        **({"channel_colors": list(facts.channel_colors)} if facts.channel_colors else {}),
         **({"history": list(header.history)} if header.history else {}),
         **({"storage": storage} if (storage := reader.storage()) else {}),
         **({"notes": list(reader.notes)} if reader.notes else {}),
@@ -204,11 +206,14 @@ def describe(record: dict[str, Any]) -> str:
         rows.append(("affine", f"{lines[0]}   (i,j,k) to {world}"))
         rows += [("", line) for line in lines[1:]]
     if "time_step" in record:
-        rows.append(
-            ("time", f"{record['time_step']:.6g} {record['time_unit']} between time points (TR)")
-        )
+        step = f"{record['time_step']:.6g} {record['time_unit'] or 'without a unit'}"
+        rows.append(("time", f"{step} between time points (TR)"))
+    if "name" in record:
+        rows.append(("name", record["name"]))
     if "channels" in record:
         rows.append(("channels", ", ".join(record["channels"])))
+    if "channel_colors" in record:
+        rows.append(("colours", ", ".join(color or "none" for color in record["channel_colors"])))
     rows += list(record.get("storage", {}).items())
     rows += [
         ("history" if number == 0 else "", line)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError
-from conv3d_cli.model.grid import UNITS, Grid
+from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import AXIS_NAMES
+from conv3d_cli.model.units import UNITS
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
 MOST_LABELS = 1 << 16  # regions, with 0, the outside

@@ -73,6 +73,8 @@ FORMATS: tuple[VolumeFormat, ...] = (
     afni.FORMAT,
     minc.MINC1,
     minc.MINC2,
+    zarr.NIFTI,
+    zarr.ZIP,
     zarr.FORMAT,
 )
 
@@ -275,12 +277,38 @@ def create_volume(
             f"{header.axes.letters} {header.axes.shape}; write .nii.gz, .nrrd or .ome.tif"
         )
     assert found.create is not None  # as `output_format` sees to
-    return found.create(
+    writer = found.create(
         path,
         header,
         overwrite=overwrite,
         options=replace(options, gz_level=gz_level, threads=threads),
     )
+    writer.notes = (*writer.notes, *lost_facts(found, path, header))
+    return writer
+
+
+def lost_facts(found: VolumeFormat, path: str, header: VolumeHeader) -> tuple[str, ...]:
+    """A note on what a file tells that an output of a format cannot hold; () if it is nothing.
+
+    >>> import numpy as np
+    >>> from conv3d_cli.model.volume import Axes, Facts
+    >>> facts = Facts("embryo", channel_names=("DAPI", "GFP"))
+    >>> header = VolumeHeader(Axes("czyx", (2, 1, 1, 1)), np.dtype(np.float32), facts=facts)
+    >>> lost_facts(find_format("a.nii"), "a.nii", header)[0]
+    "this NIfTI output does not hold the image's name (embryo), the names of channels (DAPI, GFP)"
+    """
+    facts, kept = header.facts, found.keeps(path, header)
+    told = {"name": f"the image's name ({facts.name})" if facts.name else ""}
+    if facts.time_step is not None and header.axes.size("t") > 1:
+        step, unit = facts.time_step
+        told["time_step"] = f"the time step ({step:.6g} {unit or 'without a unit'})"
+    if facts.channel_names and any(header.channel_names):
+        told["channel_names"] = f"the names of channels ({', '.join(header.channel_names)})"
+    if header.channel_colors:
+        told["channel_colors"] = "the colours of channels"
+    told |= {word: word for word in facts.others}
+    lost = [words for fact, words in told.items() if words and fact not in kept]
+    return (f"this {found.name} output does not hold {', '.join(lost)}",) if lost else ()
 
 
 def _options(
@@ -313,8 +341,9 @@ def _options(
 
 
 def _names(condition: Callable[[VolumeFormat], bool]) -> str:
-    """Names of the formats that meet a condition, for messages: "TIFF and NRRD"."""
-    return " and ".join(found.name for found in FORMATS if condition(found))
+    """Names of the formats that meet a condition, for messages: "TIFF, NRRD and NumPy"."""
+    *first, last = [found.name for found in FORMATS if condition(found)]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def scaled_formats() -> str:
@@ -549,7 +578,14 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
                         data, n, depth, channels, block * slope + intercept if scaled else block
                     )
         reader.finish()
-    return Volume(data, header.axes.letters, header.grid, header.format, header.metadata)
+    return Volume(
+        data,
+        header.axes.letters,
+        header.grid,
+        header.format,
+        header.metadata,
+        facts=header.facts,
+    )
 
 
 def write_volume(

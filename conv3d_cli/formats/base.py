@@ -164,6 +164,8 @@ class VolumeFormat:
     holds_history : bool    the lines of `VolumeHeader.history`
     holds_float64 : bool    float64; kernels are written as such
     holds_axes : callable   (axes) -> bool: True if an output can have these axes
+    keeps : callable        (path, header) -> names of the fields of `Facts` that an output holds,
+                            and words of `Facts.others` that it repeats
 
     How it stores voxels:
 
@@ -216,6 +218,7 @@ class VolumeFormat:
     holds_history: bool = True
     holds_float64: bool = True
     holds_axes: Callable[[Axes], bool] = lambda axes: True
+    keeps: Callable[[str, VolumeHeader], frozenset[str]] = lambda path, header: frozenset()
     chunked: bool = False
     compressions: tuple[str, ...] = ()
     streamed: Callable[[str, OutputOptions], bool] = lambda path, options: (
@@ -717,11 +720,17 @@ class ScaledWriter(VolumeWriter):
 
     header : VolumeHeader   of the integer output; this writer itself takes float32
     create : callable       (scale) -> the writer of the integers; called by `commit`
+    known : tuple of str    notes that it will have, whatever the values are
     """
 
     def __init__(
-        self, header: VolumeHeader, path: str, create: Callable[[tuple[float, float]], VolumeWriter]
+        self,
+        header: VolumeHeader,
+        path: str,
+        create: Callable[[tuple[float, float]], VolumeWriter],
+        known: tuple[str, ...] = (),
     ) -> None:
+        self.notes = self._known = known
         self.stored, self.path, self._create = header.dtype, path, create
         self.header = replace(header, dtype=np.dtype(np.float32))
         self._low, self._high, self._nonfinite = math.inf, -math.inf, 0
@@ -738,6 +747,7 @@ class ScaledWriter(VolumeWriter):
         self._nonfinite += block.size - finite.size
         if self._nonfinite:
             self.notes = (
+                *self._known,
                 f"{self._nonfinite} voxels are NaN or infinite, which integers cannot hold: "
                 "they become 0",
             )
@@ -795,7 +805,7 @@ class ScaledWriter(VolumeWriter):
             writer.commit()
             self.notes = (
                 *self.notes,
-                *writer.notes,
+                *(note for note in writer.notes if note not in self.notes),
                 f"scale: slope {slope:.7g}, intercept {intercept:.7g}",
             )
 

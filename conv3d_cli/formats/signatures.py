@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from conv3d_cli.formats.codecs import Codec, codec_within
@@ -68,7 +69,7 @@ def read_start(path: str) -> Start | None:
             if codec is None:
                 return Start(path, file.read(START_BYTES))
             unpacking, errors = codec.open(path, file)
-            with unpacking:
+            with closing(unpacking):
                 try:
                     return Start(path, unpacking.read(START_BYTES), codec)
                 except (EOFError, *errors):

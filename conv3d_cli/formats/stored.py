@@ -26,7 +26,8 @@ from conv3d_cli.formats.base import (
 )
 from conv3d_cli.formats.codecs import Codec, codec_within
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
-from conv3d_cli.model.grid import UNITS, Affine, Grid, affine_from_spacing, spacing_of_affine
+from conv3d_cli.model.grid import Affine, Grid, affine_from_spacing, spacing_of_affine
+from conv3d_cli.model.units import UNITS
 from conv3d_cli.model.volume import (
     Array,
     BoxAccess,

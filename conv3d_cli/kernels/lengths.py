@@ -28,8 +28,9 @@ from conv3d_cli.errors import (
     unknown_name,
     words,
 )
-from conv3d_cli.model.grid import UNITS, Grid, Spacing, unit_name
+from conv3d_cli.model.grid import Grid, Spacing
 from conv3d_cli.model.spec import Triple, triple
+from conv3d_cli.model.units import UNITS, unit_name
 from conv3d_cli.system.machine import format_bytes
 
 Floats = tuple[float, float, float]

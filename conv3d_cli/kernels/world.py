@@ -26,7 +26,8 @@ from conv3d_cli.kernels.lengths import (
     spacing_cure,
     voxels,
 )
-from conv3d_cli.model.grid import ORTHOGONAL, UNITS, Grid, shear, unit_name, unit_steps
+from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear, unit_steps
+from conv3d_cli.model.units import UNITS, unit_name
 
 Matrix = NDArray[np.float64]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError, setting, words
 from conv3d_cli.model.spec import ConvProblem, VoxelTransform
+from conv3d_cli.model.units import UNITS
 
 Affine = NDArray[np.float64]
 
@@ -27,33 +28,6 @@ MIN_CELL_VOLUME = 1e-6
 # Relative difference up to which a spacing in a file is the same as one that the user gives: files
 # hold float32, or few digits.
 SAME_SPACING = 1e-3
-
-# length of one unit in mm
-UNITS = {"nm": 1e-6, "um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0}
-# Spellings in files: with the micro sign, the Greek letter, and ImageJ's literal text "\u00b5".
-UNIT_ALIASES = {
-    "µm": "um",
-    "μm": "um",
-    "\\u00b5m": "um",
-    "micron": "um",
-    "microns": "um",
-    "micrometer": "um",
-    "nanometer": "nm",
-    "millimeter": "mm",
-    "centimeter": "cm",
-    "meter": "m",
-}
-
-
-def unit_name(text: str | None) -> str | None:
-    """The package's name for a unit of length that a file names; None for others (`pixel`, empty).
-
-    >>> unit_name("µm"), unit_name("Micron"), unit_name("pixel")
-    ('um', 'um', None)
-    """
-    key = (text or "").strip().strip("\0").lower()
-    key = UNIT_ALIASES.get(key, key)
-    return key if key in UNITS else None
 
 
 class Spacing(NamedTuple):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import VoxelTransform
+from conv3d_cli.model.units import seconds_of
 
 Array = NDArray[Any]
 
@@ -293,6 +294,41 @@ class Axes:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a file tells of its image besides voxels and geometry; all formats share it.
+
+    A reader fills in what its file tells. A writer stores what its format holds
+    (`VolumeFormat.keeps`); `create_volume` says what is lost.
+
+    name : str                  of the image; "" if it has none
+    time_step : (step, unit)    between time points; the unit is one of `units.TIME_UNITS`, the
+                                file's own word, or "" if it gives none. None if unknown
+    channel_names : tuple       of str, one for each channel, "" for one without; () if the file
+                                names none
+    channel_colors : tuple      of str "RRGGBB", as `channel_names`
+    others : tuple of str       what else the file tells that only an output of its own kind
+                                repeats, in words: "slice labels"
+    """
+
+    name: str = ""
+    time_step: tuple[float, str] | None = None
+    channel_names: tuple[str, ...] = ()
+    channel_colors: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float | None:
+        """The time step in seconds; None if it, or its unit, is unknown.
+
+        >>> Facts(time_step=(2.0, "min")).seconds, Facts(time_step=(2.0, "frames")).seconds
+        (120.0, None)
+        """
+        unit = seconds_of(self.time_step[1]) if self.time_step else None
+        # rounded, so that decimal numbers stay decimal
+        return float(f"{self.time_step[0] * unit:.12g}") if self.time_step and unit else None
+
+
+@dataclass(frozen=True)
 class VolumeHeader:
     """Everything about a volume except its voxels.
 
@@ -310,8 +346,7 @@ class VolumeHeader:
     is_filtered : bool          of an output: its values are computed, not copied, so what they mean
                                 may be another thing than `metadata` says
     history : tuple of str      the steps that made it, oldest first: lines "PROGRAM STEP: COMMAND"
-    time_step : (step, unit)    between time points, as the file says, for people; None if unknown
-    channel_names : tuple       of str, for people; () if the file names none
+    facts : Facts               what the file tells besides
     """
 
     axes: Axes
@@ -323,8 +358,7 @@ class VolumeHeader:
     transform: VoxelTransform = field(default_factory=VoxelTransform)
     components: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
-    time_step: tuple[float, str] | None = None
-    channel_names: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=Facts)
     is_filtered: bool = False
 
     @property
@@ -332,25 +366,35 @@ class VolumeHeader:
         """(N, D, H, W, C)."""
         return self.axes.canonical_shape
 
-    def component_labels(self, sources: Sequence[str | None] = ()) -> list[str]:
-        """A name for each channel of an output with `components`; [] without them.
+    @property
+    def channel_names(self) -> list[str]:
+        """A name for each channel; [] if they have none.
 
-        sources : one name for each input channel, or None to use the channel's number; another
-            number of names is ignored. A single input channel without a name is left out.
+        An output with `components` has one for each pair of an input channel and a component. An
+        input channel without a name is called by its number; a single one is left out.
         >>> axes, components = Axes("czyx", (4, 1, 1, 1)), ("sobel x", "sobel y")
-        >>> header = VolumeHeader(axes, np.dtype(np.float32), components=components)
-        >>> header.component_labels(["DAPI", None])
+        >>> facts = Facts(channel_names=("DAPI", ""))
+        >>> VolumeHeader(axes, np.dtype("f4"), components=components, facts=facts).channel_names
         ['DAPI: sobel x', 'DAPI: sobel y', '2: sobel x', '2: sobel y']
         """
-        channels = self.shape[4]
-        count = channels // max(1, len(self.components))
-        names = list(sources) if len(sources) == count else [None] * count
+        channels, sources = self.shape[4], self.facts.channel_names
+        if not self.components:
+            return list(sources) if len(sources) == channels and any(sources) else []
+        count = channels // len(self.components)
+        names = list(sources) if len(sources) == count else [""] * count
         first = [name or str(number + 1) for number, name in enumerate(names)]
         return [
             f"{one}: {own}" if count > 1 or names[0] else own
             for one in first
             for own in self.components
         ]
+
+    @property
+    def channel_colors(self) -> list[str]:
+        """A colour "RRGGBB" for each channel, "" where there is none; [] if none has one."""
+        colors = list(self.facts.channel_colors)
+        same = len(colors) == self.shape[4] and not self.components
+        return colors if same and any(colors) else []
 
     @property
     def nbytes(self) -> int:
@@ -387,6 +431,7 @@ class VolumeReader(abc.ABC):
                                 would read each piece several times
     notes : tuple of str        short sentences on how the file was understood; `finish` may add
                                 more
+    losses : tuple of str       those of the notes that tell of missing data: errors under --strict
 
     Call `finish` after the last read, and `close` at the end, or use it as a context manager.
     """
@@ -396,6 +441,7 @@ class VolumeReader(abc.ABC):
     sequential: bool = False
     channels_together: bool = False
     notes: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def read(self, n: int, depth: slice, channels: slice) -> Array:
@@ -529,6 +575,7 @@ class Volume:
     grid : Grid             spacing, unit, affine
     format, metadata        of the file it was read from, for writing in the same format again
     transform, components   of a result of `conv3d`, see `VolumeHeader`
+    facts : Facts           what the file tells besides
 
     Raises: SpecError if `axes` does not fit `data`.
     >>> Volume(np.zeros((4, 5, 6)), "zyx").shape
@@ -542,6 +589,7 @@ class Volume:
     metadata: Any = None
     transform: VoxelTransform = field(default_factory=VoxelTransform)
     components: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=Facts)
 
     def __post_init__(self) -> None:
         Axes(self.axes, np.shape(self.data))
@@ -567,6 +615,7 @@ class Volume:
             metadata=self.metadata,
             transform=self.transform,
             components=self.components,
+            facts=self.facts,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conv3d_cli.pictures.panels import NOT_A_NUMBER, Panel, axis_labels
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import plain_text
 
 INCHES = 2.6  # longest side of a panel
 TEXT_INCHES = 0.62  # around a row of panels, for titles and letters
@@ -60,7 +60,7 @@ def make_figure(
         figure.text(
             centre / wide,
             (high - 0.3) / high,
-            printable(heading),
+            plain_text(heading),
             ha="center",
             fontsize=9,
             weight="bold",
@@ -81,7 +81,7 @@ def make_figure(
         figure.text(
             margin / wide,
             (below - 0.05 - LINE_INCHES * (number + 1)) / high,
-            printable(line),
+            plain_text(line),
             fontsize=7.5,
             color="#444444",
             parse_math=False,

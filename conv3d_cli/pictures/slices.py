@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.formats import open_volume
-from conv3d_cli.model.grid import UNITS, Spacing, unit_name
+from conv3d_cli.model.grid import Spacing
+from conv3d_cli.model.units import UNITS, unit_name
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
 Values = NDArray[np.float64]

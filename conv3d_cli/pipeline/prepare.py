@@ -292,6 +292,9 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
     header = replace(header, is_filtered=not copies)
     if last.kernel.is_bank and not last.magnitude:
         header = replace(header, components=last.kernel.filter_names)
+    elif _mixes_channels(chain):  # no channel is one of the input's
+        facts = replace(header.facts, channel_names=(), channel_colors=())
+        header = replace(header, facts=facts)
     if job.history:
         header = replace(header, history=(*source.history, job.history))
     if job.scale == "auto" and "s" in header.axes.letters:

@@ -23,6 +23,7 @@ from conv3d_cli.formats import (
     create_volume,
     holds_more,
     lies_within,
+    lost_facts,
     output_format,
     replaced_part,
     written_files,
@@ -220,7 +221,8 @@ def run_job(
                 *loss_notes(prepared),
             ]
             if job.strict:
-                _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
+                read_notes = prepared.reader.losses
+                _refuse_losses([*clipped_notes, *coverage_notes, *read_notes, *writer.notes])
             commit_started = time.perf_counter()
             with committed_together():
                 for _, other in beside:
@@ -292,7 +294,11 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
 
     if job.scale == "none":
         return create(header)
-    return ScaledWriter(header, job.target, lambda scale: create(replace(header, scale=scale)))
+    # what is lost is known before the file is begun, so that --strict refuses it
+    known = lost_facts(output_format(job.target), job.target, header)
+    return ScaledWriter(
+        header, job.target, lambda scale: create(replace(header, scale=scale)), known
+    )
 
 
 def _additional_writer(path: str, prepared: PreparedJob) -> VolumeWriter:

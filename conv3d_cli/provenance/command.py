@@ -18,7 +18,7 @@ from conv3d_cli.settings.config import is_bias_file, is_kernel_file
 from conv3d_cli.settings.option import File, Option
 from conv3d_cli.settings.options import OPTION, SHAPING, Settings
 from conv3d_cli.system.parts import split_part, with_part
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import plain_text
 
 Rename = Callable[[str], str]
 
@@ -129,7 +129,7 @@ def history_line(source: str, given: Settings, version: str) -> str:
     drawn = "drawn" if given.to_fwhm is None else f"to-fwhm {given.to_fwhm}"
     kernel = given.named_kernel or given.config or drawn
     step = bare_name(kernel) if isinstance(kernel, str) and is_kernel_file(kernel) else kernel
-    return printable(f"conv3d {version} {step}: {command_line(source, given, bare_name)}")
+    return plain_text(f"conv3d {version} {step}: {command_line(source, given, bare_name)}")
 
 
 def bare_name(path: str) -> str:

@@ -59,6 +59,9 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
         ".ome.tf2",
         ".ome.tf8",
         ".ome.zarr",
+        ".nii.zarr",
+        ".ome.zarr.zip",
+        ".zarr.zip",
         ".weights.h5",
     ):
         if name.endswith(double) and name != double:

@@ -3,24 +3,6 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
-    r"""Text with escapes for characters that not every file, font or terminal can hold.
-
-    They are control characters, and bytes of file names that are not UTF-8.
-    >>> print(printable("caf\udce9, a\nb\x01"))
-    caf\xe9, a\nb\x01
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    # a byte that Python could not decode
-    byte = ord(character) - 0xDC00
-    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(character)[1:-1]
-
-
 def count_of(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun, in the singular or the plural.
 
@@ -45,3 +27,25 @@ def percent(part: float, whole: float = 1) -> str:
     if 0 < value < 0.001:
         return "under 0.001 %"
     return f"{value:.2g} %" if abs(value) < 99.5 else f"{value:.0f} %"
+
+
+def plain_text(text: str, keep: str = "") -> str:
+    r"""Text that every file format holds: what is no character of a text becomes its escape.
+
+    These are control characters, and bytes of file names that are not UTF-8.
+
+    keep : str      control characters to keep
+
+    >>> plain_text("a\x01b\n"), plain_text("caf\udce9.npy"), plain_text("µm")
+    ('a\\x01b\\n', 'caf\\xe9.npy', 'µm')
+    """
+    return "".join(c if c in keep else _plain(c) for c in text)
+
+
+def _plain(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, as Python holds it (surrogateescape)
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE:
+        return character.encode("unicode_escape").decode("ascii")
+    return character

@@ -111,7 +111,7 @@ REFUSED: list[tuple[dict[str, Any], type[Conv3DError], str]] = [
     ({"kernel": "box", "dtype": complex}, SpecError, "received 'complex128'"),
     ({"kernel": "box", "mask_mode": "keep"}, SpecError, "need a mask: pass mask="),
     ({"kernel": "box", "mask": np.ones(3)}, SpecError, "mask must be a file's name"),
-    ({"kernel": "box", "chunks": 8}, SpecError, "chunks= is for OME-Zarr"),
+    ({"kernel": "box", "chunks": 8}, SpecError, "chunks= is for NIfTI-Zarr, zipped OME-Zarr and OME-Zarr"),
     ({"kernel": "box", "to_fwhm": "9mm"}, SpecError, "to_fwhm= chooses the kernel"),
     ({"kernel": "box", "max_memory": "1M"}, MemoryLimitError, "pass max_memory='"),
     ({"kernel": "box", "kernel_layout": "torch"}, SpecError, "kernel_layout='torch' is for arrays"),

@@ -167,7 +167,12 @@ def test_info_tells_the_repetition_time(tmp_path: Path, run: Any) -> None:
     assert (found["time_step"], found["time_unit"]) == (720, "ms")
     image.header.set_xyzt_units("mm", "unknown")
     nibabel.save(image, tmp_path / "b.nii")
-    assert "time_step" not in json.loads(run("info", tmp_path / "b.nii", "--json").stdout)
+    found = json.loads(run("info", tmp_path / "b.nii", "--json").stdout)
+    assert (found["time_step"], found["time_unit"]) == (720, "")
+    assert "720 without a unit between time points" in run("info", tmp_path / "b.nii").stdout
+    image.header["pixdim"][4] = 1  # what programs write that know nothing
+    nibabel.save(image, tmp_path / "c.nii")
+    assert "time_step" not in json.loads(run("info", tmp_path / "c.nii", "--json").stdout)
 
 
 def test_info_tells_channels_and_time_steps_of_microscopes(tmp_path: Path, run: Any) -> None:
@@ -190,7 +195,7 @@ def test_info_tells_channels_and_time_steps_of_microscopes(tmp_path: Path, run: 
         metadata={"axes": "TZCYX", "finterval": 0.25},
     )
     found = json.loads(run("info", tmp_path / "a.ome.tif", "--json").stdout)
-    assert (found["time_step"], found["time_unit"]) == (0.25, "s")
+    assert (found["time_step"], found["time_unit"]) == (250, "ms")
     assert found["channels"] == ["DAPI", "GFP"]
     assert "channels DAPI, GFP" in run("info", tmp_path / "a.ome.tif").stdout
     assert json.loads(run("info", tmp_path / "b.tif", "--json").stdout)["time_step"] == 0.25

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +36,14 @@ from conv3d_cli.formats import (
 )
 from conv3d_cli.formats.base import VolumeFormat, real_dtype
 from conv3d_cli.model.grid import Grid, affine_from_spacing
-from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeReader, parts_in_storage_order
+from conv3d_cli.model.volume import (
+    Axes,
+    Facts,
+    Volume,
+    VolumeHeader,
+    VolumeReader,
+    parts_in_storage_order,
+)
 
 CASES = [
     (found, suffix)
@@ -329,6 +336,26 @@ def test_what_is_lost_is_said(
     with create_volume(path, header) as writer:
         assert bool(writer.notes) == (not case[0].holds_spacing)
         assert all("\n" not in note for note in writer.notes)
+
+
+def test_facts_come_back_or_are_said_to_be_lost(
+    case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator
+) -> None:
+    facts = Facts("embryo 7", (2.5, "s"), ("DAPI", "GFP"), ("0000FF", "FF8000"))
+    volume = replace(make("tczyx", "uint8", rng), facts=facts)
+    header = output_header(path, volume)
+    kept = case[0].keeps(path, header)
+    names = {field.name for field in fields(Facts)} - {"others"}
+    assert kept <= names
+    with create_volume(path, header) as writer:
+        lost = [note for note in writer.notes if "does not hold" in note]
+    assert len(lost) == (kept != names)
+    write_volume(path, volume)
+    back = read_back(path, header.axes.letters).facts
+    for name in names:
+        assert getattr(back, name) == (getattr(facts if name in kept else Facts(), name)), name
+    write_volume(path, replace(volume, facts=Facts()), overwrite=True)
+    assert read_back(path, header.axes.letters).facts == Facts()
 
 
 def test_affine_comes_back(

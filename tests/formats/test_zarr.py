@@ -304,7 +304,7 @@ def test_chunks_that_are_not_there(tmp_path: Path) -> None:
         reader.finish()
         assert (
             reader.notes[-1]
-            == "chunks that are not in the store: 3; they are read as its fill value, 7"
+            == "chunks that are not in the store: 3 of 4; they are read as its fill value, 7"
         )
     assert (values[:2] == 1).all()
     assert (values[2:] == 7).all()
@@ -348,10 +348,11 @@ def test_groups_that_are_no_images(tmp_path: Path, rng: np.random.Generator) -> 
     )
     group.create_array("raw", data=rng.random((2, 2, 2)))
     assert f"it holds raw: name an array, such as {path}/raw" in message(path)
-    for key, cure in (("plate", "/A/1/0"), ("well", "/0"), ("bioformats2raw.layout", "/0")):
+    for key in ("plate", "well", "bioformats2raw.layout"):
         for attributes in ({key: 3}, {"ome": {key: 3}}):
             zarr.create_group(str(tmp_path / "b.zarr"), overwrite=True, attributes=attributes)
-            assert f"such as {tmp_path}/b.zarr{cure}" in message(tmp_path / "b.zarr")
+            what = "a plate of wells" if key == "plate" else "several images"
+            assert message(tmp_path / "b.zarr").endswith(what)
 
 
 def test_missing_levels(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -544,7 +545,7 @@ def test_reading_from_a_web_server(
     assert text.startswith(f"cannot read {address}/no.zarr: no such Zarr store")
     with pytest.raises(WriteError, match="a web server can only be read from"):
         write_volume(f"{address}/b.zarr", expected)
-    with pytest.raises(FormatError, match="only OME-Zarr at URLs"):
+    with pytest.raises(FormatError, match="OME-Zarr at URLs"):
         read_volume(f"{address}/a.nii.gz")
     run_job(
         Job(
@@ -1148,7 +1149,7 @@ def test_other_formats_have_no_chunks(
     job = Job(
         str(tmp_path / "a.zarr"), str(tmp_path / "b.npy"), (Stage("box:size=3"),), **{option: value}
     )
-    with pytest.raises(SpecError, match=rf"{option}= is for OME-Zarr"):
+    with pytest.raises(SpecError, match=rf"{option}= is for .*OME-Zarr"):
         run_job(job)
     with pytest.raises(SpecError, match=option):
         replace(job, target=str(tmp_path / "b.zarr"), **{option: 0})

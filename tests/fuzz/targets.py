@@ -725,6 +725,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),
+    Target("zarr-zip", ".ozx", read_volume_file, _volumes(".ozx", ("uint8", "float32")), _ZARR, _ZARR_WORDS),
     Target("kernel-npy", ".npy", read_kernel_text, _kernels(".npy"), _KERNEL),
     Target("kernel-npz", ".npz", read_kernel_text, _kernels(".npz"), _KERNEL, ("kernel.npy", "bias.npy", "centre.npy")),
     Target("kernel-json", ".json", read_kernel_text, _kernels(".json"), _KERNEL, _KEYS),

@@ -21,8 +21,9 @@ from conv3d_cli.kernels import (
 )
 from conv3d_cli.kernels.lengths import Lengths, voxels
 from conv3d_cli.kernels.world import VOXEL_AXES, Ellipsoid, OrientKind, resolve_lengths
-from conv3d_cli.model.grid import UNITS, Grid
+from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.units import UNITS
 
 GRID = Grid((3.0, 1.5, 1.5), "mm")
 SIGMAS = [(1.0, 1.0, 1.0), (0.7, 2.0, 1.3), (0.4, 0.4, 2.6), (2.5, 2.5, 2.5)]

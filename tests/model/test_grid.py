@@ -13,7 +13,6 @@ from strategies import Geometry, geometries
 import conv3d_cli
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.grid import (
-    UNITS,
     Grid,
     Spacing,
     affine_from_spacing,
@@ -21,10 +20,10 @@ from conv3d_cli.model.grid import (
     grid_after,
     spacing_of_affine,
     transform_matrix,
-    unit_name,
 )
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import ConvSpec, VoxelTransform
+from conv3d_cli.model.units import UNITS, unit_name
 
 
 def random_affine(seed: int) -> np.ndarray:

@@ -19,7 +19,8 @@ from conv3d_cli.formats.codecs import codec_within
 from conv3d_cli.formats.nifti.format import input_files as pair_files
 from conv3d_cli.formats.signatures import Start
 from conv3d_cli.formats.stored import LARGEST, open_stored, read_head
-from conv3d_cli.model.grid import Grid, affine_from_spacing, spacing_of_affine, unit_name
+from conv3d_cli.model.grid import Grid, affine_from_spacing, spacing_of_affine
+from conv3d_cli.model.units import unit_name
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader
 
 LETTERS = "xyztcab"

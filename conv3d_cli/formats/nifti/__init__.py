@@ -52,6 +52,7 @@ FORMAT = VolumeFormat(
     reads_packed=True,
     holds_affine=True,
     holds_scale=True,
+    keeps=late("conv3d_cli.formats.nifti.header:kept_facts"),
     streamed=lambda path, options: codec_named(path) is not None,
     libraries=("nibabel", "isal"),
     lost_meaning=late("conv3d_cli.formats.nifti.header:lost_meaning"),

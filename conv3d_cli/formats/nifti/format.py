@@ -55,7 +55,7 @@ from conv3d_cli.formats.nifti.header import (
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
 from conv3d_cli.formats.signatures import read_start
-from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import SPATIAL, Axes, Facts, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, check_target, output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
@@ -223,7 +223,7 @@ def _volume_header(
         FORMAT.name,
         source,
         history=history,
-        time_step=read_time_step(source.header) if volume_axes.size("t") > 1 else None,
+        facts=Facts(time_step=read_time_step(source.header) if volume_axes.size("t") > 1 else None),
     )
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
     if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):

@@ -16,7 +16,8 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.deviations import deviation_note
-from conv3d_cli.model.grid import UNITS, Affine, Grid, affine_from_spacing, shear, spacing_of_affine
+from conv3d_cli.model.grid import Affine, Grid, affine_from_spacing, shear, spacing_of_affine
+from conv3d_cli.model.units import UNITS
 
 SPATIAL_UNITS = {1: "m", 2: "mm", 3: "um"}  # xyzt_units & 7
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: coordinates are those of another file

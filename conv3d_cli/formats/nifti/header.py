@@ -20,7 +20,8 @@ from conv3d_cli.formats.base import real_dtype
 from conv3d_cli.formats.deviations import deviation_note
 from conv3d_cli.formats.nifti.grid import write_grid
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader, is_history
+from conv3d_cli.model.units import TIME_UNITS as TIMES
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, Facts, VolumeHeader, is_history
 
 LETTERS = "xyztcab"  # axis letters of dimensions 1 to 7
 RGB_LETTERS = "xyztdab"  # of RGB volumes: `s` is the channel axis, and dimension 5 is batch
@@ -279,9 +280,36 @@ TIME_UNITS = {8: "s", 16: "ms", 24: "us"}  # xyzt_units & 56
 
 
 def read_time_step(header: Any) -> tuple[float, str] | None:
-    """The step along dimension 4 and its unit (TR); None if the header gives none."""
-    step, unit = float(header["pixdim"][4]), TIME_UNITS.get(int(header["xyzt_units"]) & 56)
-    return (step, unit) if unit is not None and 0 < step < math.inf else None
+    """The step along dimension 4 (TR) and its unit, "" without one; None if there is none.
+
+    1 without a unit is what programs write that know nothing. Other units are not of time.
+    """
+    step, code = float(header["pixdim"][4]), int(header["xyzt_units"]) & 56
+    unit = TIME_UNITS.get(code, "")
+    known = 0 < step < math.inf and (unit or (code == 0 and step != 1))
+    return (step, unit) if known else None
+
+
+def kept_facts(path: str, volume: VolumeHeader) -> frozenset[str]:
+    """What of `Facts` an output holds: a time step along dimension 4, see `VolumeFormat.keeps`."""
+    dimension = _dimensions(stored_axes(volume.axes, volume.dtype)).get("t")
+    facts = volume.facts
+    writable = facts.time_step is not None and (facts.seconds is not None or not facts.time_step[1])
+    same = source_of(volume) is not None
+    return frozenset({"time_step"} if same or (writable and dimension == 4) else ())
+
+
+def _write_time_step(header: Any, facts: Facts) -> None:
+    """Write a time step into a header of a volume from another format, in s, ms or us."""
+    if facts.time_step is None or (facts.seconds is None and facts.time_step[1]):
+        return
+    step, unit = facts.time_step
+    codes = {name: code for code, name in TIME_UNITS.items()}
+    if unit and unit not in codes:
+        unit = "us" if unit == "ns" else "s"
+        step = float(f"{(facts.seconds or 0.0) / TIMES[unit].seconds:.12g}")
+    header["pixdim"][4] = step
+    header["xyzt_units"] = (int(header["xyzt_units"]) & ~56) | codes.get(unit, 0)
 
 
 def read_scale(header: Any, path: str) -> tuple[float, float]:
@@ -454,6 +482,8 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
             header[field] = 0
         header["dim_info"] = int(header["dim_info"]) & 0b1111  # frequency and phase stay
     notes += write_grid(header, volume.grid, None if source is None else source.grid)
+    if source is None and dimensions.get("t") == 4:
+        _write_time_step(header, volume.facts)
     return header, notes
 
 
@@ -493,8 +523,9 @@ def _write_components(header: Any, components: tuple[str, ...], channels: int) -
 
 
 def source_of(volume: VolumeHeader) -> NiftiSource | None:
-    """What a volume keeps of its NIfTI file; None if it comes from another format."""
-    return volume.metadata if isinstance(volume.metadata, NiftiSource) else None
+    """What a volume keeps of its NIfTI file, or of the NIfTI header in its store; else None."""
+    found = getattr(volume.metadata, "nifti", volume.metadata)
+    return found if isinstance(found, NiftiSource) else None
 
 
 def _dtype_error(dtype: np.dtype[Any]) -> WriteError:

@@ -13,6 +13,7 @@ FORMAT = VolumeFormat(
     ),
     open=late("conv3d_cli.formats.nrrd.format:open_nrrd"),
     create=late("conv3d_cli.formats.nrrd.format:create_nrrd"),
+    keeps=lambda path, header: frozenset({"name", "time_step", "channel_names", "channel_colors"}),
     output_letters=late("conv3d_cli.formats.nrrd.axes:output_letters"),
     signature=lambda start: start.begins(b"NRRD000"),
     holds_affine=True,

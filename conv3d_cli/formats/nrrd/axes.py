@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from conv3d_cli.errors import setting
 from conv3d_cli.formats.nrrd.grid import UNSAMPLED, Sampling, read_directions, read_space
 from conv3d_cli.formats.nrrd.header import NrrdHeader
+from conv3d_cli.model.units import time_unit
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes
 
 SPATIAL_KINDS = ("domain", "space")
@@ -39,9 +40,10 @@ class AxisFacts:
 
     @property
     def time_step(self) -> tuple[float, str] | None:
-        """The step along a time axis and its unit; None without one of them."""
+        """The step along a time axis and its unit, "" without one; None without a step."""
         step, unit = self.sampling.step, self.sampling.unit
-        return (step, unit) if unit and math.isfinite(step) else None
+        known = math.isfinite(step) and step > 0 and (unit or step != 1)
+        return (step, time_unit(unit) or unit) if known else None
 
 
 def read_axes(header: NrrdHeader) -> list[AxisFacts]:

@@ -7,6 +7,7 @@ ones are unpacked forward only, slab by slab. An output keeps its input's space 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -29,7 +30,14 @@ from conv3d_cli.formats.base import (
 from conv3d_cli.formats.codecs import codec_named
 from conv3d_cli.formats.nrrd import FORMAT
 from conv3d_cli.formats.nrrd.axes import AxisFacts, axis_letters, kind_of, read_axes
-from conv3d_cli.formats.nrrd.grid import Space, grid_fields, read_grid, read_space
+from conv3d_cli.formats.nrrd.grid import (
+    UNSAMPLED,
+    Sampling,
+    Space,
+    grid_fields,
+    read_grid,
+    read_space,
+)
 from conv3d_cli.formats.nrrd.header import (
     NrrdHeader,
     header_text,
@@ -43,6 +51,7 @@ from conv3d_cli.formats.stored import beside
 from conv3d_cli.model.volume import (
     SPATIAL,
     Axes,
+    Facts,
     VolumeHeader,
     VolumeReader,
     VolumeWriter,
@@ -51,6 +60,7 @@ from conv3d_cli.model.volume import (
 from conv3d_cli.system.atomic import output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
+CHANNELS = "conv3d_channels"  # key of a JSON list: name and color of each channel
 HISTORY = "conv3d_history"  # key of the history, a line for each step
 SEGMENTS = "Segment0_ID"  # key in label maps of 3D Slicer
 KEPT_FIELDS = ("content", "sample units", "measurement frame")  # they remain true of an output
@@ -118,11 +128,27 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
         format=FORMAT.name,
         metadata=source if axes is None else None,
         history=history,
-        time_step=own["t"].time_step if "t" in own else None,
+        facts=_read_facts(header, keys, own),
     )
     reader = _open_voxels(header, volume, dtype)
     reader.notes = (*reader.notes, *notes, *more)
     return reader
+
+
+def _read_facts(header: NrrdHeader, keys: Mapping[str, str], own: Mapping[str, AxisFacts]) -> Facts:
+    """What a file tells besides: its content, the step of time, and our key of the channels."""
+    try:
+        found = json.loads(keys.get(CHANNELS, "[]"))
+    except ValueError:
+        found = []
+    channels = [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
+    names, colors = (tuple(str(c.get(k) or "") for c in channels) for k in ("name", "color"))
+    return Facts(
+        header.fields.get("content", ""),
+        own["t"].time_step if "t" in own else None,
+        names if any(names) else (),
+        colors if any(colors) else (),
+    )
 
 
 def _read_header_of(path: str) -> NrrdHeader:
@@ -299,7 +325,7 @@ def output_fields(
         notes.append("truth values are stored as 0 and 1 (uint8)")
     source = header.metadata if isinstance(header.metadata, NrrdSource) else None
     letters = header.axes.letters[::-1]
-    facts = [_facts_of(letter, header.axes, source) for letter in letters]
+    facts = [_facts_of(letter, header.axes, source, header.facts) for letter in letters]
     known = dict(zip(letters, facts, strict=True))
     others = {
         a: fact.sampling
@@ -329,16 +355,33 @@ def output_fields(
         fields["endian"] = "little"
     fields["encoding"] = encoding
     keys = {} if source is None else dict(source.keys)
+    if header.facts.name:
+        fields["content"] = " ".join(header.facts.name.split())
+    keys |= _channel_keys(header)
     if header.history:
         keys[HISTORY] = "\n".join(header.history)
     return fields, keys, notes
 
 
-def _facts_of(letter: str, axes: Axes, source: NrrdSource | None) -> AxisFacts:
+def _channel_keys(header: VolumeHeader) -> dict[str, str]:
+    """The key of names and colours of channels, as JSON; empty to replace one that is not true."""
+    count, known = header.shape[4], len(header.facts.channel_names + header.facts.channel_colors)
+    names, colors = header.channel_names or [""] * count, header.channel_colors or [""] * count
+    told = [
+        {key: text for key, text in (("name", name), ("color", color)) if text}
+        for name, color in zip(names, colors, strict=True)
+    ]
+    text = json.dumps(told, ensure_ascii=False) if any(told) else ""
+    return {CHANNELS: text} if text or known else {}
+
+
+def _facts_of(letter: str, axes: Axes, source: NrrdSource | None, facts: Facts) -> AxisFacts:
     """What an output says about an axis: what its file said, as far as it is still true."""
     if source is None or letter not in source.facts:
         kind = kind_of(letter, axes)
-        return AxisFacts(kind, letter if kind == "list" else "")
+        step, unit = facts.time_step or (math.nan, "")
+        sampling = Sampling(step, math.nan, unit) if kind == "time" else UNSAMPLED
+        return AxisFacts(kind, letter if kind == "list" else "", sampling=sampling)
     own = source.facts[letter]
     if letter in SPATIAL:
         return own if own.kind else replace(own, kind="domain")

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from conv3d_cli.formats.nrrd.header import NrrdHeader, number, quoted, vector
-from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, spacing_of_affine, unit_name
+from conv3d_cli.model.grid import Grid, affine_from_spacing, spacing_of_affine
+from conv3d_cli.model.units import UNITS, known_length
 
 LARGEST = 1e38  # allowed magnitude of numbers, so that lengths do not overflow
 
@@ -221,7 +222,7 @@ def _common_unit(
     if not _names_units(texts, chosen):
         return "mm", [1.0] * len(chosen), []
     named = [] if texts is None else [texts[i] for i in chosen]
-    units = [unit_name(text) for text in named]
+    units = [known_length(text) for text in named]
     first = units[0]
     if first is None or None in units:
         odd = next(text for text, unit in zip(named, units, strict=True) if unit is None)
@@ -230,8 +231,12 @@ def _common_unit(
             [1.0] * len(chosen),
             [f"its unit '{odd[:30]}' is not a unit of length: voxel sizes have no unit"],
         )
-    factors = [1.0 if u == first else UNITS[u] / UNITS[first] for u in units if u is not None]
-    return first, factors, []
+    own, _ = first
+    factors = [
+        count if unit == own else count * UNITS[unit] / UNITS[own]
+        for unit, count in filter(None, units)
+    ]
+    return own, factors, []
 
 
 def _names_units(texts: Sequence[str] | None, chosen: Sequence[int]) -> bool:

@@ -31,6 +31,7 @@ FORMAT = VolumeFormat(
     open=late("conv3d_cli.formats.tiff.format:open_tiff"),
     open_again=late("conv3d_cli.formats.tiff.format:open_again"),
     create=late("conv3d_cli.formats.tiff.format:create_tiff"),
+    keeps=late("conv3d_cli.formats.tiff.format:kept_facts"),
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
     signature=lambda start: start.begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),

@@ -206,9 +206,7 @@ def _read_header(
     check_beside(series, opened.pages, opened.path)
     found, notes = _stored_axes(opened, axes, channels_first, path)
     described = _describe(opened, found, path)
-    kept = TiffMetadata(
-        dialect_of(tiff, series), found, described.units, described.interval, described.items
-    )
+    kept = TiffMetadata(dialect_of(tiff, series), found, described.units, described.items)
     header = VolumeHeader(
         found,
         real_dtype(series.dtype, path),
@@ -217,8 +215,7 @@ def _read_header(
         "TIFF",
         kept,
         history=described.history,
-        time_step=None if described.interval is None else (described.interval, "s"),
-        channel_names=tiff_metadata.channel_names(described.items, found),
+        facts=described.facts,
     )
     return header, (*notes, *opened.notes, *_series_notes(opened, path), *described.notes)
 
@@ -569,6 +566,23 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         notes.append(f"axes {batch} are stored as t")
     axes = Axes(letters, tuple(sizes[a] for a in letters))
     return FileLayout(dialect, axes, dtype.newbyteorder("<"), big, tuple(notes))
+
+
+def kept_facts(path: str, header: VolumeHeader) -> frozenset[str]:
+    """What of `Facts` an output holds; its dialect decides: see `VolumeFormat.keeps`.
+
+    ImageJ has no name of an image, and its times are in seconds.
+    """
+    dialect, facts = choose_layout(path, header).dialect, header.facts
+    source = header.metadata if isinstance(header.metadata, TiffMetadata) else None
+    kept = {"name", "time_step", "channel_names", "channel_colors"}
+    if source is not None and source.dialect == dialect:
+        kept |= set(facts.others)
+    elif dialect != "shaped" and facts.seconds is None:
+        kept -= {"time_step"}
+    if "s" in header.axes.letters and dialect != "shaped":
+        kept -= {"channel_names", "channel_colors"}
+    return frozenset(kept - {"name"} if dialect == "imagej" else kept)
 
 
 def _ome_order(header: VolumeHeader) -> str:

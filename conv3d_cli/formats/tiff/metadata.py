@@ -17,35 +17,15 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.formats.tiff.series import to_number
-from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, unit_name
-from conv3d_cli.model.volume import Axes, VolumeHeader, is_history
+from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli.model.units import IMAGEJ_LENGTHS, UNITS, known_length, time_unit, unit_name
+from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, is_history
 
 Numbers = tuple[float, float, float]  # D, H, W
 Sizes = tuple[float | None, float | None, float | None]  # the same; None: not in the file
 Words = tuple[str | None, str | None, str | None]  # units as files spell them, of D, H, W
 
-# units that `model.grid.UNITS` lacks: one that it has, and how many of it
-OTHER_UNITS = {
-    "pm": ("nm", 1e-3),
-    "å": ("nm", 0.1),
-    "angstrom": ("nm", 0.1),
-    "dm": ("cm", 10.0),
-    "in": ("mm", 25.4),
-    "inch": ("mm", 25.4),
-    "inches": ("mm", 25.4),
-}
-IMAGEJ_WORDS = {"um": "micron"}  # ImageJ's name; the others are the same
-SECONDS = {
-    "ns": 1e-9,
-    "µs": 1e-6,
-    "us": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "sec": 1.0,
-    "min": 60.0,
-    "h": 3600.0,
-}
-
+SLICE_LABELS = "the labels of slices"  # as in `Facts.others`
 TAG_UNITS = {2: "inch", 3: "cm"}  # of TIFF's ResolutionUnit
 MICROSCOPIC_CM = 1e-3  # ImageJ converts pixels up to this size from cm to micron
 # ImageJ's keys that remain true after a convolution
@@ -60,7 +40,6 @@ class TiffMetadata:
     dialect : str               "imagej" | "ome" | "shaped" | "plain"
     axes : Axes                 as stored
     units : 3 str or None       the file's words for the units of D, H, W
-    interval : float or None    seconds between time points
     items : dict                ImageJ: its description and its IJMetadata; OME: attributes of
                                 Image, Pixels and each Channel
     """
@@ -68,7 +47,6 @@ class TiffMetadata:
     dialect: str
     axes: Axes
     units: Words = (None, None, None)
-    interval: float | None = None
     items: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,15 +55,16 @@ class Description:
     """What the text of a file says.
 
     grid : Grid
-    units, interval, items      see `TiffMetadata`
+    units, items                see `TiffMetadata`
+    facts : Facts
     notes : tuple of str        remarks for the user
     history : tuple of str      lines of `VolumeHeader.history`
     """
 
     grid: Grid = field(default_factory=Grid)
     units: Words = (None, None, None)
-    interval: float | None = None
     items: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
 
@@ -100,16 +79,14 @@ def unit_length(word: str | None) -> float | None:
     >>> unit_length("inch"), unit_length("pixel")
     (25.4, None)
     """
-    name, count = _known_unit(word)
-    return None if name is None else UNITS[name] * count
+    known = known_length(word)
+    return None if known is None else UNITS[known[0]] * known[1]
 
 
-def _known_unit(word: str | None) -> tuple[str | None, float]:
-    """The package's unit for a word, and how many of it the word means; None if it has none."""
-    name = unit_name(word)
-    if name is not None or word is None:
-        return name, 1.0
-    return OTHER_UNITS.get(word.strip().lower(), (None, 1.0))
+def _unit_of(word: str | None) -> str | None:
+    """The package's unit that lengths in a file's unit are given in; None without a length."""
+    known = known_length(word)
+    return None if known is None else known[0]
 
 
 def _convert(value: float, from_length: float, to_length: float) -> float:
@@ -130,7 +107,7 @@ def make_grid(sizes: Sizes, words: Words, origin: Numbers | None = None) -> Grid
     >>> make_grid((500.0, 0.1, 0.1), ("nm", "micron", "micron")).spacing
     (0.5, 0.1, 0.1)
     """
-    unit, _ = _known_unit(words[2])
+    unit = _unit_of(words[2])
     numbers = known_sizes(sizes)
     if unit is None and all(number == 1 for number in numbers):
         return Grid()
@@ -185,7 +162,7 @@ def calibration(
         return None, ""
     unit = grid.unit
     word = None if unit is None else dialect_words.get(unit, unit)
-    if words is None or _known_unit(words[2])[0] != unit:
+    if words is None or _unit_of(words[2]) != unit:
         words = (word, word, word)
     elif unit is not None and not grid.assumed:  # a word that is no unit of length, made known
         words = _words(*(word if unit_length(own) is None else own for own in words))
@@ -304,13 +281,11 @@ def read_imagej(
         to_number(metadata.get("yorigin")),
         to_number(metadata.get("xorigin")),
     )
-    interval = positive(metadata.get("finterval"))
-    second = SECONDS.get(str(metadata.get("tunit", "sec")))
     return Description(
         replace(make_grid((d, h, w), words, zero), guesses=tuple(notes)),
         words,
-        interval * second if interval and second else None,
         dict(metadata),
+        _imagej_facts(metadata, axes),
         tuple(notes),
         tuple(filter(is_history, str(metadata.get("Info", "")).splitlines())),
     )
@@ -355,18 +330,66 @@ def _pixel_size(resolution: Any) -> float | None:
     return size if 0 < size < math.inf else None
 
 
-def channel_names(items: dict[str, Any], axes: Axes) -> tuple[str, ...]:
-    """Names of the channels, of OME or ImageJ's labels; () unless there is one for each.
+def _imagej_facts(metadata: Mapping[str, Any], axes: Axes) -> Facts:
+    """The frame interval, the names of channels from slice labels, and their colours."""
+    interval, unit = positive(metadata.get("finterval")), str(metadata.get("tunit", "sec"))
+    rate = positive(metadata.get("fps"))
+    if interval is None and rate is not None:
+        interval, unit = 1 / rate, "s"
+    names, others = _names_of_labels(metadata.get("Labels"), axes)
+    tables = metadata.get("LUTs")
+    tables = tables if isinstance(tables, list) else [] if tables is None else [tables]
+    colors = [table_color(table) for table in tables]
+    if len(colors) != axes.canonical_shape[4] or colors == ["FFFFFF"]:
+        colors = []
+    if tables and not all(colors):
+        others = (*others, "tables of colours")
+    return Facts(
+        time_step=(interval, time_unit(unit) or unit) if interval else None,
+        channel_names=names,
+        channel_colors=tuple(colors) if any(colors) else (),
+        others=others,
+    )
 
-    items : dict    see `TiffMetadata`
+
+def _names_of_labels(labels: Any, axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of channels, if all slices of a channel have the same label; else words for the labels.
+
+    labels : list of str, or str        in the order t, z, c
     """
+    found = [labels] if isinstance(labels, str) else labels
+    if not isinstance(found, list) or not any(found):
+        return (), ()
     count = axes.canonical_shape[4]
-    of_ome = [channel.get("Name") for channel in items.get("Channel", [])]
-    labels = items.get("Labels")
-    for names in (of_ome, [labels] if isinstance(labels, str) else labels):
-        if isinstance(names, list) and len(names) == count and all(names):
-            return tuple(map(str, names))
-    return ()
+    sets = [{str(label or "") for label in found[c::count]} for c in range(count)]
+    if len(found) % count or not all(len(one) == 1 for one in sets):
+        return (), (SLICE_LABELS,)
+    return tuple(next(iter(one)) for one in sets), ()
+
+
+def color_table(color: str) -> Array:
+    """ImageJ's table (3, 256) from black to a colour "RRGGBB", uint8.
+
+    >>> color_table("FF8000")[:, 255].tolist()
+    [255, 128, 0]
+    """
+    ends = np.array([int(color[i : i + 2], 16) for i in (0, 2, 4)])
+    table: Array = np.rint(np.arange(256) * ends[:, None] / 255).astype(np.uint8)
+    return table
+
+
+def table_color(table: Any) -> str:
+    """The colour "RRGGBB" to which a table of ImageJ's rises from black; "" for any other table.
+
+    >>> table_color(color_table("FF8000")), table_color(np.zeros((3, 256)))
+    ('FF8000', '')
+    """
+    values = np.asarray(table)
+    if values.shape != (3, 256) or not values[:, 255].any():
+        return ""
+    color = "".join(f"{int(end) & 255:02X}" for end in values[:, 255])
+    near = np.abs(values.astype(int) - color_table(color).astype(int)).max() <= 1
+    return color if near else ""
 
 
 def imagej_items(
@@ -375,7 +398,9 @@ def imagej_items(
     """Metadata and resolution (x, y) of an ImageJ file with these axes (t z c y x), and a note."""
     source = tiff_source(header)
     same = source is not None and source.dialect == "imagej"
-    found, note = calibration(header.grid, source.units if same and source else None, IMAGEJ_WORDS)
+    found, note = calibration(
+        header.grid, source.units if same and source else None, IMAGEJ_LENGTHS
+    )
     items: dict[str, Any] = {}
     resolution = None
     if found is not None:
@@ -390,12 +415,15 @@ def imagej_items(
     if source is not None:
         if same:
             items.update((key, source.items[key]) for key in IMAGEJ_KEPT if key in source.items)
-        elif source.interval:
-            items["finterval"] = source.interval
-        items.update(_imagej_channels(source, axes))
+        items.update(_imagej_channels(source, header, axes))
         items["Labels"] = _labels(source, header, axes)
-    if header.components and "s" not in axes.letters:
-        items["Labels"] = _component_labels(header, source) * (axes.size("t") * axes.size("z"))
+    if "finterval" not in items and axes.size("t") > 1:
+        items["finterval"] = header.facts.seconds
+    if len(names := header.channel_names) == axes.size("c") and not items.get("Labels"):
+        items["Labels"] = names * (axes.size("t") * axes.size("z"))
+    if len(colors := header.channel_colors) == axes.size("c") and "LUTs" not in items:
+        items["LUTs"] = [color_table(color or "FFFFFF") for color in colors]
+        items["mode"] = "composite" if len(colors) > 1 else None
     kept = {key: _escape(value) for key, value in items.items() if value is not None}
     info = source.items.get("Info") if same and source is not None else None
     known = info.splitlines() if isinstance(info, str) else []
@@ -406,9 +434,10 @@ def imagej_items(
     return kept, resolution, note
 
 
-def _imagej_channels(source: TiffMetadata, axes: Axes) -> dict[str, Any]:
+def _imagej_channels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> dict[str, Any]:
     """Colours and display mode of the source, if the output has the same channels."""
-    if source.dialect != "imagej" or source.axes.size("c") != axes.size("c") or "s" in axes.letters:
+    same = source.dialect == "imagej" and not header.components
+    if not same or source.axes.size("c") != axes.size("c") or "s" in axes.letters:
         return {}
     tables = source.items.get("LUTs")
     tables = tables if isinstance(tables, list) else [] if tables is None else [tables]
@@ -421,20 +450,15 @@ def _imagej_channels(source: TiffMetadata, axes: Axes) -> dict[str, Any]:
 
 
 def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str] | None:
-    """The source's labels for the slices of the output; None if these are not slices of the source.
-
-    The planes of an OME channel get its name as label.
-    """
+    """The source's labels for the slices of the output; None if these are not slices of it."""
     frames, slices, channels = (axes.size(a) for a in "tzc")
-    if source.dialect == "ome":
-        names = [channel.get("Name") for channel in source.items.get("Channel", [])]
-        return names * (frames * slices) if len(names) == channels and all(names) else None
     labels = source.items.get("Labels")
     labels = [labels] if isinstance(labels, str) else labels
     old_frames, old_slices, old_channels = (source.axes.size(a) for a in "tzc")
     old_order = [a for a in source.axes.letters if a in "tzc"]
     in_order = old_order == [a for a in "tzc" if a in old_order]
-    if source.dialect != "imagej" or not isinstance(labels, list) or not in_order:
+    named = source.dialect == "imagej" and not header.components
+    if not named or not isinstance(labels, list) or not in_order:
         return None
     if len(labels) != old_frames * old_slices * old_channels:
         return None
@@ -449,14 +473,6 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
         for z in range(slices)
         for c in range(channels)
     ]
-
-
-def _component_labels(header: VolumeHeader, source: TiffMetadata | None) -> list[str]:
-    """A label for each channel: the source's channel, and the component computed from it."""
-    known = (
-        source.items.get("Channel", []) if source is not None and source.dialect == "ome" else []
-    )
-    return header.component_labels([channel.get("Name") for channel in known])
 
 
 def _escape(value: Any) -> Any:
@@ -489,7 +505,10 @@ def read_shaped(
         words = _words(*[metadata.get("unit")] * 3)
         zero = _triple(origin) if isinstance(origin, list) and len(origin) == 3 else None
         return Description(
-            make_grid(_triple(spacing), words, zero), words, history=_shaped_history(metadata)
+            make_grid(_triple(spacing), words, zero),
+            words,
+            facts=_shaped_facts(metadata),
+            history=_shaped_history(metadata),
         )
     if "PhysicalSizeX" in metadata:
         sizes, words, notes = physical_sizes(metadata, axes)
@@ -498,7 +517,21 @@ def read_shaped(
     if "unit" in metadata:
         found = read_imagej(metadata, resolution, unit_tag, axes)
         return Description(found.grid, found.units, notes=found.notes)
-    return Description(history=_shaped_history(metadata))
+    return Description(facts=_shaped_facts(metadata), history=_shaped_history(metadata))
+
+
+def _shaped_facts(metadata: Mapping[str, Any]) -> Facts:
+    def texts(key: str) -> tuple[str, ...]:
+        found = metadata.get(key)
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    step = positive(metadata.get("time_step"))
+    return Facts(
+        str(metadata.get("name") or ""),
+        (step, str(metadata.get("time_unit") or "")) if step else None,
+        texts("channels"),
+        texts("channel_colors"),
+    )
 
 
 def _shaped_history(metadata: Mapping[str, Any]) -> tuple[str, ...]:
@@ -533,8 +566,16 @@ def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:
     """The entries of the JSON besides shape and axes, and a note."""
     found, note = calibration(header.grid, None, {})
     items: dict[str, Any] = {"history": list(header.history)} if header.history else {}
-    if header.components:
-        items["channels"] = _component_labels(header, tiff_source(header))
+    facts = header.facts
+    step, unit = facts.time_step or (None, None)
+    told = {
+        "name": facts.name,
+        "time_step": step,
+        "time_unit": unit,
+        "channels": header.channel_names,
+        "channel_colors": header.channel_colors,
+    }
+    items |= {key: value for key, value in told.items() if value}
     if found is None:
         return items, note
     items["spacing"] = list(found.numbers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 
 from conv3d_cli.formats.tiff.images import local_tag
 from conv3d_cli.formats.tiff.metadata import (
-    SECONDS,
     Calibration,
     Description,
     Numbers,
+    TiffMetadata,
     Words,
     calibration,
     known_sizes,
@@ -30,25 +30,11 @@ from conv3d_cli.formats.tiff.metadata import (
     unit_length,
 )
 from conv3d_cli.formats.tiff.series import to_number
-from conv3d_cli.model.grid import Grid, unit_name
-from conv3d_cli.model.volume import Axes, VolumeHeader
-from conv3d_cli.system.words import printable
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.units import OME_LENGTHS, OME_SYMBOLS, TIME_UNITS, known_length, time_unit
+from conv3d_cli.model.volume import Axes, Facts, VolumeHeader
+from conv3d_cli.system.words import plain_text
 
-OME_WORDS = {"um": "µm"}
-# the words that the schema knows, with the micro sign
-OME_LENGTH = re.compile(
-    "([YZEPTGMkhdcmµnpfazy]|da)?m|Å|thou|li|in|ft|yd|mi|ua|ly|pc|pt|pixel|reference frame"
-)
-OME_TIME = re.compile("([YZEPTGMkhdcmµnpfazy]|da)?s|min|h|d")
-OTHER_WORDS = {
-    "å": "Å",
-    "angstrom": "Å",
-    "inch": "in",
-    "inches": "in",
-    "us": "µs",
-    "μs": "µs",
-    "sec": "s",
-}
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
@@ -87,13 +73,11 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
     if sizes is not None:
         place = _first_position(pixels, known_sizes(sizes), words)
         grid = replace(make_grid(sizes, words, place), guesses=notes)
-    increment = positive(pixels.get("TimeIncrement"))
-    second = SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
+    channels = [part for part in pixels if local_tag(part) == "Channel"]
+    description = next((part.text for part in image if local_tag(part) == "Description"), None)
     items = {
         "Image": {"Name": image.get("Name")} if image.get("Name") else {},
-        "Description": next(
-            (part.text for part in image if local_tag(part) == "Description"), None
-        ),
+        "Description": description,
         "Pixels": {
             key: pixels.get(key)
             for key in ("TimeIncrement", "TimeIncrementUnit")
@@ -105,32 +89,16 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
                 for key, value in part.attrib.items()
                 if key not in ("ID", "SamplesPerPixel")
             }
-            for part in pixels
-            if local_tag(part) == "Channel"
+            for part in channels
         ],
     }
     return Description(
         grid,
         words,
-        interval=increment * second if increment and second else None,
         items=items,
+        facts=_facts(image, pixels, channels, axes, description),
         notes=notes,
     )
-
-
-def schema_word(word: str | None, known: re.Pattern[str]) -> str:
-    """The schema's word for a unit as files spell it; "pixel" for one that it does not know.
-
-    >>> [schema_word(word, OME_LENGTH) for word in ("\u03bcm", "micron", "nm", "furlong", None)]
-    ['µm', 'µm', 'nm', 'pixel', 'pixel']
-    """
-    if word is not None and known.fullmatch(word):
-        return word
-    name = unit_name(word)
-    if name is not None:
-        return OME_WORDS.get(name, name)
-    other = OTHER_WORDS.get((word or "").strip().lower(), "pixel")
-    return other if known.fullmatch(other) else "pixel"
 
 
 def _legal(root: Any) -> None:
@@ -143,7 +111,50 @@ def _legal(root: Any) -> None:
 
 
 def _legal_text(text: str) -> str:
-    return NOT_IN_XML.sub(lambda found: printable(found[0]), text)
+    return NOT_IN_XML.sub(lambda found: plain_text(found[0]), text)
+
+
+def _facts(
+    image: Any, pixels: Any, channels: Sequence[Any], axes: Axes, description: str | None
+) -> Facts:
+    step, unit = positive(pixels.get("TimeIncrement")), pixels.get("TimeIncrementUnit", "s")
+    others = [("the description of the image", bool(description))]
+    known = {"ID", "Name", "Color", "SamplesPerPixel"}
+    others.append(
+        ("wavelengths and other facts of channels", any(set(c.attrib) - known for c in channels))
+    )
+    names = tuple(channel.get("Name") or "" for channel in channels)
+    colors = tuple(_read_color(channel.get("Color")) for channel in channels)
+    fits = len(channels) == axes.canonical_shape[4]
+    return Facts(
+        image.get("Name") or "",
+        (step, time_unit(unit) or unit) if step else None,
+        names if fits and any(names) else (),
+        colors if fits and any(colors) else (),
+        tuple(words for words, there in others if there),
+    )
+
+
+def _read_color(text: str | None) -> str:
+    """A colour "RRGGBB" of OME's signed number of RGBA; "" without one.
+
+    >>> _read_color("-16776961"), _read_color(None)
+    ('FF0000', '')
+    """
+    try:
+        return f"{int(text or '') & 0xFFFFFFFF:08X}"[:6]
+    except ValueError:
+        return ""
+
+
+def _color_number(color: str) -> str:
+    """OME's number of an opaque colour: RGBA as a signed integer of 32 bits.
+
+    >>> _color_number("FF0000"), _color_number("0000FF")
+    ('-16776961', '65535')
+    """
+    number = int(color + "FF", 16)
+    return str(number - (1 << 32) if number >= 1 << 31 else number)
 
 
 def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None:
@@ -192,7 +203,7 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     same = source is not None and source.dialect == "ome"
     kept = source.items if same and source is not None else {}
     found, note = calibration(
-        header.grid, source.units if same and source is not None else None, OME_WORDS
+        header.grid, _legal_units(source) if same and source is not None else None, OME_LENGTHS
     )
 
     present = [a for a in axes.letters if a in "tzc"]
@@ -213,16 +224,8 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     if found is not None:
         for letter, number, word in zip("ZYX", found.numbers, found.words, strict=True):
             pixels[f"PhysicalSize{letter}"] = repr(number)
-            pixels[f"PhysicalSize{letter}Unit"] = schema_word(word, OME_LENGTH)
-    if source is not None and source.interval and not same:
-        pixels.update({"TimeIncrement": repr(source.interval), "TimeIncrementUnit": "s"})
-    pixels.update(kept.get("Pixels", {}))
-    if "TimeIncrementUnit" in pixels:
-        word = schema_word(pixels["TimeIncrementUnit"], OME_TIME)
-        if word == "pixel":  # not a unit of time
-            del pixels["TimeIncrement"], pixels["TimeIncrementUnit"]
-        else:
-            pixels["TimeIncrementUnit"] = word
+            pixels[f"PhysicalSize{letter}Unit"] = word or "pixel"
+    pixels |= _time_increment(header.facts, kept.get("Pixels", {}))
 
     root = ElementTree.Element(
         "OME",
@@ -233,18 +236,12 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
             "Creator": "conv3d",
         },
     )
-    image = ElementTree.SubElement(root, "Image", {"ID": "Image:0", **kept.get("Image", {})})
+    named = {"Name": header.facts.name} if header.facts.name else {}
+    image = ElementTree.SubElement(root, "Image", {"ID": "Image:0", **named})
     if kept.get("Description"):
         ElementTree.SubElement(image, "Description").text = kept["Description"]
     body = ElementTree.SubElement(image, "Pixels", pixels)
-    attributes = kept.get("Channel", [])
-    if header.components and samples == 1:
-        attributes = [
-            {"Name": label}
-            for label in header.component_labels([c.get("Name") for c in attributes])
-        ]
-    for c in range(channels):
-        own = attributes[c] if len(attributes) == channels else {}
+    for c, own in enumerate(_channels(header, kept.get("Channel", []), channels)):
         ElementTree.SubElement(
             body, "Channel", {"ID": f"Channel:0:{c}", "SamplesPerPixel": str(samples), **own}
         )
@@ -263,6 +260,59 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     return f'<?xml version="1.0" encoding="UTF-8"?>{text}', note
 
 
+def _channels(
+    header: VolumeHeader, known: Sequence[dict[str, str]], count: int
+) -> list[dict[str, str]]:
+    """Attributes of each Channel of an output: its name and colour, and what the source said.
+
+    known : dicts       attributes of the source's channels
+    """
+    names, colors = header.channel_names, header.channel_colors
+    told = tuple(channel.get("Name") or "" for channel in known)
+    same = not header.components and (told if any(told) else ()) == header.facts.channel_names
+    found: list[dict[str, str]] = []
+    for c in range(count):
+        own = dict(known[c]) if same and len(known) == count else {}
+        own = {k: ome_unit(v) if k.endswith("Unit") else v for k, v in own.items()}
+        own.pop("Color", None)
+        if len(names) == count and names[c]:
+            own["Name"] = names[c]
+        if len(colors) == count and colors[c]:
+            own["Color"] = _color_number(colors[c])
+        found.append(own)
+    return found
+
+
+def _time_increment(facts: Facts, kept: Mapping[str, str]) -> dict[str, str]:
+    """The attributes of Pixels for a time step: the source's words, if they are legal."""
+    if facts.time_step is None:
+        return {}
+    step, unit = facts.time_step
+    if unit in TIME_UNITS:
+        text = kept.get("TimeIncrement") or repr(step)
+        return {"TimeIncrement": text, "TimeIncrementUnit": TIME_UNITS[unit].ome}
+    return dict(kept)
+
+
+def _legal_units(source: TiffMetadata) -> Words:
+    d, h, w = (None if word is None else ome_unit(word) for word in source.units)
+    return d, h, w
+
+
+def ome_unit(word: str) -> str:
+    """A unit as OME-XML may spell it, a symbol of its schema: "pixel" for one that it lacks.
+
+    >>> ome_unit("\\u03bcm"), ome_unit("micron"), ome_unit("Å"), ome_unit("inch"), ome_unit("yards")
+    ('µm', 'µm', 'Å', 'in', 'yd')
+    >>> ome_unit("furlong")
+    'pixel'
+    """
+    known = known_length(word)
+    if word in OME_SYMBOLS:
+        return word
+    return next((s for s in OME_SYMBOLS if known and known_length(s) == known), "pixel")
+
+
 def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibration) -> None:
     """Add a Plane element with its position for each plane."""
     from xml.etree import ElementTree
@@ -275,5 +325,5 @@ def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibra
             "ZYX", starts, found.origin, found.numbers, found.words, strict=True
         ):
             plane[f"Position{letter}"] = repr(float(f"{(start - zero) * number:.15g}"))
-            plane[f"Position{letter}Unit"] = schema_word(word, OME_LENGTH)
+            plane[f"Position{letter}Unit"] = word or "pixel"
         ElementTree.SubElement(body, "Plane", plane)

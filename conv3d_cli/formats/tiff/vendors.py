@@ -18,8 +18,8 @@ from conv3d_cli.formats.tiff.metadata import (
     positive,
     unit_length,
 )
-from conv3d_cli.model.grid import unit_name
-from conv3d_cli.model.volume import Axes
+from conv3d_cli.model.units import unit_name
+from conv3d_cli.model.volume import Axes, Facts
 
 CENTIMETRE = 3  # TIFF's ResolutionUnit
 MICRONS = 1e6  # in a metre
@@ -44,7 +44,10 @@ def read_vendor(tiff: Any, series: Any, axes: Axes) -> Description:
         if d is None and axes.size("z") > 1:
             notes = (f"the file gives no z spacing: it is taken as 1 {unit_name(unit) or unit}",)
         return Description(
-            replace(grid, guesses=notes), (unit, unit, unit), interval=interval, notes=notes
+            replace(grid, guesses=notes),
+            (unit, unit, unit),
+            facts=Facts(time_step=(interval, "s") if interval else None),
+            notes=notes,
         )
     return Description()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from conv3d_cli.formats.base import VolumeFormat, late
 from conv3d_cli.formats.zarr import names
+from conv3d_cli.system.atomic import check_target
 
 FORMAT = VolumeFormat(
     name="OME-Zarr",
@@ -11,6 +14,7 @@ FORMAT = VolumeFormat(
     summary="images of OME-NGFF 0.4 and 0.5 and bare Zarr arrays, in folders and at URLs",
     open=late("conv3d_cli.formats.zarr.format:open_zarr"),
     create=late("conv3d_cli.formats.zarr.format:create_zarr"),
+    keeps=lambda path, header: frozenset({"name", "time_step", "channel_names", "channel_colors"}),
     output_letters=late("conv3d_cli.formats.zarr.ome:output_letters"),
     chunked=True,
     libraries=("zarr", "numcodecs"),
@@ -22,4 +26,22 @@ FORMAT = VolumeFormat(
     check_target=late("conv3d_cli.formats.zarr.store:check_store_target"),
     output_bytes=late("conv3d_cli.formats.zarr.format:output_bytes"),
     box_access=late("conv3d_cli.formats.zarr.format:box_access"),
+)
+NIFTI = replace(
+    FORMAT,
+    name="NIfTI-Zarr",
+    suffixes=(".nii.zarr",),
+    summary="OME-Zarr with a NIfTI header, which holds the affine",
+    holds_affine=True,
+    claims_also=names.is_nifti,
+    content=late("conv3d_cli.formats.zarr.nifti:content"),
+)
+ZIP = replace(
+    FORMAT,
+    name="zipped OME-Zarr",
+    suffixes=(".ozx", ".ome.zarr.zip", ".zarr.zip"),
+    summary="an OME-Zarr store in one zip file",
+    reads_urls=False,
+    claims_also=lambda path: names.archive_of(path) is not None,
+    check_target=check_target,
 )

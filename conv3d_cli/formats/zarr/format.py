@@ -12,7 +12,6 @@ ome.py has the metadata, store.py the stores, pyramid.py the further resolution 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,13 +31,20 @@ from conv3d_cli.formats.base import (
     within,
 )
 from conv3d_cli.formats.npy import axis_names
-from conv3d_cli.formats.zarr import FORMAT
+from conv3d_cli.formats.zarr import FORMAT, names
+from conv3d_cli.formats.zarr import nifti as zarr_nifti
 from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
 from conv3d_cli.formats.zarr.names import ancestors, is_node, is_url, local_folder
 from conv3d_cli.formats.zarr.ome import OmeImage
-from conv3d_cli.formats.zarr.store import joined, open_node, store_write_errors, zarr_errors
+from conv3d_cli.formats.zarr.store import (
+    first_array,
+    joined,
+    open_node,
+    store_write_errors,
+    zarr_errors,
+)
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import (
     CHANNEL,
@@ -71,6 +77,7 @@ class ZarrMetadata:
     compressors : tuple         zarr's codecs
     itemsize : int              bytes of a stored voxel
     image : OmeImage or None    with the level that was read as its only one; None for a bare array
+    nifti : NiftiSource or None     the NIfTI header of a NIfTI-Zarr store
     """
 
     zarr_format: int
@@ -79,6 +86,7 @@ class ZarrMetadata:
     compressors: tuple[Any, ...] = ()
     itemsize: int = 4
     image: OmeImage | None = None
+    nifti: Any = None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -233,12 +241,17 @@ class ZarrReader(VolumeReader):
     def finish(self) -> None:
         count = self.take_missing()
         if count:
-            fill = self.array.fill_value
-            times = f" were asked for {count} times" if self._boxes else f": {count}"
-            self.notes = (
-                *self.notes,
-                f"chunks that are not in the store{times}; they are read as its fill value, {fill}",
-            )
+            pairs = zip(self.array.shape, self.array.chunks, strict=True)
+            total = math.prod(-(-size // chunk) for size, chunk in pairs)
+            times = f": {count} of {total}"
+            if self._boxes or count > total:
+                times = f" were asked for {count} times"
+            told = f"chunks that are not in the store{times}; they are read as its fill value, "
+            told += str(self.array.fill_value)
+            if count == total > 1:
+                told += "; none is there: check the separator of chunk names in its metadata"
+            self.losses = (*self.losses, told)
+            self.notes = (*self.notes, self.losses[-1])
 
     def storage(self) -> dict[str, str]:
         metadata: ZarrMetadata = self.header.metadata
@@ -255,8 +268,11 @@ class ZarrReader(VolumeReader):
         if self._levels:
             shapes = []
             for name, path in self._levels:
-                level = open_node(path)
-                shape = _sizes(level.shape) if zarr_store.is_array(level) else "no array"
+                try:
+                    level = open_node(path)
+                    shape = _sizes(level.shape) if zarr_store.is_array(level) else "no array"
+                except FormatError:
+                    shape = "missing"
                 shapes.append(f"{name}: {shape}")
             found["levels"] = "; ".join(shapes)
         return found
@@ -298,9 +314,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
     image, dataset, group = None, None, path
     array = node
     if not zarr_store.is_array(node):
-        image = zarr_ome.read_image(node.attrs.asdict(), path)
-        if image is None:
-            raise FormatError(f"cannot read {path}: {_why_no_image(path, node.attrs.asdict())}")
+        image = _described(node, path)
         dataset = image.datasets[0]
         array = _open_level(path, dataset.path, watch)
         if NIFTI_HEADER in node:
@@ -317,25 +331,35 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             )
     else:
         for group, inner in ancestors(path):
-            image = _image_of(group)
+            image, problem = _image_of(group)
+            if problem:
+                notes.append(f"the array is read without its OME metadata: {problem}")
             dataset = (
                 next((d for d in image.datasets if d.path.strip("/") == inner), None)
                 if image
                 else None
             )
-            if image is not None:
+            if image is not None or problem:
                 break
         image = image if dataset is not None else None
     shape = tuple(int(n) for n in array.shape)
     grid = Grid()
+    if image is not None and dataset is not None and axes and len(axes) != len(image.axes):
+        image = dataset = None  # the user's axes count where they fit the array
     if image is not None and dataset is not None:
         if len(image.axes) != len(shape):
             raise FormatError(
                 f"cannot read {path}: its OME metadata name {len(image.axes)} axes, "
-                f"its array has {len(shape)}: shape {shape}"
+                f"its array has {len(shape)}: shape {shape}; name them with {setting('axes')}"
             )
-        if image.version not in zarr_ome.VERSIONS:
+        if not zarr_ome.is_known(image.version):
             notes.append(f"OME-NGFF {image.version} is an unknown version: read as 0.5")
+        if len(image.systems) > 1:
+            others = ", ".join(image.systems[1:])
+            notes.append(
+                f"positions are those of its coordinate system '{image.systems[0]}'; "
+                f"others are left out: {others}"
+            )
         letters = axes or image.letters
     else:
         letters = axes or _named_axes(array) or axis_names(len(shape), channels_first, path)
@@ -375,9 +399,13 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         format=FORMAT.name,
         metadata=metadata,
         history=history,
-        time_step=None if metadata.image is None else zarr_ome.time_step(metadata.image),
-        channel_names=zarr_ome.channel_names(metadata.image, found),
+        facts=zarr_ome.read_facts(metadata.image, found, path),
     )
+    if image is not None and dataset is not None and axes is None:
+        nifti = zarr_nifti.read_nifti(open_node(group), group, notes)
+        if nifti is not None:
+            header, note = zarr_nifti.applied(header, nifti, image, dataset, path)
+            notes += [note] if note else []
     watch.blosc = (
         bool(metadata.compressors)
         and not metadata.shards
@@ -403,16 +431,42 @@ def _open_level(path: str, name: str, watch: zarr_store.ChunkWatch) -> Any:
     return array
 
 
-def _image_of(group: str) -> OmeImage | None:
-    """The image that a group describes; None if it describes none, or if there is no such group."""
+def _described(group: Any, path: str) -> OmeImage:
+    """The image that a group describes.
+
+    Raises: FormatError if it describes none, or if its description cannot be understood.
+    """
+    attributes = group.attrs.asdict()
+    try:
+        image = zarr_ome.read_image(attributes, path)
+    except FormatError as error:
+        inside = first_array(group)
+        named = setting("axes")
+        cure = f"; the array {joined(path, inside)} can be read without them, with {named}"
+        raise FormatError(f"{error}{cure if inside else ''}") from error
+    if image is None:
+        raise FormatError(f"cannot read {path}: {_why_no_image(path, group)}")
+    return image
+
+
+def _image_of(group: str) -> tuple[OmeImage | None, str]:
+    """The image that a group describes, and what keeps its description from being understood.
+
+    None and "" if it describes none, or if there is no such group.
+    """
     folder = local_folder(group)
     if folder is not None and not is_node(folder):
-        return None
+        return None, ""
     try:
         node = open_node(group)
     except FormatError:
-        return None  # above the store, a web server may answer anything
-    return None if zarr_store.is_array(node) else zarr_ome.read_image(node.attrs.asdict(), group)
+        return None, ""  # above the store, a web server may answer anything
+    if zarr_store.is_array(node):
+        return None, ""
+    try:
+        return zarr_ome.read_image(node.attrs.asdict(), group), ""
+    except FormatError as error:
+        return None, str(error).removeprefix(f"cannot read {group}: ")
 
 
 def _named_axes(array: Any) -> str:
@@ -429,22 +483,51 @@ def _named_axes(array: Any) -> str:
     return letters if usable else ""
 
 
-def _why_no_image(path: str, attributes: Mapping[str, Any]) -> str:
+def _why_no_image(path: str, group: Any) -> str:
     """What a group without an image is, and what to name instead; for an error message."""
+    attributes = group.attrs.asdict()
     inner = attributes.get("ome")
-    keys = {*attributes, *(inner if isinstance(inner, Mapping) else ())}
-    if "plate" in keys:
-        return f"it is a plate of wells; name an image in it, such as {joined(path, 'A/1/0')}"
-    if "well" in keys or "bioformats2raw.layout" in keys:
-        return f"it holds several images; name one, such as {joined(path, '0')}"
-    folder = local_folder(path)
-    names = os.listdir(folder) if folder else []
-    inside = sorted(n for n in names if is_node(os.path.join(folder or "", n)))
-    cure = ""
+    found = {**attributes, **(inner if isinstance(inner, Mapping) else {})}
+    if "plate" in found:
+        well = _first_path(found["plate"], "wells")
+        image = _first_path(_attribute(group, well, "well"), "images") if well else ""
+        cure = f"; name an image in it, such as {joined(path, well, image)}" if image else ""
+        return f"it is a plate of wells{cure}"
+    if "well" in found:
+        image = _first_path(found["well"], "images")
+        cure = f"; name one, such as {joined(path, image)}" if image else ""
+        return f"it holds several images{cure}"
+    names = zarr_store.members(group)
+    if "bioformats2raw.layout" in found:
+        series = _attribute(group, "OME", "series")
+        image = next((str(s) for s in series if s), "") if isinstance(series, list) else ""
+        image = image or next((name for name in names if name != "OME"), "")
+        cure = f"; name one, such as {joined(path, image)}" if image else ""
+        return f"it holds several images{cure}"
+    inside = first_array(group)
+    cure = f"; it holds {', '.join(names[:8])}" if names else ""
     if inside:
-        found = ", ".join(inside[:8])
-        cure = f"; it holds {found}: name an array, such as {joined(path, inside[0])}"
+        what = "an image" if zarr_store.is_image(group, inside) else "an array"
+        cure += f": name {what}, such as {joined(path, inside)}"
     return f"it is a Zarr group without an OME image (no multiscales){cure}"
+
+
+def _attribute(group: Any, name: str, key: str) -> Any:
+    """An attribute of a group inside a group, below "ome" or not; None without it."""
+    try:
+        attributes = group[name].attrs.asdict()
+    except Exception:  # of any kind: this is for a hint
+        return None
+    inner = attributes.get("ome")
+    return {**attributes, **(inner if isinstance(inner, Mapping) else {})}.get(key)
+
+
+def _first_path(described: Any, key: str) -> str:
+    """The path of the first entry of a list in NGFF's metadata of plates and wells; "" without."""
+    entries = described.get(key) if isinstance(described, Mapping) else None
+    first = entries[0] if isinstance(entries, list) and entries else None
+    path = first.get("path") if isinstance(first, Mapping) else None
+    return str(path).strip("/") if path else ""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -793,11 +876,18 @@ def create_zarr(
     image = source.image if source is not None else None
     channels = zarr_ome.output_channels(image, header)
     layout = choose_layout(header, chunks)
+    if path.lower().endswith(".ozx") and layout.zarr_format == 2:  # RFC-9 asks for format 3
+        layout, source = replace(layout, zarr_format=3), None
     zarr = zarr_store.import_zarr(path, WriteError)
     compressor, codec_note = _compressors(source, layout.zarr_format, header.dtype)
-    _, note = zarr_ome.scale_and_translation(header.grid)
+    _, note = zarr_ome.scale_and_translation(header.grid, zarr_ome.is_flipped(image))
     factors = zarr_pyramid.level_factors(letters, shape, header.grid.spacing, levels)
-    notes = [text for text in (note, codec_note) if text]
+    nifti = b""
+    nifti_notes: tuple[str, ...] = ()
+    if names.is_nifti(path):  # its header holds the whole affine
+        nifti, nifti_notes = zarr_nifti.nifti_header(header, path)
+        note = ""
+    notes = [text for text in (note, codec_note, *nifti_notes) if text]
     if len(factors) < levels:
         notes.append(
             f"{len(factors)} of {levels} levels are written: "
@@ -843,11 +933,29 @@ def create_zarr(
             below = level
         if stop.is_set():
             return
+        if nifti:
+            content = np.frombuffer(nifti, np.uint8)
+            zarr.create_array(
+                store.node(zarr_nifti.NODE),
+                data=content,
+                chunks=content.shape,
+                compressors=None,
+                zarr_format=layout.zarr_format,
+            )
         # The group comes last: without it, a reader at a URL finds no image.
         version = "0.4" if layout.zarr_format == 2 else "0.5"
         named = [zarr_ome.Level(str(number), factor) for number, factor in enumerate(factors)]
         attributes = zarr_ome.image_attributes(
-            letters, header.grid, version, named, image, channels, windows, header.history
+            letters,
+            header.grid,
+            version,
+            named,
+            image,
+            channels,
+            windows,
+            header.history,
+            header.facts,
+            header.facts.name or (image.name if image else "") or zarr_ome.store_stem(path),
         )
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 

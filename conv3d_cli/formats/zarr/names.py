@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 # metadata files; a folder with one of them is a Zarr node
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+ARCHIVES = (".ozx", ".zarr.zip")  # zip files with a store in each
 
 
 def is_url(path: str) -> bool:
@@ -51,8 +53,71 @@ def claims(path: str) -> bool:
     return is_node(path)
 
 
+def is_nifti(path: str) -> bool:
+    """True if a name is that of a NIfTI-Zarr store, or a node in one.
+
+    >>> is_nifti("x/a.nii.zarr/1"), is_nifti("a.zarr")
+    (True, False)
+    """
+    parts = path.replace(os.sep, "/").split("/")
+    return any(part.lower().endswith(".nii.zarr") for part in parts)
+
+
+def archive_of(path: str) -> tuple[str, str] | None:
+    """The zip file of a name, and the path of the node in its store; None if it is in no zip.
+
+    >>> archive_of("x/a.ozx"), archive_of("a.ome.zarr.zip/1"), archive_of("a.zarr/1")
+    (('x/a.ozx', ''), ('a.ome.zarr.zip', '1'), None)
+    """
+    if path == "-" or is_url(path):
+        return None
+    parts = path.replace(os.sep, "/").split("/")
+    for number, part in enumerate(parts, 1):
+        if part.lower().endswith(ARCHIVES):
+            return "/".join(parts[:number]), "/".join(parts[number:]).strip("/")
+    return None
+
+
+@lru_cache(maxsize=8)
+def _listing(file: str, stamp: tuple[int, int]) -> tuple[frozenset[str], str]:
+    from zipfile import ZipFile  # late: few runs read a zip file
+
+    with ZipFile(file) as opened:
+        names = frozenset(opened.namelist())
+    tops = {name.partition("/")[0] for name in names}
+    if not names & set(MARKERS) and len(tops) == 1:
+        (top,) = tops
+        if any(f"{top}/{marker}" in names for marker in MARKERS):
+            return names, top
+    return names, ""
+
+
+def listing(file: str) -> tuple[frozenset[str], str]:
+    """Names of all files in a zip file, and the path of its store: "", or its only folder.
+
+    OME-Zarr wants the store at the top; zips of a whole folder are common, too.
+    Raises: OSError, BadZipFile.
+    """
+    status = os.stat(file)
+    return _listing(file, (status.st_mtime_ns, status.st_size))
+
+
+def _in_archive(path: str, names: Sequence[str]) -> bool:
+    """True if a node in a zip file has one of some files."""
+    from zipfile import BadZipFile
+
+    file, inner = archive_of(path) or ("", "")
+    try:
+        found, root = listing(file)
+    except (OSError, BadZipFile, NotImplementedError):
+        return False
+    return any("/".join(part for part in (root, inner, n) if part) in found for n in names)
+
+
 def is_node(folder: str) -> bool:
-    """True if a folder holds Zarr metadata."""
+    """True if a folder, or a folder in a zip file, holds Zarr metadata."""
+    if archive_of(folder) is not None:
+        return _in_archive(folder, MARKERS)
     return os.path.isdir(folder) and any(
         os.path.isfile(os.path.join(folder, name)) for name in MARKERS
     )
@@ -62,14 +127,26 @@ def content(path: str) -> str:
     """ "labels" if a store in a folder has NGFF's attribute `image-label`, else ""."""
     for name in (".zattrs", "zarr.json"):
         try:
-            with open(os.path.join(local_folder(path) or "", name), encoding="utf-8") as file:
-                found = json.load(file)
+            found = json.loads(_read_file(path, name))
             attributes = found.get("attributes", {}) if name == "zarr.json" else found
             if "image-label" in {**attributes, **attributes.get("ome", {})}:
                 return "labels"
-        except (OSError, ValueError, RecursionError, TypeError, AttributeError):
-            pass  # missing, or damaged, which opening it reports
+        except Exception:  # missing, or damaged in any way, which opening it reports
+            pass
     return ""
+
+
+def _read_file(path: str, name: str) -> bytes:
+    """A file of a node in a folder or in a zip file. Raises: OSError, KeyError, BadZipFile."""
+    archive = archive_of(path)
+    if archive is None:
+        with open(os.path.join(local_folder(path) or "", name), "rb") as file:
+            return file.read()
+    from zipfile import ZipFile
+
+    with ZipFile(archive[0]) as opened:
+        parts = (listing(archive[0])[1], archive[1], name)
+        return opened.read("/".join(part for part in parts if part))
 
 
 def ancestors(path: str) -> Iterator[tuple[str, str]]:
@@ -96,6 +173,9 @@ def outermost(path: str) -> str:
     folder = local_folder(path)
     if folder is None:
         return path
+    archive = archive_of(folder)
+    if archive is not None:
+        return archive[0]
     above = [
         name for name, _ in ancestors(folder) if name.lower().endswith(".zarr") or is_node(name)
     ]

@@ -18,34 +18,23 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError, setting
-from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing
-from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader
+from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli.model.units import NGFF_LENGTHS, TIME_UNITS, UNITS, known_length, time_unit
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, Facts, VolumeHeader
 
-WORDS = {
-    "nm": "nanometer",
-    "um": "micrometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-}
-NAMES = {word: name for name, word in WORDS.items()}
-# units that `model.grid.UNITS` lacks: one that it has, and how many of it
-OTHER_UNITS = {
-    "angstrom": ("nm", 0.1),
-    "picometer": ("nm", 1e-3),
-    "decimeter": ("cm", 10.0),
-    "kilometer": ("m", 1e3),
-    "inch": ("mm", 25.4),
-    "foot": ("mm", 304.8),
-    "yard": ("mm", 914.4),
-}
 AXIS_TYPES = {
     **dict.fromkeys(SPATIAL, "space"),
     **dict.fromkeys(CHANNEL, "channel"),
     "t": "time",
 }
+# the type of an axis without one: 0.4 and 0.5 only say that axes should have types
+KINDS_BY_NAME = {
+    **{a: kind for a, kind in AXIS_TYPES.items() if a != "s"},
+    "channel": "channel",
+    "time": "time",
+}
 SPARE_LETTERS = "taburefghijklmnopqvwd"
-VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
+VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6")
 OLD_AXES = "tczyx"  # implied by versions 0.1 and 0.2
 
 
@@ -78,12 +67,13 @@ class Dataset:
 class OmeImage:
     """A multiscale image.
 
-    version : str       of NGFF, "0.4" or "0.5" (older ones are read)
+    version : str       of NGFF, as the file says
     axes : tuple        in storage order
     datasets : tuple    levels, the finest first
     name : str          "" if it has none
     omero : dict        rendering: channels with label, color, window
     images : int        number of images in the group; this is the first
+    systems : tuple     names of its coordinate systems (0.6), the one of `axes` first
     history : tuple     lines of `VolumeHeader.history`, from "history" in the attribute "conv3d"
     """
 
@@ -93,6 +83,7 @@ class OmeImage:
     name: str = ""
     omero: dict[str, Any] = field(default_factory=dict)
     images: int = 1
+    systems: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
 
     @property
@@ -105,11 +96,15 @@ class OmeImage:
 # Reading
 
 
+class _Unsupported(ValueError):
+    """What is described may be legal, but is not read."""
+
+
 def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
     """The first multiscale image that a group's attributes describe; None if they describe none.
 
     path : str      for the error message
-    Raises: FormatError if the description is damaged.
+    Raises: FormatError if the description is damaged, newer, or holds what is not read.
     >>> axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
     >>> scale = {"type": "scale", "scale": [2, 0.5, 0.5]}
     >>> level = {"path": "0", "coordinateTransformations": [scale]}
@@ -123,20 +118,20 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
         found = attributes
     if "multiscales" not in found:
         return None
+    version = ""
     try:
         multiscale = found["multiscales"][0]
-        version = str(
-            found.get("version")
-            or multiscale.get("version")
-            or ("0.5" if "ome" in attributes else "0.4")
-        )
-        entries = multiscale.get("axes", list(OLD_AXES) if version in VERSIONS[:2] else None)
+        version = _version_of(found, multiscale, attributes)
+        systems, entries = _coordinate_system(multiscale)
+        if entries is None and version in VERSIONS[:2]:
+            entries = list(OLD_AXES)
         if entries is None:
             raise ValueError(f"version {version} without axes")
         axes = tuple(_read_axis(entry) for entry in entries)
         if len({axis.name for axis in axes}) != len(axes):
             raise ValueError("two axes have the same name")
-        whole = multiscale.get("coordinateTransformations") or []
+        # up to 0.5, these apply to all levels; from 0.6 on, they lead to other systems
+        whole = [] if systems else multiscale.get("coordinateTransformations") or []
         datasets = tuple(
             Dataset(
                 str(d["path"]),
@@ -154,11 +149,60 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
             str(multiscale.get("name") or ""),
             dict(omero) if isinstance(omero, Mapping) else {},
             len(found["multiscales"]),
+            systems,
             _read_history(attributes.get("conv3d")),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise FormatError(f"cannot read {path}: its OME metadata are damaged ({cause})") from error
+        what = "hold what is not read" if isinstance(error, _Unsupported) else "are damaged"
+        if _is_newer(version):
+            what = f"are of version {version}, and {VERSIONS[-1]} is the newest that is read"
+        raise FormatError(f"cannot read {path}: its OME metadata {what} ({cause})") from error
+
+
+def _version_of(
+    found: Mapping[str, Any], multiscale: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> str:
+    """The version that metadata give; without one, what their keys tell: 0.5, 0.4 or 0.1."""
+    version = found.get("version") or multiscale.get("version")
+    if version:
+        return str(version)
+    if "ome" in attributes:
+        return "0.5"
+    return "0.4" if "axes" in multiscale else "0.1"
+
+
+def is_known(version: str) -> bool:
+    """True for a version of NGFF that is read, or a draft of one.
+
+    >>> is_known("0.5"), is_known("0.6.dev3"), is_known("0.7")
+    (True, True, False)
+    """
+    return ".".join(version.split(".")[:2]) in VERSIONS
+
+
+def _is_newer(version: str) -> bool:
+    """True for a version after the last of `VERSIONS`."""
+    numbers = [part for part in version.split(".")[:2] if part.isdigit()]
+    return len(numbers) == 2 and [int(n) for n in numbers] > [
+        int(n) for n in VERSIONS[-1].split(".")
+    ]
+
+
+def _coordinate_system(multiscale: Mapping[str, Any]) -> tuple[tuple[str, ...], Any]:
+    """Names of an image's coordinate systems, the intrinsic one first, and the axes of that one.
+
+    The intrinsic system is the one to which its levels lead. Before 0.6 there are no names.
+    """
+    if "coordinateSystems" not in multiscale:
+        return (), multiscale.get("axes")
+    axes = {str(system["name"]): system["axes"] for system in multiscale["coordinateSystems"]}
+    steps = multiscale["datasets"][0].get("coordinateTransformations") or [{}]
+    output = steps[-1].get("output", next(iter(axes)))
+    own = str(output["name"] if isinstance(output, Mapping) else output)
+    if own not in axes:
+        raise ValueError(f"no coordinate system '{own}'")
+    return (own, *(name for name in axes if name != own)), axes[own]
 
 
 def _read_history(own: Any) -> tuple[str, ...]:
@@ -168,9 +212,9 @@ def _read_history(own: Any) -> tuple[str, ...]:
 
 def _read_axis(entry: Any) -> Axis:
     if isinstance(entry, str):  # version 0.3, and the axes that older versions imply
-        kinds = {"t": "time", "c": "channel", **dict.fromkeys("zyx", "space")}
-        return Axis(entry, kinds.get(entry, ""))
-    return Axis(str(entry["name"]), str(entry.get("type") or ""), str(entry.get("unit") or ""))
+        return Axis(entry)
+    kind, unit = (str(entry.get(key) or "") for key in ("type", "unit"))
+    return Axis(str(entry["name"]), kind.lower(), unit)
 
 
 def _compose(
@@ -182,10 +226,14 @@ def _compose(
         kind = entry["type"]
         if kind == "identity":
             continue
+        if kind == "sequence":
+            more, shift = _compose(entry["transformations"], count)
+            scale, translation = scale * more, translation * more + shift
+            continue
         if kind not in ("scale", "translation"):
-            raise ValueError(f"transformation '{kind}' is not scale or translation")
+            raise _Unsupported(f"transformation '{kind}' is not scale or translation")
         if kind not in entry:
-            raise ValueError(
+            raise _Unsupported(
                 f"the numbers of a {kind} are in a file of their own, which is not supported"
             )
         numbers = np.array(entry[kind], np.float64)
@@ -210,11 +258,12 @@ def axis_letters(axes: Sequence[Axis]) -> str:
     'tczyx'
     >>> axis_letters([Axis("row", "space"), Axis("column", "space"), Axis("lambda", "channel")])
     'yxc'
+    >>> axis_letters([Axis("z"), Axis("y", "space"), Axis("x", "space")])
+    'zyx'
     """
     names = [axis.name.lower() for axis in axes]
-    space = [i for i, axis in enumerate(axes) if axis.type == "space"]
-    if not space:  # 0.4 requires types; without them, names decide
-        space = [i for i, name in enumerate(names) if name in tuple(SPATIAL)]
+    kinds = axis_kinds(axes)
+    space = [i for i, kind in enumerate(kinds) if kind == "space"]
     letters: dict[int, str] = {}
     known = [names[i] for i in space]
     if set(known) <= set(SPATIAL) and {"y", "x"} <= set(known):
@@ -222,17 +271,26 @@ def axis_letters(axes: Sequence[Axis]) -> str:
     else:
         last = space[-len(SPATIAL) :]
         letters.update(zip(last, SPATIAL[len(SPATIAL) - len(last) :], strict=True))
-    for i, axis in enumerate(axes):
+    for i in range(len(axes)):
         if i in letters:
             continue
-        wish = {"channel": "c", "time": "t"}.get(axis.type, names[i] if len(names[i]) == 1 else "")
+        wish = {"channel": "c", "time": "t"}.get(kinds[i], names[i] if len(names[i]) == 1 else "")
         taken = {*letters.values(), *SPATIAL}
-        if axis.type != "channel":
-            taken |= set(CHANNEL) if axis.type else set()
+        if kinds[i] != "channel":
+            taken |= set(CHANNEL) if kinds[i] else set()
         if not wish.isascii() or not wish.isalpha() or wish in taken:
             wish = next(a for a in SPARE_LETTERS if a not in taken)
         letters[i] = wish
     return "".join(letters[i] for i in range(len(axes)))
+
+
+def axis_kinds(axes: Sequence[Axis]) -> list[str]:
+    """The type of each axis; where the file gives none, what its name says, or "" if it says none.
+
+    >>> axis_kinds([Axis("z"), Axis("y", "space"), Axis("x", "space"), Axis("angle")])
+    ['space', 'space', 'space', '']
+    """
+    return [axis.type or KINDS_BY_NAME.get(axis.name.lower(), "") for axis in axes]
 
 
 def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
@@ -243,10 +301,11 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
     place = {a: letters.index(a) for a in SPATIAL if a in letters}
     if not all(a in place for a in "yx"):
         return Grid()
-    units = {a: _unit(axes[i].unit) for a, i in place.items()}
+    units = {a: known_length(axes[i].unit) or (None, 1.0) for a, i in place.items()}
     scale = {a: dataset.scale[i] for a, i in place.items()}
     start = {a: dataset.translation[i] for a, i in place.items()}
-    unit = units["x"][0]
+    # an axis without a unit takes that of another one; one whose unit is no length does not
+    unit = next((units[a][0] for a in "xyz" if a in place and axes[place[a]].unit), None)
     if not all(scale.values()) or (
         unit is None and all(s == 1 for s in scale.values()) and not any(start.values())
     ):
@@ -266,16 +325,6 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
     z, y, x = (float(start.get(a, 0.0)) for a in SPATIAL)
     affine = affine_from_spacing((d, h, w), (z, y, x))
     return Grid((abs(d), abs(h), abs(w)), unit, affine, assumed=frozenset(assumed))
-
-
-def _unit(word: str) -> tuple[str | None, float]:
-    """The package's unit for a word, and how many of it the word means; None if it has none."""
-    word = word.strip().lower()
-    if word in NAMES:
-        return NAMES[word], 1.0
-    if word in WORDS:  # not NGFF's spelling, but clear
-        return word, 1.0
-    return OTHER_UNITS.get(word, (None, 1.0))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -303,6 +352,8 @@ def image_attributes(
     channels: Sequence[Mapping[str, Any]] = (),
     windows: Sequence[tuple[float, float]] = (),
     history: Sequence[str] = (),
+    facts: Facts | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """The attributes of the group of an output image.
 
@@ -311,12 +362,15 @@ def image_attributes(
     version : str       of NGFF, "0.4" or "0.5"
     levels : list       the finest first
     source : OmeImage or None
-                        the image of the input; its name and time axis are kept
+                        the image of the input; its time axis is kept
     channels : list     see `output_channels`
     windows : list      smallest and largest value of each channel, if there are `channels`
     history : list      see `OmeImage`
+    facts : Facts       of the volume; its time step is written where `source` has none
+    name : str          of the image
     """
-    place, _ = scale_and_translation(grid)
+    facts = facts or Facts()
+    place, _ = scale_and_translation(grid, is_flipped(source))
     times = _kept_axes(source)
     axes, base = [], {}
     for letter in letters:
@@ -327,11 +381,16 @@ def image_attributes(
         if letter in SPATIAL:
             base[letter] = place.get(letter, (1.0, 0.0))
             if grid.unit is not None and letter in place:
-                axis["unit"] = WORDS[grid.unit]
+                axis["unit"] = NGFF_LENGTHS[grid.unit]
         elif letter in times:
             old, base[letter] = times[letter]
             if old.unit:
                 axis["unit"] = old.unit
+        elif letter == "t" and facts.time_step is not None:
+            step, unit = facts.time_step
+            base[letter] = (step, 0.0)
+            if unit:
+                axis["unit"] = TIME_UNITS[unit].word if unit in TIME_UNITS else unit
         axes.append(axis)
     datasets = []
     for level in levels:
@@ -346,11 +405,9 @@ def image_attributes(
         if any(translation):
             transformations.append({"type": "translation", "translation": translation})
         datasets.append({"path": level.path, "coordinateTransformations": transformations})
-    multiscale: dict[str, Any] = {"axes": axes, "datasets": datasets}
-    if source is not None and source.name:
-        multiscale["name"] = source.name
-    if len(levels) > 1:
-        multiscale["type"] = "local mean"
+    multiscale: dict[str, Any] = {"name": name, "axes": axes, "datasets": datasets, **_DOWNSCALED}
+    if len(levels) == 1:
+        multiscale |= {"type": "none", "metadata": {"description": "a single level"}}
     omero = _rendering(source, channels, windows)
     extra = {"omero": omero} if omero else {}
     own = {"conv3d": {"history": list(history)}} if history else {}
@@ -359,8 +416,33 @@ def image_attributes(
     return {"ome": {"version": version, "multiscales": [multiscale], **extra}, **own}
 
 
-def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], str]:
+def is_flipped(source: OmeImage | None) -> bool:
+    """True if the image of the input has a negative scale; its output may then have one, too.
+
+    Other outputs have none: some viewers refuse them.
+    """
+    if source is None:
+        return False
+    pairs = zip(source.letters, source.datasets[0].scale, strict=True)
+    return any(letter in SPATIAL and step < 0 for letter, step in pairs)
+
+
+_DOWNSCALED = {
+    "type": "local mean",
+    "metadata": {
+        "description": "a voxel is the mean of 2 voxels of the level before, along each axis that "
+        "is half as long",
+        "method": "conv3d",
+    },
+}
+
+
+def scale_and_translation(
+    grid: Grid, signed: bool = False
+) -> tuple[dict[str, tuple[float, float]], str]:
     """(step, start) of z, y, x in the grid's unit, and a note if NGFF cannot store all of the grid.
+
+    signed : bool       steps may be negative
 
     >>> grid = Grid((3.0, 1.0, 1.0), "mm", affine_from_spacing((3, 1, 1), (9, 0, 0)))
     >>> scale_and_translation(grid)
@@ -368,12 +450,12 @@ def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], s
     """
     if grid.spacing is None:
         return {}, ""
-    start = (0.0, 0.0, 0.0)
-    note = ""
+    steps, start, note = grid.spacing, (0.0, 0.0, 0.0), ""
     if grid.affine is not None:
         matrix = grid.affine[:3, :3]
-        steps = matrix.diagonal()
-        if np.any(steps <= 0) or np.any(np.abs(matrix - np.diag(steps)) > 1e-6 * steps.max()):
+        along = matrix.diagonal()
+        turned = np.any(np.abs(matrix - np.diag(along)) > 1e-6 * np.abs(along).max())
+        if turned or not all(along) or (np.any(along < 0) and not signed):
             note = (
                 "OME-Zarr holds voxel spacing and translation but no rotation or flip: "
                 "the affine is left out"
@@ -381,7 +463,9 @@ def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], s
         else:
             x, y, z = (float(f"{v:.14g}") + 0.0 for v in grid.affine[:3, 3])
             start = (z, y, x)
-    return {a: (float(s), o) for a, s, o in zip(SPATIAL, grid.spacing, start, strict=True)}, note
+            d, h, w = (math.copysign(s, a) for s, a in zip(steps, along[::-1], strict=True))
+            steps = (d, h, w)
+    return {a: (float(s), o) for a, s, o in zip(SPATIAL, steps, start, strict=True)}, note
 
 
 def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, float]]]:
@@ -395,41 +479,80 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
     }
 
 
-TIME_UNITS = {
-    "nanosecond": "ns",
-    "microsecond": "us",
-    "millisecond": "ms",
-    "second": "s",
-    "minute": "min",
-    "hour": "h",
-}
+def read_facts(image: OmeImage | None, axes: Axes, path: str) -> Facts:
+    """What an image tells besides: its name, the step of time, names and colours of channels.
+
+    axes : Axes     of the array
+    path : str      of the store; a name that is that of the folder tells nothing
+    """
+    if image is None:
+        return Facts()
+    found = image.omero.get("channels")
+    channels = [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+    fits = len(channels) == axes.canonical_shape[4]
+    names = tuple(str(channel.get("label") or "") for channel in channels)
+    colors = tuple(_read_color(channel.get("color")) for channel in channels)
+    return Facts(
+        "" if image.name == store_stem(path) else image.name,
+        _time_step(image),
+        names if fits and any(names) else (),
+        colors if fits and any(colors) else (),
+    )
 
 
-def time_step(image: OmeImage) -> tuple[float, str] | None:
-    """The step along the time axis and its unit; None without such an axis or a unit."""
-    for axis, step in zip(image.axes, image.datasets[0].scale, strict=True):
-        if axis.type == "time" and axis.unit and 0 < step < math.inf:
-            return step, TIME_UNITS.get(axis.unit, axis.unit)
+def store_stem(path: str) -> str:
+    """The name of a store without its folder and suffixes.
+
+    >>> store_stem("x/a.ome.zarr/"), store_stem("s3://b/c.zarr"), store_stem("a.nii.zarr/1")
+    ('a', 'c', 'a')
+    """
+    parts = path.replace("\\", "/").rstrip("/").split("/")
+    ends = (".ome.zarr.zip", ".zarr.zip", ".ozx", ".ome.zarr", ".nii.zarr", ".zarr")
+    for part in parts:
+        end = next((end for end in ends if part.lower().endswith(end)), "")
+        if end:
+            return part[: len(part) - len(end)]
+    return parts[-1]
+
+
+def _time_step(image: OmeImage) -> tuple[float, str] | None:
+    """The step along the time axis and its unit, "" without one; None without a step."""
+    kinds = axis_kinds(image.axes)
+    for kind, axis, step in zip(kinds, image.axes, image.datasets[0].scale, strict=True):
+        if kind == "time" and 0 < step < math.inf and (axis.unit or step != 1):
+            return step, time_unit(axis.unit) or axis.unit
     return None
 
 
-def channel_names(image: OmeImage | None, axes: Axes) -> tuple[str, ...]:
-    """The labels of the channels; () unless there is one for each."""
-    found = image.omero.get("channels") if image is not None else None
-    names = [c.get("label") for c in found or () if isinstance(c, Mapping)]
-    complete = len(names) == axes.canonical_shape[4] and all(isinstance(n, str) for n in names)
-    return tuple(map(str, names)) if complete else ()
+def _read_color(text: Any) -> str:
+    """A colour "RRGGBB", or "" if the text is none.
+
+    >>> _read_color("#00ff00"), _read_color("00FF00FF"), _read_color("green")
+    ('00FF00', '00FF00', '')
+    """
+    digits = str(text or "").strip().removeprefix("#").upper()
+    good = len(digits) in (6, 8) and set(digits) <= set("0123456789ABCDEF")
+    return digits[:6] if good else ""
 
 
 def output_channels(source: OmeImage | None, header: VolumeHeader) -> list[dict[str, Any]]:
-    """Channels of an output for omero: components by name; or the source's, if as many; or none."""
+    """Channels of an output for omero: label and color, and what the source says of the same ones.
+
+    [] if no channel has a name or a colour.
+    """
     found = source.omero.get("channels") if source is not None else None
     known = [dict(c) for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
-    if header.components:
-        return [
-            {"label": label} for label in header.component_labels([c.get("label") for c in known])
-        ]
-    return known if len(known) == header.shape[4] else []
+    count, names, colors = header.shape[4], header.channel_names, header.channel_colors
+    told = tuple(str(channel.get("label") or "") for channel in known)
+    same = not header.components and (told if any(told) else ()) == header.facts.channel_names
+    kept = known if same and len(known) == count else [{} for _ in range(count)]
+    if not names and not colors and not any(kept):
+        return []
+    for channel, name, color in zip(
+        kept, names or [""] * count, colors or [""] * count, strict=True
+    ):
+        channel.update({k: text for k, text in (("label", name), ("color", color)) if text})
+    return kept
 
 
 def _rendering(
@@ -478,9 +601,14 @@ def check_axes(letters: str, path: str) -> None:
 
 
 def finite_window(low: float, high: float) -> tuple[float, float]:
-    """A window that JSON can store: (low, high), or (0, 1) for a channel without finite values.
+    """A window that JSON can store and viewers accept: finite, and the end above the start.
 
-    >>> finite_window(-2.0, 5.0), finite_window(math.inf, -math.inf)
-    ((-2.0, 5.0), (0.0, 1.0))
+    It is (low, high); (0, 1) for a channel without finite values; a constant channel gets an end
+    above its value.
+
+    >>> finite_window(-2.0, 5.0), finite_window(math.inf, -math.inf), finite_window(7.0, 7.0)
+    ((-2.0, 5.0), (0.0, 1.0), (7.0, 8.0))
     """
-    return (low, high) if math.isfinite(low) and math.isfinite(high) and low <= high else (0.0, 1.0)
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        return 0.0, 1.0
+    return low, high if low < high else low + max(1.0, abs(low) * 1e-6)

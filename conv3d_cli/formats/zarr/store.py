@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
@@ -32,9 +33,22 @@ from conv3d_cli.errors import (
     WriteError,
     setting,
 )
-from conv3d_cli.formats.zarr.names import MARKERS, is_node, is_url, local_folder
-from conv3d_cli.system.atomic import AtomicFolder, check_target, write_errors
-from conv3d_cli.system.inputs import near_names
+from conv3d_cli.formats.zarr.names import (
+    MARKERS,
+    archive_of,
+    is_node,
+    is_url,
+    listing,
+    local_folder,
+)
+from conv3d_cli.system.atomic import (
+    AtomicFile,
+    AtomicFolder,
+    check_target,
+    temporary_name,
+    write_errors,
+)
+from conv3d_cli.system.inputs import check_input, near_names
 
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
@@ -162,7 +176,10 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
     Raises: FormatError if there is none, or if it cannot be read.
     """
     folder = local_folder(path)
-    if folder is not None:
+    archive = archive_of(path)
+    if archive is not None:
+        _check_archive(path, archive[0])
+    elif folder is not None:
         if not os.path.lexists(folder):
             near = _arrays_beside(folder) or near_names(folder)
             raise FormatError(f"cannot read {path}: no such file or folder{near}")
@@ -176,19 +193,39 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
     zarr = import_zarr(path)
     with zarr_errors(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as: the node has metadata of both formats
-        from zarr.storage import FsspecStore, LocalStore
+        from zarr.storage import FsspecStore, LocalStore, ZipStore
 
-        inner: Any = (
-            LocalStore(folder, read_only=True)
-            if folder is not None
-            else FsspecStore.from_url(path, read_only=True)
-        )
+        inner: Any
+        place = ""
+        if archive is not None:
+            inner = ZipStore(archive[0], read_only=True)
+            place = "/".join(part for part in (listing(archive[0])[1], archive[1]) if part)
+        elif folder is not None:
+            inner = LocalStore(folder, read_only=True)
+        else:
+            inner = FsspecStore.from_url(path, read_only=True)
         store = _watched_store()(inner)
         store.watch = watch
         try:
-            return zarr.open(store=store, mode="r", use_consolidated=False)
+            return zarr.open(store=store, path=place, mode="r", use_consolidated=False)
         except FileNotFoundError:
             raise FormatError(f"cannot read {path}: no such Zarr store") from None
+
+
+def _check_archive(path: str, file: str) -> None:
+    """Check that a zip file holds the node of a name. Raises: FormatError."""
+    check_input(file)
+    try:
+        listing(file)
+    except (OSError, BadZipFile, NotImplementedError) as error:
+        raise FormatError(f"cannot read {path}: not a zip file, or truncated ({error})") from error
+    if not is_node(file):
+        raise FormatError(
+            f"cannot read {path}: it is not a zipped Zarr store: it holds no zarr.json, .zgroup or "
+            ".zarray at its top, nor in a single folder"
+        )
+    if not is_node(path):
+        raise FormatError(f"cannot read {path}: no such group or array in {file}")
 
 
 def _arrays_beside(folder: str) -> str:
@@ -206,6 +243,35 @@ def _arrays_beside(folder: str) -> str:
 def is_array(node: Any) -> bool:
     """True if an opened node is an array, not a group."""
     return hasattr(node, "chunks")
+
+
+def members(group: Any) -> list[str]:
+    """Names of the groups and arrays in a group, sorted; [] if its store cannot list them."""
+    try:
+        return sorted(name for name, _ in group.members(max_depth=0))
+    except Exception:  # of any kind: web servers list nothing
+        return []
+
+
+def first_array(group: Any, depth: int = 3) -> str:
+    """The path, in a group, of the first image or array in it; "" without one.
+
+    depth : int     levels of groups to search
+    """
+    for name in members(group):
+        if is_array(group[name]) or is_image(group, name):
+            return name
+        inside = first_array(group[name], depth - 1) if depth > 1 else ""
+        if inside:
+            return f"{name}/{inside}"
+    return ""
+
+
+def is_image(group: Any, path: str) -> bool:
+    """True if a node in a group is described as an OME image."""
+    attributes = group[path].attrs.asdict()
+    inner = attributes.get("ome")
+    return "multiscales" in {*attributes, *(inner if isinstance(inner, dict) else ())}
 
 
 def joined(path: str, *parts: str) -> str:
@@ -260,9 +326,10 @@ class OneThread:
     def array(self, array: Any, path: str) -> Any:
         """The zarr Array at a path, read and written on this thread.
 
-        Arrays at URLs are returned unchanged: they wait for a server, not for a CPU.
+        Arrays at URLs and in zip files are returned unchanged: they wait for others, not for a CPU.
         """
-        return array if local_folder(path) is None else _OneThreadArray(array, self)
+        far = local_folder(path) is None or archive_of(path) is not None
+        return array if far else _OneThreadArray(array, self)
 
     def __enter__(self) -> OneThread:
         return self
@@ -333,6 +400,8 @@ class NewStore(Protocol):
 
 def new_store(path: str, overwrite: bool) -> NewStore:
     """Start a store: see `check_store_target`. Raises: OutputExistsError, WriteError, SpecError."""
+    if archive_of(path) is not None:
+        return StoreArchive(path, overwrite)
     check_store_target(path, overwrite)
     folder = local_folder(path)
     return RemoteStore(path, overwrite) if folder is None else StoreFolder(folder, overwrite)
@@ -436,6 +505,65 @@ class StoreFolder(AtomicFolder):
     def address(self, name: str) -> str:
         """The absolute path of the node's folder."""
         return os.path.abspath(self.temporary / name)
+
+
+class StoreArchive:
+    """A new store in a zip file, as NGFF's RFC-9 describes it.
+
+    The store is made in a hidden folder beside the file; `commit` packs it without compressing it
+    again: first the metadata, breadth first, so that a reader finds them together.
+
+    Raises: SpecError for a node in a zip file; OutputExistsError, WriteError.
+    """
+
+    def __init__(self, path: str, overwrite: bool) -> None:
+        archive = archive_of(path)
+        if archive is None or archive[1]:
+            raise SpecError(f"cannot write {path}: a zipped store is written as a whole")
+        self.path = path
+        self._output = AtomicFile(path, overwrite)
+        self._folder = temporary_name(Path(os.path.realpath(path)), "store")
+        try:
+            with write_errors(path):
+                self._folder.mkdir()
+        except BaseException:
+            self._output.abort()
+            raise
+
+    def node(self, name: str) -> Any:
+        """The zarr store of a node in the temporary folder."""
+        return folder_to_write(os.fspath(self._folder / name if name else self._folder))
+
+    def address(self, name: str) -> str:
+        """The absolute path of the node's folder."""
+        return os.path.abspath(self._folder / name)
+
+    def commit(self) -> None:
+        """Pack the store, put the file in its place and remove the folder."""
+        files = [file for file in self._folder.rglob("*") if file.is_file()]
+        names = [file.relative_to(self._folder).as_posix() for file in files]
+        names = [name for name in names if not name.endswith(".partial")]
+        names.sort(key=lambda n: (PurePosixPath(n).name not in MARKERS, n.count("/"), n))
+        with write_errors(self.path), ZipFile(self._output.file, "w") as archive:
+            for name in names:
+                # a fixed date: the same volume gives the same bytes
+                entry = ZipInfo(name)
+                entry.external_attr = 0o644 << 16
+                source = self._folder / name
+                with open(source, "rb") as given, archive.open(entry, "w", force_zip64=True) as to:
+                    shutil.copyfileobj(given, to, 1 << 20)
+            if "zarr.json" in names:
+                archive.comment = b'{"ome": {"version": "0.5"}}'
+        self._output.commit()
+        self._remove()
+
+    def abort(self) -> None:
+        """Remove the unfinished file and the folder."""
+        self._output.abort()
+        self._remove()
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class RemoteStore:
