@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from conv3d_cli.errors import FormatError, SpecError, UnknownNameError, setting, unknown_name
+from conv3d_cli.formats import recognize
 from conv3d_cli.kernels import builtin, expressions, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
 from conv3d_cli.kernels.grammar import (
@@ -176,7 +177,7 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
         name, colon, _ = text.partition(":")
         error = unknown_name("kernel", name.strip(), [f.__name__ for f in BUILTIN_KERNELS])
         raise error if colon else UnknownNameError(f"{error}; nor is there a file of this name")
-    if find_kernel_file(path) is None:
+    if find_kernel_file(path) is None and recognize(path) is None:
         from conv3d_cli.kernels.weights import weights_suffixes
 
         check_input(path)

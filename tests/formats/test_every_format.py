@@ -344,6 +344,10 @@ def test_facts_come_back_or_are_said_to_be_lost(
     facts = Facts("embryo 7", (2.5, "s"), ("DAPI", "GFP"), ("0000FF", "FF8000"))
     volume = replace(make("tczyx", "uint8", rng), facts=facts)
     header = output_header(path, volume)
+    if not case[0].holds_axes(header.axes):
+        facts = replace(facts, channel_names=(), channel_colors=())
+        volume = replace(make("tzyx", "uint8", rng), facts=facts)
+        header = output_header(path, volume)
     kept = case[0].keeps(path, header)
     names = {field.name for field in fields(Facts)} - {"others"}
     assert kept <= names
@@ -542,7 +546,7 @@ def test_options_of_chunks(
     options: dict[str, int] = {option: 2}
     if not case[0].chunked:
         with pytest.raises(
-            SpecError, match=rf"{option}= is for [\w-]+, and {case[0].name} has none"
+            SpecError, match=rf"{option}= is for [\w ,-]+, and {case[0].name} has none"
         ):
             write_volume(path, volume, **options)
         return

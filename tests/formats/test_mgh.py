@@ -126,7 +126,7 @@ def test_refusals(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(FormatError, match=word):
             read_volume(str(path))
-    with pytest.raises(WriteError, match="MGH has no float64; pass --dtype float32"):
+    with pytest.raises(WriteError, match="MGH has no float64; pass dtype='float32'"):
         write_volume(str(tmp_path / "b.mgh"), Volume(np.ones((2, 3, 4)), "zyx"))
 
 

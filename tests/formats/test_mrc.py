@@ -61,7 +61,7 @@ def test_a_dtype_without_a_mode_is_stored_wider(tmp_path: Path, mrcfile: Any, dt
     write_volume(path, Volume((VALUES * 11 % 256).astype(dtype), "zyx"))
     with mrcfile.open(path) as back:
         np.testing.assert_array_equal(back.data, VALUES * 11 % 256)
-    with pytest.raises(WriteError, match="MRC has no int32; pass --dtype float32"):
+    with pytest.raises(WriteError, match="MRC has no int32; pass dtype='float32'"):
         write_volume(str(tmp_path / "b.mrc"), Volume(VALUES.astype("i4"), "zyx"))
 
 
@@ -86,7 +86,7 @@ def test_stacks(tmp_path: Path, mrcfile: Any) -> None:
     saved(mrcfile, tmp_path / "old.mrc", series[0], ispg=0, mz=2)
     with open_volume(str(tmp_path / "old.mrc")) as reader:
         assert reader.header.axes.letters == "zyx"
-        assert any("--axes tyx" in note for note in reader.notes)
+        assert any("axes='tyx'" in note for note in reader.notes)
 
 
 def by_hand(order: str, mode: int, values: np.ndarray, **words: Any) -> bytes:

@@ -1028,11 +1028,6 @@ class TestLies:
             (tmp_path / "v.nii.gz").write_bytes(gzip.compress(content[:length]))
             error_of(tmp_path / "v.nii.gz")
 
-    def test_analyze_is_named(self, tmp_path: Path) -> None:
-        saved(tmp_path / "v.hdr", values((3, 4, 5)))
-        patch(str(tmp_path / "v.hdr"), 344, "4s", bytes(4))
-        assert "Analyze" in error_of(tmp_path / "v.hdr")
-
     @given(st.data())
     @settings(
         max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]

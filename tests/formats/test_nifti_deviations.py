@@ -18,9 +18,8 @@ import pytest
 
 import conv3d_cli
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats import open_volume, read_volume, write_volume
+from conv3d_cli.formats import open_volume, read_volume
 from conv3d_cli.formats.deviations import DEVIATIONS
-from conv3d_cli.model.volume import Volume
 
 BYTES = np.random.default_rng(3).integers(0, 200, (4, 5, 6))
 
@@ -226,18 +225,6 @@ def test_like_fsl_measures_by_pixdim_as_fsl_does(tmp_path: Path, run: Any) -> No
         np.testing.assert_array_equal(smooth("both.nii", *like), smooth("sform.nii", *like))
     header = nibabel.load(tmp_path / "o_both.nii").header
     np.testing.assert_allclose(header.get_sform(), np.diag([2, 2, 2, 1.0]))
-
-
-def test_nifti_zarr_tells_that_its_header_is_not_read(tmp_path: Path, run: Any) -> None:
-    zarr = pytest.importorskip("zarr")
-    path = tmp_path / "v.nii.zarr"
-    write_volume(str(path), Volume(BYTES.astype("u1"), "zyx"))
-    assert notes_of(path) == ""
-    header = np.frombuffer(nibabel.Nifti1Header().binaryblock, np.uint8)
-    zarr.open_group(path, mode="a").create_array("nifti", data=header)
-    assert "left and right may change places" in notes_of(path)
-    result = run("apply", path, "-k", "identity", "-o", tmp_path / "o.nii.gz")
-    assert "NIfTI header in it (NIfTI-Zarr) is not read" in " ".join(result.stderr.split())
 
 
 def test_info_tells_of_volume_and_mask_once_voxels_are_read(tmp_path: Path, run: Any) -> None:

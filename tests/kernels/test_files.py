@@ -809,7 +809,6 @@ BAD_NIFTI = [
     (damaged_nifti(put(108, "<f", 352.5)), "vox_offset, where voxels start, is 352.5"),
     (damaged_nifti(put(108, "<f", 1e30)), "truncated"),
     (damaged_nifti(put(108, "<f", 1e6)), "truncated"),
-    (damaged_nifti(put(344, "<4s", b"ni1\0")), "its voxels are in another file: name it .hdr"),
     (damaged_nifti(put(344, "<4s", b"abc\0")), "not NIfTI-1"),
     (damaged_nifti(put(0, "<i", 349)), "not a NIfTI file"),
     (damaged_nifti(put(112, "<ff", 1, float("inf"))), ""),
@@ -836,7 +835,7 @@ def test_bad_nifti(tmp_path: Path, suffix: str, content: bytes, message: str) ->
 def test_bad_gzip(tmp_path: Path) -> None:
     content = bytearray(gzip.compress(bytes(nifti_bytes(np.ones((2, 3, 4))))))
     content[-6] ^= 1
-    check_refused(write_bytes(tmp_path / "k.nii.gz", bytes(content)), "CRC", FormatError)
+    check_refused(write_bytes(tmp_path / "k.nii.gz", bytes(content)), "checksum", FormatError)
     check_refused(write_bytes(tmp_path / "k.nii.gz", bytes(content[:-12])), "", FormatError)
     bomb = gzip.compress(
         damaged_nifti(put(40, "<8h", 3, 1, 1, 1, 1, 1, 1, 1)) + b"\0" * 100_000_000, compresslevel=1

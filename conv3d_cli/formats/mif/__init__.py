@@ -15,6 +15,7 @@ FORMAT = VolumeFormat(
     reads_packed=True,
     names_axes=False,
     holds_affine=True,
+    keeps=lambda path, header: frozenset({"time_step"} if "t" in header.axes.letters else ()),
     holds_scale=True,
     streamed=lambda path, options: path.lower().endswith(".gz"),
     libraries=("isal",),

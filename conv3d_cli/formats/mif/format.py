@@ -45,6 +45,7 @@ from conv3d_cli.model.grid import Affine, Grid, spacing_of_affine
 from conv3d_cli.model.volume import (
     SPATIAL,
     Axes,
+    Facts,
     VolumeHeader,
     VolumeReader,
     VolumeWriter,
@@ -266,6 +267,7 @@ def open_mif(path: str, *, axes: str | None = None, channels_first: bool = False
         format=FORMAT.name,
         metadata=MifSource(entries, named, back, steps) if in_place else None,
         history=history,
+        facts=Facts(time_step=(step, "s") if (step := steps.get("t", 0.0)) > 0 else None),
     )
     return _open_voxels(header, volume, stored, bits)
 
@@ -450,6 +452,8 @@ def _header_text(path: str, header: VolumeHeader, stored: np.dtype[Any]) -> str:
     vox = dict.fromkeys(dimensions, math.nan)
     if source is not None:
         vox |= {a: step for a, step in source.vox.items() if a in vox}
+    if "t" in vox and header.facts.seconds:
+        vox["t"] = header.facts.seconds
     if spacing is not None:
         vox |= {a: s for a, s in zip(SPATIAL, spacing, strict=True) if a in vox}
     name = NAMES[f"{stored.kind}{stored.itemsize}"]

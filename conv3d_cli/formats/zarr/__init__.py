@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.formats.signatures import Start
 from conv3d_cli.formats.zarr import names
 from conv3d_cli.system.atomic import check_target
 
@@ -36,12 +37,23 @@ NIFTI = replace(
     claims_also=names.is_nifti,
     content=late("conv3d_cli.formats.zarr.nifti:content"),
 )
+ZIP_SUFFIXES = (".ozx", ".ome.zarr.zip", ".zarr.zip")
+
+
+def _is_zipped_store(start: Start) -> bool:
+    """A zip file that is named so, or that begins with the metadata of a store."""
+    named = start.path.lower().endswith(ZIP_SUFFIXES)
+    metadata = (b"zarr.json", b".zgroup", b".zattrs", b".zarray")
+    return start.begins(b"PK\3\4") and (named or any(word in start.head for word in metadata))
+
+
 ZIP = replace(
     FORMAT,
     name="zipped OME-Zarr",
-    suffixes=(".ozx", ".ome.zarr.zip", ".zarr.zip"),
+    suffixes=ZIP_SUFFIXES,
     summary="an OME-Zarr store in one zip file",
     reads_urls=False,
+    signature=_is_zipped_store,
     claims_also=lambda path: names.archive_of(path) is not None,
     check_target=check_target,
 )

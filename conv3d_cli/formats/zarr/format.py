@@ -65,7 +65,6 @@ LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, after the firs
 CONCURRENT_CHUNKS = 10  # chunks that zarr processes at once: its "async.concurrency"
 # Boxes are passed to zarr in pieces of this size, of whole chunks, which it processes in parallel.
 PIECE_BYTES = 16 << 20
-NIFTI_HEADER = "nifti"  # name of the array that makes a store NIfTI-Zarr (specification 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,12 +316,6 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         image = _described(node, path)
         dataset = image.datasets[0]
         array = _open_level(path, dataset.path, watch)
-        if NIFTI_HEADER in node:
-            notes.append(
-                "the NIfTI header in it (NIfTI-Zarr) is not read: the output has another "
-                "orientation and place, so left and right may change places; convert it to .nii.gz "
-                "first (zarr2nii of nifti-zarr)"
-            )
         if image.images > 1:
             notes.append(f"the group holds {image.images} images: the first is used")
         if len(image.datasets) > 1:

@@ -42,9 +42,9 @@ from conv3d_cli.formats.zarr.names import (
     local_folder,
 )
 from conv3d_cli.system.atomic import (
-    AtomicFile,
     AtomicFolder,
     check_target,
+    output_file,
     temporary_name,
     write_errors,
 )
@@ -521,7 +521,7 @@ class StoreArchive:
         if archive is None or archive[1]:
             raise SpecError(f"cannot write {path}: a zipped store is written as a whole")
         self.path = path
-        self._output = AtomicFile(path, overwrite)
+        self._output = output_file(path, overwrite)
         self._folder = temporary_name(Path(os.path.realpath(path)), "store")
         try:
             with write_errors(path):
