@@ -127,7 +127,7 @@ IMAGEJ_LENGTHS = {**{unit: unit for unit in UNITS}, "um": "micron"}
 """Unit of `UNITS` -> its name in ImageJ."""
 
 # of the micro sign and the Greek letter: ImageJ's literal text, and UTF-8 that was read as Latin-1
-_MICRO = re.compile(r"\\u00b5|\\u03bc|Âµ|Î¼|µ|μ", re.IGNORECASE)
+_MICRO = re.compile(r"\\u00b5|\\u03bc|\xc2\xb5|\xce\xbc|\xb5|\u03bc", re.IGNORECASE)
 
 
 def _spelled(text: str | None) -> str:

@@ -115,7 +115,7 @@ def _json_text(value: Any, indent: str) -> str:
         return "[\n" + ",\n".join(inner + _json_text(one, inner) for one in value) + f"\n{indent}]"
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     # a byte of a file name that is not UTF-8 is escaped, and read back as it was
-    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+    return "".join(f"\\u{ord(c):04x}" if 0xD800 <= ord(c) < 0xE000 else c for c in text)
 
 
 def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:

@@ -20,6 +20,8 @@ and writes UTF-8 to it."""
 
 SPELLINGS = {
     # letters
+    "Å": "A",
+    "ö": "o",
     "σ": "sigma",
     "Σ": "sum ",
     "µ": "u",  # the micro sign, and the Greek letter

@@ -127,7 +127,7 @@ def test_many_volumes_may_go_to_one_device(work: Path, null: Path, run: Any) -> 
         (["--sidecar"], "has no local folder"),
         (["--resume"], "is a character device; leave out --resume"),
         (["--verify", "5"], "--verify reads the input and the output again"),
-        (["--levels", "2"], "--levels is for OME-Zarr"),
+        (["--levels", "2"], "--levels is for NIfTI-Zarr, zipped OME-Zarr and OME-Zarr"),
     ],
 )
 def test_what_needs_a_file_says_so(

@@ -238,7 +238,7 @@ def test_info_tells_of_further_series(tmp_path: Path, run: Any) -> None:
         writer.write(np.zeros((4, 5, 6), np.uint8), metadata={"axes": "ZYX"})
         writer.write(np.zeros((4, 7, 8), np.uint8), metadata={"axes": "ZYX"})
     assert (
-        "note     the file holds 2 image series: the first is used"
+        "note     the file holds 2 image series: number 0 is used"
         in run("info", tmp_path / "a.ome.tif").stdout
     )
 

@@ -77,7 +77,7 @@ def test_what_is_written_follows_rfc_9(tmp_path: Path, rng: np.random.Generator)
     store = zarr.storage.ZipStore(tmp_path / "a.ozx", read_only=True)
     group = zarr.open_group(store=store, mode="r")
     np.testing.assert_array_equal(group["0"][...], volume.data)
-    assert group.attrs["ome"]["multiscales"][0]["name"] == "a"
+    assert group.attrs["ome"]["multiscales"][0]["name"] == "/"
     store.close()
     assert [p.name for p in tmp_path.iterdir()] == ["a.ozx"]
 

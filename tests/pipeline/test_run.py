@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("in.npy", "hard.npy", OutputExistsError, "it is the input"),
         ("in.npy", "other.npy", OutputExistsError, "file exists; pass overwrite=True"),
         ("in.npy", "sub", SpecError, "it names a folder"),
-        ("in.npy", "out.jpg", SpecError, "known are"),
+        ("in.npy", "out.jpg", SpecError, "JPEG, a flat picture is not written; write .nii.gz"),
         ("in.npy", "no/out.npy", WriteError, "does not exist; make it first"),
         ("missing.npy", "other.npy", OutputExistsError, "file exists"),
         ("missing.npy", "new.npy", FormatError, "cannot read missing.npy: no such file"),

@@ -36,7 +36,7 @@ from conv3d_cli.model.volume import Axes, Facts, VolumeHeader
 from conv3d_cli.system.words import plain_text
 
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
-NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
 OME_TYPES = {
     "int8": "int8",

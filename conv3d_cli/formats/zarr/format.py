@@ -948,7 +948,7 @@ def create_zarr(
             windows,
             header.history,
             header.facts,
-            header.facts.name or (image.name if image else "") or zarr_ome.store_stem(path),
+            header.facts.name or (image.name if image else "") or zarr_ome.NO_NAME,
         )
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 

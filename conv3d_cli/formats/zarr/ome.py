@@ -479,6 +479,11 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
     }
 
 
+NO_NAME = "/"
+"""Name of an image without one, since NGFF wants a name: as ome-zarr-py writes it. The name of the
+store would make two outputs of the same job differ."""
+
+
 def read_facts(image: OmeImage | None, axes: Axes, path: str) -> Facts:
     """What an image tells besides: its name, the step of time, names and colours of channels.
 
@@ -493,7 +498,7 @@ def read_facts(image: OmeImage | None, axes: Axes, path: str) -> Facts:
     names = tuple(str(channel.get("label") or "") for channel in channels)
     colors = tuple(_read_color(channel.get("color")) for channel in channels)
     return Facts(
-        "" if image.name == store_stem(path) else image.name,
+        "" if image.name in (NO_NAME, store_stem(path)) else image.name,
         _time_step(image),
         names if fits and any(names) else (),
         colors if fits and any(colors) else (),
