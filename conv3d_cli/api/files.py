@@ -146,15 +146,16 @@ def _signature() -> inspect.Signature:
 
 def _options_text() -> str:
     """The options with their help, for help()."""
-    lines = ["", "    Options:"]
+    lines = ["", "", "Options:"]
     for option in PYTHON_OPTIONS:
         text = re.sub(r"--([a-z][a-z-]+)", lambda found: found[1].replace("-", "_"), option.help)
         if option.default is not None:
             text += f"  [default: {option.default}]"
         text = f"{option.name} : {text}".replace("-k:", "a kernel:")
-        lines.append(textwrap.fill(text, 96, initial_indent=" " * 4, subsequent_indent=" " * 8))
-    return "\n".join([*lines, "    "])
+        lines.append(textwrap.fill(text, 96, subsequent_indent=" " * 4))
+    return "\n".join(lines)
 
 
-convolve_file.__doc__ = (convolve_file.__doc__ or "") + _options_text()
+# From Python 3.13 on, docstrings have no indentation; before, `cleandoc` takes it away.
+convolve_file.__doc__ = inspect.cleandoc(convolve_file.__doc__ or "") + _options_text()
 convolve_file.__signature__ = _signature()  # type: ignore[attr-defined]

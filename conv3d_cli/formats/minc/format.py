@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,20 @@ def _open_netcdf(path: str) -> tuple[Any, Any]:
     from nibabel.externals.netcdf import netcdf_file
     from nibabel.minc1 import Minc1File
 
-    file = netcdf_file(path, "r", mmap=True)
+    file = open(path, "rb")  # noqa: SIM115 - `close` does
     try:
-        return Minc1File(file), file.close
+        content = netcdf_file(file, "r", mmap=True)
+        return Minc1File(content), partial(_close_netcdf, content)
     except BaseException:
-        file.close()
+        file.close()  # also where netcdf_file fails in the middle
         raise
+
+
+def _close_netcdf(content: Any) -> None:
+    """Close a file while arrays of it are still referenced, which it warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        content.close()
 
 
 def _open_hdf5(path: str) -> tuple[Any, Any]:
