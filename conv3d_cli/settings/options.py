@@ -101,8 +101,8 @@ class Settings:
         shapes=False,
         letter="v",
         common=True,
-        help="Print the decisions and the result: kernel, FWHM, grid, memory, times. That is: "
-        "padding, algorithm, mean and range before and after, too.",
+        help="Print the decisions and the result: kernel, FWHM, grid, memory, times. Also "
+        "padding, algorithm, and the values' mean and range before and after.",
     )
     as_json: bool | None = option(
         FLAG,
