@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,3 +56,12 @@ class UnitOption(click.Option):
     def __init__(self, *arguments: Any, unit: Unit, **values: Any) -> None:
         super().__init__(*arguments, **values)
         self.unit = unit
+
+
+def spacing_option(
+    text: str = (
+        "Voxel spacing with its unit, e.g. 0.3,0.1,0.1um, for files that store none or no unit."
+    ),
+) -> Callable[[Any], Any]:
+    """A decorator that adds --spacing to another command than `apply`; `text` is its help."""
+    return click.option("--spacing", cls=UnitOption, unit=Unit.LENGTH, metavar="D,H,W", help=text)

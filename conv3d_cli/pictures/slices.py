@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.formats import open_volume
 from conv3d_cli.model.grid import UNITS, Spacing, unit_name
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
@@ -101,9 +101,10 @@ class Position:
         if self.unit is not None:
             grid = header.grid
             if grid.affine is None or grid.unit is None:
+                told = f", or tell the spacing, as in {setting('spacing', '2,1,1mm')}"
                 raise ShapeError(
                     f"{path} {grid.lacks or 'has no affine'}, so it has no world coordinates; give "
-                    "the voxel, as in --at 16,36,32"
+                    f"the voxel, as in --at 16,36,32{told if grid.lacks else ''}"
                 )
             factor = UNITS[self.unit] / UNITS[grid.unit]
             i, j, k = np.linalg.solve(
