@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.parameters import FileName, Text, UnitOption
 from conv3d_cli.cli.values import OneOf, Real, Triple, Whole
 from conv3d_cli.settings.option import SECTIONS, File, Option, Unit
 from conv3d_cli.settings.options import OPTION, OPTIONS, Settings
@@ -233,7 +233,8 @@ def _click_type(row: Option) -> Any:
         return OneOf(kind.choices, _HINTS.get(row.name, row.name))
     if kind.name == "integer":
         return Whole(kind.low, kind.high)
-    return {"triple": Triple(), "number": Real()}.get(kind.name, click.STRING)
+    free = click.STRING if row.metavar == "TEXT" else Text()  # any text, or a value in words
+    return {"triple": Triple(), "number": Real()}.get(kind.name, free)
 
 
 def given_settings(ctx: click.Context) -> Settings:

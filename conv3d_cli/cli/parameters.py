@@ -17,8 +17,34 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
+# What a value names, if it is no plain file.
+_NAMED = {
+    File.FOLDER: "the name of a folder",
+    File.KERNEL: "the name of a kernel or of a file",
+    File.MASK: "the name of a file, or a rule",
+    File.BIAS: "numbers, or the name of a file",
+}
+
+
+def empty_refusal(what: str) -> str:
+    """The message of an empty value, which "$UNSET" is, too; `what` should stand there."""
+    return refusal(what, "", "write it, or leave it out (is a variable unset?)")
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
+    """The type of a value that is any text but an empty one."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value itself. Raises: click.BadParameter if it is empty."""
+        if value == "":
+            self.fail(empty_refusal("a value"), param, ctx)
+        return value
+
+
 class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """The type of a value that may name a file. It accepts any text but an empty one.
+    """The type of a value that may name a file. It takes any text but an empty one.
 
     file : File     kind of the file
     """
@@ -31,11 +57,7 @@ class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value itself. Raises: click.BadParameter if it is empty, as "$UNSET" is."""
         if value == "":
-            self.fail(
-                refusal("the name of a file", value, "or leave it out (is a variable unset?)"),
-                param,
-                ctx,
-            )
+            self.fail(empty_refusal(_NAMED.get(self.file, "the name of a file")), param, ctx)
         return value
 
     def shell_complete(

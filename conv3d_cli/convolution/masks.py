@@ -19,6 +19,7 @@ from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.grid import UNITS, Grid
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+from conv3d_cli.system.words import count_of
 
 MOST_LABELS = 1 << 16
 # Largest distance of a label from a whole number, since a slope turns integers into fractions.
@@ -166,7 +167,9 @@ def _check_grid(reader: VolumeReader, header: VolumeHeader) -> None:
         if a != b
     ]
     if size[0] * size[4] != 1:
-        differences.append(f"{size[0]} time points and {size[4]} channels against 1")
+        differences.append(
+            f"{count_of(size[0], 'time point')} and {count_of(size[4], 'channel')} against 1"
+        )
     if differences:
         raise ShapeError(
             f"the mask {reader.path} has another grid than the volume: {', '.join(differences)}; "

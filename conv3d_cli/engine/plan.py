@@ -927,7 +927,10 @@ def make_plan(
             continue
         refusals.append((candidate.name, reason))
         if candidate is forced:
-            raise ShapeError(f"algorithm '{algorithm}' cannot run this: {reason}")
+            raise ShapeError(
+                f"algorithm '{algorithm}' cannot run this: {reason}; leave it out, and the fastest "
+                "that can is taken"
+            )
     # Threads divide all predictions alike, so the choice does not depend on them.
     chosen = forced or find_algorithm(min(seconds, key=seconds.__getitem__))
     return Plan(problem, weights, real, threads, chosen, refusals, seconds)

@@ -36,7 +36,7 @@ from conv3d_cli.errors import (
 from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
-from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.kernel import Kernel, not_real
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.inputs import check_input
@@ -201,7 +201,7 @@ def _require_weights(count: int, shape: tuple[int, ...], path: str) -> None:
 
 def _require_real(dtype: np.dtype[Any], path: str) -> None:
     if dtype.kind not in "buif":
-        raise ShapeError(f"kernel {path} must hold real numbers, received dtype {dtype}")
+        raise ShapeError(not_real(f"kernel {path}", dtype))
 
 
 def _require_bytes(needed: int, size: int, path: str) -> None:

@@ -18,6 +18,7 @@ from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.formats import open_volume
 from conv3d_cli.model.grid import UNITS, Spacing, unit_name
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+from conv3d_cli.system.words import count_of
 
 Values = NDArray[np.float64]
 
@@ -149,12 +150,12 @@ def read_slices(
         header = reader.header
         count, *sizes, channels = header.shape
         for option, what, index, size in (
-            ("-n", "time points", n, count),
-            ("-c", "channels", channel, channels),
+            ("-n", "time point", n, count),
+            ("-c", "channel", channel, channels),
         ):
             if not 0 <= index < size:
                 raise ShapeError(
-                    f"{path} has {size} {what}, counted from 0, received {option} {index}"
+                    f"{path} has {count_of(size, what)}, counted from 0, received {option} {index}"
                 )
         if 0 in sizes:
             raise ShapeError(f"{path} has no voxels: its depth,height,width is {_joined(sizes)}")

@@ -38,6 +38,7 @@ from conv3d_cli.settings.option import (
     option,
 )
 from conv3d_cli.settings.presets import PRESETS
+from conv3d_cli.system.machine import MOST_THREADS
 
 if TYPE_CHECKING:
     from conv3d_cli.model.kernel import Kernel
@@ -690,7 +691,7 @@ class Settings:
 
     # Running
     threads: int | None = option(
-        integer(low=1),
+        integer(1, MOST_THREADS),
         Place.JOB,
         "Running",
         shapes=False,
@@ -784,7 +785,7 @@ class Settings:
 
     # A layer, in Keras' words
     groups: int | None = option(
-        integer(),
+        integer(low=1),
         Place.STAGE,
         "Layer, in Keras' words",
         shapes=True,
@@ -794,7 +795,7 @@ class Settings:
         help="Number of channel groups of a 5-D kernel.",
     )
     filters: int | None = option(
-        integer(),
+        integer(low=1),
         Place.STAGE,
         "Layer, in Keras' words",
         shapes=True,

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting, words
+from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting
 from conv3d_cli.system.scratch import unnamed_file
 from conv3d_cli.system.standard_streams import output_bytes
 
@@ -157,11 +157,11 @@ def check_target(
                 why = "" if send else ", which a file would replace"
                 raise WriteError(f"cannot write {path}: it is {kind}{why}; name a plain file")
             if not os.access(target, os.W_OK):
-                raise WriteError(f"cannot write {path}: permission denied")
+                cause = cause_of(PermissionError(errno.EACCES, ""))
+                raise WriteError(f"cannot write {path}: {cause}")
             return
         if target.is_dir() and not folder:
-            cure = words("name a file, or use --out-dir", "name a file in it")
-            raise WriteError(f"cannot write {path}: it is a folder; {cure}")
+            raise WriteError(f"cannot write {path}: it is a folder; name a file in it")
         if os.path.lexists(target) and not overwrite:
             kind = "folder" if target.is_dir() else "file"
             raise OutputExistsError(
@@ -815,6 +815,9 @@ def cause_of(error: OSError) -> str:
     return {
         errno.ENOSPC: "no space left on the disk; free some or choose another folder",
         errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
+        errno.ENOENT: "nothing of this name can be made there; choose another folder",
+        errno.ENOTDIR: "a part of its path is a file; name another folder",
+        errno.ENAMETOOLONG: "the name is too long for the file system; shorten it",
         errno.EACCES: "permission denied; choose a folder that is writable",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
