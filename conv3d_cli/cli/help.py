@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import click
 
 from conv3d_cli.cli.layout import list_columns
-from conv3d_cli.cli.usage import ALIKE
 
 _ALSO = re.compile(r"^<!-- also: (.*?)\s*-->\n", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.*)$")
@@ -201,7 +200,7 @@ def _unknown(pages: Mapping[str, Page], group: click.Group, word: str) -> Except
     if held:
         cure = f"the manual has it in {', '.join(held)}: conv3d help --search {quote(word)}"
     else:
-        near = suggestion(_plain_word(word), known_words(pages, group), ALIKE)
+        near = suggestion(_plain_word(word), known_words(pages, group), 0.7)
         cure = f"{near}`conv3d help` lists the topics"
     return UnknownNameError(f"no help topic '{word}'; {cure}")
 
