@@ -872,7 +872,7 @@ def find_algorithm(name: str) -> Algorithm:
     Raises: UnknownNameError, which lists the names.
 
     >>> find_algorithm("direct").summary
-    'every tap in turn; any kernel, stride, dilation, group and dtype'
+    'every weight in turn; any kernel, stride, dilation, group and dtype'
     """
     for algorithm in ALGORITHMS:
         if algorithm.name == name:
