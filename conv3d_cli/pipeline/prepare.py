@@ -43,6 +43,7 @@ from conv3d_cli.pipeline.memory import (
 )
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
+from conv3d_cli.system.atomic import left_behind, sent_to
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -194,6 +195,12 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)
+    notes += [
+        f"{path} was left by a run that was killed; remove it"
+        for output in job.outputs
+        if not sent_to(output.path)
+        for path in left_behind(output.path)
+    ]
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
