@@ -98,7 +98,8 @@ def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
     if values.variance <= 0:
         raise ShapeError(
             f"cannot estimate the smoothness of {reader.path}: the voxels to estimate it from "
-            "(finite, and inside the mask) all have the same value, or there are none"
+            "(finite, and inside the mask) all have the same value, or there are none; give "
+            "another volume or mask"
         )
     d, h, w = (_fwhm(values.variance, step) for step in steps)
     return d, h, w

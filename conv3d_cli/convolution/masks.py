@@ -154,7 +154,7 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
             "from 0 on"
         )
     if high <= 0:
-        raise ShapeError(f"the mask {reader.path} is empty: all its voxels are 0")
+        raise ShapeError(f"the mask {reader.path} is empty: all its voxels are 0; name another")
     return Mask(reader, labels, high, binary)
 
 

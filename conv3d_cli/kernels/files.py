@@ -358,7 +358,7 @@ def _parse_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise FormatError(f"cannot read {path}: not TOML ({error})") from None
+        raise FormatError(f"cannot read {path}: not TOML ({error}); correct it there") from None
 
 
 def _read_json(path: str, build: BuildKernel) -> Kernel:
@@ -559,7 +559,8 @@ def _text_rows(path: str) -> Iterator[tuple[int, list[float], bool]]:
             values = [float(word) for word in content.replace(",", " ").split()]
         except ValueError:
             raise FormatError(
-                f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}"
+                f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}; "
+                "write them with spaces, tabs or commas between"
             ) from None
         yield number, values, bool(hash_mark)
 

@@ -93,6 +93,13 @@ def test_a_file_of_another_kind(
         (["--mask", "a.nii.gz/1.nii"], 3, "a part of its path is a file, and no folder; correct the path"),
         (["--mask", "empty.nii"], 3, "the file is empty; copy it again"),
         (["--mask", "text.nii"], 3, "received b'hell'; give it the suffix of its own format"),
+        (["--axes", "zy"], 2, "but the volume has 3: (7, 9, 8); name each once"),
+        (["-k", "box:size=3:size=5"], 2, "size is given twice: size=3 and size=5; leave one out"),
+        (["-k", "rows.txt"], 3, "'1 2 x'; write them with spaces, tabs or commas between"),
+        (["--mask", "nothing.npy"], 4, "all its voxels are 0; name another"),
+        (["--mask", "cut.nii.gz"], 3, "; copy it again"),
+        (["--mask", "cut.npy"], 3, "; copy it again"),
+        (["--mask", "cut.nii"], 3, "; copy it again"),
         (["--mask", "text.tif"], 3, "(it begins with b'hell'); give it the suffix of its own format"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -107,6 +114,11 @@ def test_a_message_names_what_was_typed_and_a_cure(
     np.save("none.npy", np.ones((0, 3, 3)))
     Path("folder").mkdir()
     Path("empty.nii").touch()
+    Path("rows.txt").write_text("1 2 x")
+    np.save("nothing.npy", np.zeros((7, 9, 8)))
+    for name, size in (("a.nii.gz", 700), ("mask.nii", 600), ("nothing.npy", 600)):
+        cut = "cut" + "".join(Path(name).suffixes)
+        Path(cut).write_bytes(Path(name).read_bytes()[:size])
     for name in ("text.nii", "text.tif"):
         Path(name).write_text("hello" * 100)
     kernel = [] if {"-k", "--to-fwhm"} & set(words) else ["-k", "k.npy"]
