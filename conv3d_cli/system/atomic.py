@@ -887,10 +887,11 @@ def cause_of(error: OSError) -> str:
     >>> cause_of(OSError(errno.ENOSPC, "No space left on device"))
     'no space left on the disk; free some or choose another folder'
     """
+    if error.errno == errno.ENOENT and error.strerror == os.strerror(errno.ENOENT):
+        return "nothing of this name can be made there; choose another folder"
     return {
         errno.ENOSPC: "no space left on the disk; free some or choose another folder",
         errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
-        errno.ENOENT: "nothing of this name can be made there; choose another folder",
         errno.ENOTDIR: "a part of its path is a file; name another folder",
         errno.ENAMETOOLONG: "the name is too long for the file system; shorten it",
         errno.EACCES: "permission denied; choose a folder that is writable",
