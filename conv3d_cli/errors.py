@@ -165,6 +165,16 @@ def setting(name: str, value: object = None) -> str:
     return flag if value is None or isinstance(value, bool) else f"{flag} {value}"
 
 
+def named(name: str) -> str:
+    """An option of `conv3d apply`, or the argument in Python, as the subject of a sentence.
+
+    >>> with for_command_line():
+    ...     named("min_coverage")
+    '--min-coverage'
+    """
+    return words(f"--{name.replace('_', '-')}", name)
+
+
 def _printable(character: str) -> str:
     """A character as a terminal may show it: itself, a space, or its escape."""
     if character.isprintable():

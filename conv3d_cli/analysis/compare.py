@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.formats import open_volume
 from conv3d_cli.formats.base import spool_reader
-from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.grid import Grid, Spacing
 from conv3d_cli.model.units import UNITS
 from conv3d_cli.model.volume import VolumeHeader, VolumeReader, parts_in_storage_order
 
@@ -71,15 +71,23 @@ class Comparison:
         }
 
 
-def compare_volumes(first: str, second: str, *, rtol: float = 0.0, atol: float = 0.0) -> Comparison:
+def compare_volumes(
+    first: str,
+    second: str,
+    *,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    spacing: Spacing | None = None,
+) -> Comparison:
     """Compare two files, each in any supported format.
 
     first, second : str     the paths
     rtol, atol : float      two voxels agree if |a - b| <= atol + rtol·|b|, if both are NaN, or if
                             both are the same infinity. Dtypes may differ only if rtol or atol is
                             above 0.
+    spacing : Spacing or None   for what the files do not tell (see `complete_grid`)
 
-    Raises: FormatError if a file cannot be read.
+    Raises: FormatError if a file cannot be read; ShapeError if it tells another spacing.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +98,7 @@ def compare_volumes(first: str, second: str, *, rtol: float = 0.0, atol: float =
     (24, 0.5)
     """
     result = Comparison(first, second)
-    with open_volume(first) as a, open_volume(second) as b:
+    with open_volume(first, spacing=spacing) as a, open_volume(second, spacing=spacing) as b:
         if a.header.shape != b.header.shape:
             result.differences.append(
                 f"shape (N, D, H, W, C): {a.header.shape} against {b.header.shape}"

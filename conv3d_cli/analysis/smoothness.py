@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.convolution.masks import Mask
-from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.errors import ShapeError, SpecError, named, setting
 from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
@@ -98,7 +98,8 @@ def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
     if values.variance <= 0:
         raise ShapeError(
             f"cannot estimate the smoothness of {reader.path}: the voxels to estimate it from "
-            "(finite, and inside the mask) all have the same value, or there are none"
+            "(finite, and inside the mask) all have the same value, or there are none; give "
+            "another volume or mask"
         )
     d, h, w = (_fwhm(values.variance, step) for step in steps)
     return d, h, w
@@ -247,7 +248,7 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
         reader = stack.enter_context(random_access(open_source(job), job.target))
         with naming(reader):
             mask = stack.enter_context(open_job_mask(job, reader.header))
-        wanted = read_lengths(target, "to-fwhm", reader.header.grid)
+        wanted = read_lengths(target, named("to_fwhm"), reader.header.grid)
         axes = reader.header.axes
         letters = output_format(trial).output_letters(
             axes.letters, axes.canonical_shape[4], np.dtype(np.float32)

@@ -17,7 +17,7 @@ from conv3d_cli.batch.discrete import OPTION, SURFACES, LeftOut, discrete_word, 
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import find_format, recognize
 from conv3d_cli.formats.signatures import Foreign
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.inputs import check_input, why_unreadable
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of
 
@@ -282,7 +282,7 @@ def _entries(
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
-            raise FormatError(f"cannot read folder {folder}: {error.strerror or error}") from None
+            raise FormatError(f"cannot read folder {folder}: {why_unreadable(error)}") from None
         dataset = any(entry.name == BIDS_MARK for entry in entries)
         for entry in entries:
             path = os.path.join(inner, entry.name)

@@ -120,6 +120,28 @@ def fwhm_text(record: dict[str, Any]) -> str:
     return str(KernelFwhm(tuple(lengths), record["kernel_fwhm_unit"])) if lengths else ""
 
 
+def table_columns(record: dict[str, Any]) -> dict[str, str]:
+    """What the table of a batch tells of a job's values: texts by the heads of their columns.
+
+    FWHM and mean are there if the run counted them (-v), clipped values if there are any. With a
+    mask, the mean is that of the voxels in it.
+
+    >>> table_columns({"clipped": 1200, "kernel_fwhm": [6, 6, 6], "kernel_fwhm_unit": "mm"})
+    {'FWHM': '6 mm', 'clipped': '1,200'}
+    """
+    found = record.get("statistics") or {}
+    where = "_in_mask" if "before_in_mask" in found else ""
+    means = [found.get(f"{side}{where}", {}).get("mean") for side in ("before", "after")]
+    columns = {
+        "FWHM": fwhm_text(record),
+        "mean" + where.replace("_", " "): ""
+        if None in means
+        else " -> ".join(f"{mean:.6g}" for mean in means),
+        "clipped": f"{record['clipped']:,}" if record.get("clipped") else "",
+    }
+    return {head: text for head, text in columns.items() if text}
+
+
 def _boxes_record(boxes: Boxes) -> dict[str, Any]:
     partition, repeated = boxes
     return {

@@ -26,6 +26,7 @@ class TableRow:
     remark : str                why it was skipped; the error of a failed one is told when it fails
     seconds : float or None     duration of its run; None if it was not run
     volume_bytes : int          size of the input's voxels, unpacked
+    found : dict of str         what is told of its values, by the heads of the columns
     """
 
     status: str
@@ -33,6 +34,7 @@ class TableRow:
     remark: str = ""
     seconds: float | None = None
     volume_bytes: int = 0
+    found: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,9 +64,15 @@ class JobResult:
 
     def row(self) -> TableRow:
         """The job's row in the table at the end."""
-        remark = "" if self.error is not None else self.remark
+        from conv3d_cli.batch.report import table_columns  # here, because it imports NumPy
+
         return TableRow(
-            self.status, self.job.target, remark, self.record.get("seconds"), self.volume_bytes
+            self.status,
+            self.job.target,
+            "" if self.error is not None else self.remark,
+            self.record.get("seconds"),
+            self.volume_bytes,
+            table_columns(self.record),
         )
 
     def error_words(self) -> str:

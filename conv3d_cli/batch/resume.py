@@ -35,6 +35,7 @@ from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import OPTIONS, fields_not_compared
 from conv3d_cli.system.atomic import sent_to, suffix_of, write_errors
 from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
+from conv3d_cli.system.inputs import why_unreadable
 from conv3d_cli.system.parts import file_of, split_part, with_part
 
 try:
@@ -339,7 +340,7 @@ class FolderLog:
             self._known, self._read = {}, 0
             return
         except OSError as error:
-            raise FormatError(f"cannot read {self.path}: {error.strerror or error}") from None
+            raise FormatError(f"cannot read {self.path}: {why_unreadable(error)}") from None
         whole = added[: added.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():

@@ -100,7 +100,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         echo(f"note: {note}")
     if (asked.verbose or asked.dry_run) and not asked.quiet:
         for path in plan.left_out:
-            echo(f"left out   {path}")
+            click.echo(f"left out {path}", err=True)  # a name is never broken
     if asked.report:
         _run_with_page(batch, reporter, jobs, asked.jobs, asked.report, overwrite)
     else:

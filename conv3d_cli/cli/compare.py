@@ -6,7 +6,7 @@ import json
 
 import click
 
-from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
 from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.settings.option import File, Unit
@@ -35,6 +35,7 @@ from conv3d_cli.settings.option import File, Unit
     metavar="NUMBER",
     help="Absolute tolerance, in the unit of the voxel values.",
 )
+@spacing_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print nothing; tell the result by the exit code."
@@ -46,6 +47,7 @@ def compare(
     second: str,
     rtol: float,
     atol: float,
+    spacing: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -61,8 +63,10 @@ def compare(
     only with a tolerance.
     """
     from conv3d_cli.analysis.compare import compare_volumes
+    from conv3d_cli.kernels.lengths import read_spacing
 
-    result = compare_volumes(first, second, rtol=rtol, atol=atol)
+    by_hand = None if spacing is None else read_spacing(spacing)
+    result = compare_volumes(first, second, rtol=rtol, atol=atol, spacing=by_hand)
     if as_json:
         click.echo(json.dumps(result.record()))
     elif not quiet:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from conv3d_cli.cli.values import OneOf
+
 if TYPE_CHECKING:
     from conv3d_cli.cli.description import Description
 
@@ -13,7 +15,7 @@ FORMS = ("json", "boutiques", "man")
 
 
 @click.command()
-@click.argument("form", type=click.Choice(FORMS), metavar="json|boutiques|man")
+@click.argument("form", type=OneOf(FORMS), metavar="json|boutiques|man")
 @click.argument("words", metavar="[COMMAND]", nargs=-1)
 @click.pass_context
 def describe(ctx: click.Context, form: str, words: tuple[str, ...]) -> None:

@@ -200,7 +200,7 @@ def _unknown(pages: Mapping[str, Page], group: click.Group, word: str) -> Except
     if held:
         cure = f"the manual has it in {', '.join(held)}: conv3d help --search {quote(word)}"
     else:
-        near = suggestion(_plain_word(word), known_words(pages, group))
+        near = suggestion(_plain_word(word), known_words(pages, group), 0.7)
         cure = f"{near}`conv3d help` lists the topics"
     return UnknownNameError(f"no help topic '{word}'; {cure}")
 

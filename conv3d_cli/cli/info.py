@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.layout import facts
-from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.parameters import FileName, spacing_option
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
-from conv3d_cli.settings.option import File, Unit
+from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Spacing
@@ -31,13 +31,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also estimate the smoothness along each axis, from the voxels.",
 )
-@click.option(
-    "--spacing",
-    cls=UnitOption,
-    unit=Unit.LENGTH,
-    metavar="D,H,W",
-    help="Voxel spacing with its unit, e.g. 0.3,0.1,0.1um, for files that store none or no unit.",
-)
+@spacing_option()
 @click.option(
     "--mask",
     metavar="FILE",

@@ -10,9 +10,9 @@ import click
 
 from conv3d_cli.cli import layout
 from conv3d_cli.cli.options import table_options
-from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.parameters import FileName, spacing_option
 from conv3d_cli.cli.usage import CommandGroup
-from conv3d_cli.settings.option import File, Unit
+from conv3d_cli.settings.option import File
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -70,13 +70,9 @@ def list_() -> None:
 
 def grid_options(command: Any) -> Any:
     """The two options that set the voxel spacing: --like VOLUME, --spacing D,H,W."""
-    spacing = click.option(
-        "--spacing",
-        cls=UnitOption,
-        unit=Unit.LENGTH,
-        metavar="D,H,W",
-        help="Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it. With --like: "
-        "for a volume that stores none or no unit.",
+    spacing = spacing_option(
+        "Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it. With --like: "
+        "for a volume that stores none or no unit."
     )
     like = click.option(
         "--like",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.parameters import FileName, Text, UnitOption
 from conv3d_cli.cli.values import OneOf, Real, Triple, Whole
 from conv3d_cli.settings.option import SECTIONS, File, Option, Unit
 from conv3d_cli.settings.options import OPTION, OPTIONS, Settings
@@ -72,12 +72,17 @@ class SectionedCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = _help_record(parameter, ctx, full)
             if record is not None and (full or _is_common(parameter)):
-                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+                title = getattr(parameter, "section", "Options")
+                if not full and title == "Options" and file_of(parameter) is File.WRITTEN:
+                    title = "Output"
+                sections.setdefault(title, []).append(record)
         known = {title: number for number, title in enumerate(SECTIONS)}
-        titles = sorted(sections, key=lambda title: known.get(title, len(known)))
-        if not full:  # the kernel comes first, and --help last
-            first, *others = titles
-            together = [record for title in (*others, first) for record in sections[title]]
+        titled = [title for title in sections if title != "Output"]
+        titles = sorted(titled, key=lambda title: known.get(title, len(known)))
+        if not full:  # the kernel comes first, then -o, and --help last
+            own, *others = titles
+            order = (*others[:1], "Output", *others[1:], own)
+            together = [record for title in order for record in sections.get(title, ())]
             titles, sections = ["Options"], {"Options": together}
         for title in titles:
             with formatter.section(title):
@@ -228,7 +233,8 @@ def _click_type(row: Option) -> Any:
         return OneOf(kind.choices, _HINTS.get(row.name, row.name))
     if kind.name == "integer":
         return Whole(kind.low, kind.high)
-    return {"triple": Triple(), "number": Real()}.get(kind.name, click.STRING)
+    free = click.STRING if row.metavar == "TEXT" else Text()  # any text, or a value in words
+    return {"triple": Triple(), "number": Real()}.get(kind.name, free)
 
 
 def given_settings(ctx: click.Context) -> Settings:

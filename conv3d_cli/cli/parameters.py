@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,8 +17,34 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
+# What a value names, if it is no plain file.
+_NAMED = {
+    File.FOLDER: "the name of a folder",
+    File.KERNEL: "the name of a kernel or of a file",
+    File.MASK: "the name of a file, or a rule",
+    File.BIAS: "numbers, or the name of a file",
+}
+
+
+def empty_refusal(what: str) -> str:
+    """The message of an empty value, which "$UNSET" is, too; `what` should stand there."""
+    return refusal(what, "", "write it, or leave it out (is a variable unset?)")
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
+    """The type of a value that is any text but an empty one."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value itself. Raises: click.BadParameter if it is empty."""
+        if value == "":
+            self.fail(empty_refusal("a value"), param, ctx)
+        return value
+
+
 class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """The type of a value that may name a file. It accepts any text but an empty one.
+    """The type of a value that may name a file. It takes any text but an empty one.
 
     file : File     kind of the file
     """
@@ -30,11 +57,7 @@ class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value itself. Raises: click.BadParameter if it is empty, as "$UNSET" is."""
         if value == "":
-            self.fail(
-                refusal("the name of a file", value, "or leave it out (is a variable unset?)"),
-                param,
-                ctx,
-            )
+            self.fail(empty_refusal(_NAMED.get(self.file, "the name of a file")), param, ctx)
         return value
 
     def shell_complete(
@@ -55,3 +78,12 @@ class UnitOption(click.Option):
     def __init__(self, *arguments: Any, unit: Unit, **values: Any) -> None:
         super().__init__(*arguments, **values)
         self.unit = unit
+
+
+def spacing_option(
+    text: str = (
+        "Voxel spacing with its unit, e.g. 0.3,0.1,0.1um, for files that store none or no unit."
+    ),
+) -> Callable[[Any], Any]:
+    """A decorator that adds --spacing to another command than `apply`; `text` is its help."""
+    return click.option("--spacing", cls=UnitOption, unit=Unit.LENGTH, metavar="D,H,W", help=text)

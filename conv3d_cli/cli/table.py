@@ -22,12 +22,18 @@ STYLES = {"done": "32", "planned": "36", "skipped": "33", "failed": "1;31", "can
 FEW = 10
 
 
-def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:
-    """Texts of the table: status, output, seconds, MB/s, remark. Failed volumes come last.
+def cells(rows: Sequence[TableRow]) -> list[list[str]]:
+    """Texts of the table, its head first: status, output, seconds, what was found, remark.
 
-    >>> done = TableRow("done", "a.npy", "", 0.5, 1_000_000)
-    >>> cells([TableRow("failed", "b.npy"), done])
-    [('done', 'a.npy', '0.50', '2.0', ''), ('failed', 'b.npy', '', '', '')]
+    Only columns that hold something are there; status, output and remark always are. Failed
+    volumes come last.
+
+    >>> done = TableRow("done", "a.npy", "", 0.5, 1_000_000, {"clipped": "12"})
+    >>> for line in cells([TableRow("failed", "b.npy"), done]):
+    ...     print(line)
+    ['', 'output', 'seconds', 'clipped', '']
+    ['done', 'a.npy', '0.50', '12', '']
+    ['failed', 'b.npy', '', '', '']
     """
     shown = [row for row in rows if row.status != "failed"]
     for status in ("skipped", "cancelled"):
@@ -36,20 +42,24 @@ def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:
             shown = [row for row in shown if row.status != status]
             shown.append(TableRow(status, f"{len(same)} volumes", _common_remark(same)))
     shown += [row for row in rows if row.status == "failed"]
-    return [(row.status, row.target, *_times(row), row.remark) for row in shown]
+    heads = list(dict.fromkeys(head for row in shown for head in row.found))
+    timed = ["seconds"] * any(row.seconds is not None for row in shown)
+    return [["", "output", *timed, *heads, ""]] + [
+        [
+            row.status,
+            row.target,
+            *("" if row.seconds is None else f"{row.seconds:.2f}" for _ in timed),
+            *(row.found.get(head, "") for head in heads),
+            row.remark,
+        ]
+        for row in shown
+    ]
 
 
 def _common_remark(rows: Sequence[TableRow]) -> str:
     """The remark of all rows; "" if they differ."""
     remarks = {row.remark for row in rows}
     return remarks.pop() if len(remarks) == 1 else ""
-
-
-def _times(row: TableRow) -> tuple[str, str]:
-    if row.seconds is None:
-        return "", ""
-    rate = f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else ""
-    return f"{row.seconds:.2f}", rate
 
 
 def summary(rows: Sequence[TableRow], seconds: float) -> str:
@@ -66,8 +76,6 @@ def summary(rows: Sequence[TableRow], seconds: float) -> str:
     return f"{text} in {seconds:.1f} s"
 
 
-HEAD = ("", "output", "seconds", "MB/s", "")
-SIDES = ("left", "left", "right", "right", "left")
 LEAST_REMARK = 24  # columns; in fewer, a remark stands below its row
 
 
@@ -100,14 +108,14 @@ def table_lines(rows: Sequence[TableRow], width: int | None) -> list[tuple[str, 
     done    a.npy
     failed  b.npy  no such file
     """
-    timed = any(row.seconds is not None for row in rows)
-    lines = [list(texts) for texts in (HEAD, *cells(rows))]
+    lines = cells(rows)
+    headed = len(lines[0]) > 3  # status, output and remark need no head
     if width is not None:
         folder = _common_folder([row.target for row in rows])
         for line in lines[1:]:
             line[1] = line[1].removeprefix(folder)
         lines[0][1] += f" in {folder}" if folder else ""
-    columns = (0, 1, 2, 3) if timed else (0, 1)
+    columns = list(range(len(lines[0]) - 1))
     widths = {
         column: max(len(line[column]) for line in (lines if column else lines[1:]))
         for column in columns
@@ -115,22 +123,20 @@ def table_lines(rows: Sequence[TableRow], width: int | None) -> list[tuple[str, 
     if width is not None and folder:  # a long folder must not push the times away
         widths[1] = max((len(line[1]) for line in lines[1:]), default=0)
     if width is not None and sum(widths.values()) + 2 * len(columns) - 2 > width:
-        columns = (0, 2, 3, 1) if timed else (0, 1)  # only a name may run over the edge
+        columns = [0, *columns[2:], 1]  # only a name may run over the edge
         widths[1] = 0
     found = []
     for number, line in enumerate(lines):
-        if number == 0 and width is None and not timed:
+        if number == 0 and width is None and not headed:
             continue
         fitted = [
-            line[column].rjust(widths[column])
-            if SIDES[column] == "right"
-            else line[column].ljust(widths[column])
+            (str.rjust if column > 1 else str.ljust)(line[column], widths[column])
             for column in columns
         ]
         text = "  ".join(fitted)
         found += [
             (line[0] if k == 0 else "", each)
-            for k, each in enumerate(_with_remark(text, line[4], width))
+            for k, each in enumerate(_with_remark(text, line[-1], width))
         ]
     return found
 

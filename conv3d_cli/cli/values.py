@@ -91,17 +91,18 @@ class OneOf(click.Choice):  # type: ignore[type-arg]  # Click 8.1 knows no argum
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """The type of one whole number, or of three in D,H,W order."""
+    """The type of one whole number, or of three in D,H,W order, of at least 1."""
 
     name = "N|N,N,N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """An int, or a list of three. Fails with a usage error for anything else."""
+        """An int, or a list of three, of at least 1. Fails with a usage error for anything else."""
         if not isinstance(value, str):
             return value
         parts = [part.strip() for part in value.split(",")]
-        if not all(part.lstrip("+-").isdigit() for part in parts):
-            words = "a whole number, or three as in 2,1,1 (depth,height,width)"
+        whole = all(part.isdecimal() and int(part) > 0 for part in parts)
+        if not whole or len(parts) not in (1, 3):
+            words = "a whole number of at least 1, or three as in 2,1,1 (depth,height,width)"
             self.fail(refusal(words, value), param, ctx)
         numbers = [int(part) for part in parts]
         return numbers[0] if len(numbers) == 1 else numbers

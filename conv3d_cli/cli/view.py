@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
@@ -67,6 +67,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
     metavar="LETTERS",
     help="Axes in storage order.  [default: as the files say]",
 )
+@spacing_option()
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 def view(
     files: tuple[str, ...],
@@ -76,6 +77,7 @@ def view(
     time_point: int,
     channel: int,
     axes: str | None,
+    spacing: str | None,
     overwrite: bool,
 ) -> None:
     """Show three slices of each volume, and the difference of two.
@@ -92,15 +94,17 @@ def view(
     a picture file, install Matplotlib: pip install 'conv3d[plot]'.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
+    from conv3d_cli.kernels.lengths import read_spacing
     from conv3d_cli.pictures.slices import Position, read_slices
 
+    by_hand = None if spacing is None else read_spacing(spacing)
     place = None if at is None else Position.parse(at)
     given = None if window is None else parse_window(window)
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
 
         check_plotting(output, "-o", overwrite)
-    shown = [read_slices(path, place, time_point, channel, axes) for path in files]
+    shown = [read_slices(path, place, time_point, channel, axes, spacing=by_hand) for path in files]
     for slices in shown:
         for note in slices.notes:
             click.echo(f"note: {slices.path}: {note}", err=True)

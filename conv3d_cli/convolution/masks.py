@@ -163,7 +163,7 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
             "from 0 on"
         )
     if high <= 0:
-        raise ShapeError(f"the mask {reader.path} is empty: all its voxels are 0")
+        raise ShapeError(f"the mask {reader.path} is empty: all its voxels are 0; name another")
     numbers = _label_numbers(reader, high) if labels and high >= MOST_LABELS else None
     return Mask(reader, labels, high, binary, numbers)
 

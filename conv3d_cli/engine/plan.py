@@ -872,7 +872,7 @@ def find_algorithm(name: str) -> Algorithm:
     Raises: UnknownNameError, which lists the names.
 
     >>> find_algorithm("direct").summary
-    'every tap in turn; any kernel, stride, dilation, group and dtype'
+    'every weight in turn; any kernel, stride, dilation, group and dtype'
     """
     for algorithm in ALGORITHMS:
         if algorithm.name == name:
@@ -927,7 +927,10 @@ def make_plan(
             continue
         refusals.append((candidate.name, reason))
         if candidate is forced:
-            raise ShapeError(f"algorithm '{algorithm}' cannot run this: {reason}")
+            raise ShapeError(
+                f"algorithm '{algorithm}' cannot run this: {reason}; leave it out, and the fastest "
+                "that can is taken"
+            )
     # Threads divide all predictions alike, so the choice does not depend on them.
     chosen = forced or find_algorithm(min(seconds, key=seconds.__getitem__))
     return Plan(problem, weights, real, threads, chosen, refusals, seconds)

@@ -300,7 +300,7 @@ class RawReader(ArrayReader):
             raise FormatError(
                 f"cannot read {path}: truncated: its header promises "
                 f"{offset + count * stored.itemsize} bytes "
-                f"(shape {header.axes.shape}, {stored}), the file has {size}"
+                f"(shape {header.axes.shape}, {stored}), the file has {size}; copy it again"
             )
         self._file = file
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if count else None

@@ -58,12 +58,12 @@ class PackedStream:
         except EOFError as error:
             raise FormatError(
                 f"cannot read {self.path}: truncated: its {self.codec.name} stream breaks off "
-                f"after {self._file.tell()} unpacked bytes"
+                f"after {self._file.tell()} unpacked bytes; copy it again"
             ) from error
         except self._errors as error:
             raise FormatError(
                 f"cannot read {self.path}: corrupt {self.codec.name} stream "
-                f"after {self._file.tell()} unpacked bytes: {error}"
+                f"after {self._file.tell()} unpacked bytes ({error}); copy it again"
             ) from error
         self.position += len(data)
         return data
@@ -178,7 +178,7 @@ def _truncation_error(
     return FormatError(
         f"cannot read {stream.path}: truncated: its header promises {promised} bytes "
         f"(shape {header.axes.shape}, {stored}), "
-        f"its {stream.codec.name} stream holds {stream.position}"
+        f"its {stream.codec.name} stream holds {stream.position}; copy it again"
     )
 
 

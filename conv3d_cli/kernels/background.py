@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.errors import ShapeError, SpecError, named, setting
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.system.words import percent
 
@@ -65,8 +65,8 @@ def check_background(value: str | float) -> str | float:
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
         raise SpecError(
-            f"subtract_background is {BORDER} (the median of the kernel's border) or a number, "
-            f"received '{value}'"
+            f"{named('subtract_background')} must be {BORDER} (the median of the kernel's border) "
+            f"or a number, received '{value}'"
         )
     return number
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, named
 from conv3d_cli.model.kernel import Kernel
 
 # Largest fraction of Σ|w| to crop; planes with more are part of the kernel, not its border.
@@ -52,8 +52,8 @@ def check_tolerance(tolerance: float) -> float:
     """
     if not (isinstance(tolerance, int | float) and 0 <= tolerance <= MAX_TOLERANCE):
         raise SpecError(
-            "crop_kernel is the part of Σ|w| that may be lost, from 0 (borders of zeros) to "
-            f"{MAX_TOLERANCE:g}, as in 1e-6, received {tolerance}"
+            f"{named('crop_kernel')} must be the part of Σ|w| that may be lost, from 0 "
+            f"(borders of zeros) to {MAX_TOLERANCE:g}, as in 1e-6, received {tolerance}"
         )
     return float(tolerance)
 

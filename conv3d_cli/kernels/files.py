@@ -43,7 +43,7 @@ from conv3d_cli.formats import (
 )
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
-from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.kernel import Kernel, not_real
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.inputs import check_input
@@ -225,7 +225,7 @@ def _require_weights(count: int, shape: tuple[int, ...], path: str) -> None:
 
 def _require_real(dtype: np.dtype[Any], path: str) -> None:
     if dtype.kind not in "buif":
-        raise ShapeError(f"kernel {path} must hold real numbers, received dtype {dtype}")
+        raise ShapeError(not_real(f"kernel {path}", dtype))
 
 
 def _require_bytes(needed: int, size: int, path: str) -> None:
@@ -382,7 +382,7 @@ def _parse_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise FormatError(f"cannot read {path}: not TOML ({error})") from None
+        raise FormatError(f"cannot read {path}: not TOML ({error}); correct it there") from None
 
 
 def _read_json(path: str, build: BuildKernel) -> Kernel:
@@ -583,7 +583,8 @@ def _text_rows(path: str) -> Iterator[tuple[int, list[float], bool]]:
             values = [float(word) for word in content.replace(",", " ").split()]
         except ValueError:
             raise FormatError(
-                f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}"
+                f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}; "
+                "write them with spaces, tabs or commas between"
             ) from None
         yield number, values, bool(hash_mark)
 

@@ -205,7 +205,9 @@ def _parameter_texts(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, s
             hint = name_hint("parameter", key, list(known))
             raise SpecError(f"{kernel.name} has no parameter '{key}'; {hint}{_usage(kernel)}")
         if key in texts:
-            raise SpecError(f"{key} is given twice: {key}={texts[key]} and {key}={value}")
+            raise SpecError(
+                f"{key} is given twice: {key}={texts[key]} and {key}={value}; leave one out"
+            )
         texts[key] = value
     return texts
 

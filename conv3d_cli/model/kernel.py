@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import ShapeError, SpecError, setting, words
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import layout_hint
+from conv3d_cli.system.words import count_of
 
 Weights = NDArray[np.float64]
 
@@ -61,7 +62,7 @@ class Kernel:
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights)
         if weights.dtype.kind not in "buif":
-            raise ShapeError(f"{self.title} must hold real numbers, received dtype {weights.dtype}")
+            raise ShapeError(not_real(self.title, weights.dtype))
         bank = weights.ndim == 4 and len(self.filter_names) == weights.shape[3]
         if weights.ndim not in (3, 5) and not bank:
             volume_shape = (1,) * (3 - weights.ndim) + weights.shape
@@ -72,16 +73,14 @@ class Kernel:
                 f"received {weights.ndim}-D with shape {weights.shape}{cure}"
             )
         if weights.size == 0:
-            raise ShapeError(f"{self.title} is empty, shape {weights.shape}")
+            raise ShapeError(f"{self.title} is empty, shape {weights.shape}; it needs a weight")
         weights = _as_doubles(weights)
         _require_finite(weights, self.title)
         object.__setattr__(self, "weights", weights)
         if self.bias is not None:
             bias = np.atleast_1d(np.asarray(self.bias))
             if bias.dtype.kind not in "buif" and bias.size:
-                raise ShapeError(
-                    f"the bias of {self.title} must hold real numbers, received dtype {bias.dtype}"
-                )
+                raise ShapeError(not_real(f"the bias of {self.title}", bias.dtype))
             bias = _as_doubles(bias)
             _require_finite(bias, f"the bias of {self.title}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else {1} if bank else None
@@ -175,7 +174,8 @@ class Kernel:
             return None
         if self.bias.size not in (1, filters):
             raise ShapeError(
-                f"the bias has {self.bias.size} values for {filters} output channels; "
+                f"the bias has {count_of(self.bias.size, 'value')} for "
+                f"{count_of(filters, 'output channel')}; "
                 "give one value, or one for each channel"
             )
         return np.broadcast_to(self.bias, (filters,))
@@ -346,11 +346,24 @@ def _as_doubles(values: Weights) -> Weights:
         return values.astype(np.float64)
 
 
+def not_real(what: str, dtype: np.dtype[np.generic]) -> str:
+    """The message about weights that are no real numbers, with the cure.
+
+    >>> not_real("kernel k", np.dtype(complex))
+    'kernel k must hold real numbers, received dtype complex128; save its real part or magnitude'
+    """
+    cure = {
+        "c": "save its real part or magnitude",
+        "U": words("save it as float32", "read_kernel() reads a text"),
+    }.get(dtype.kind, "save it as float32")
+    return f"{what} must hold real numbers, received dtype {dtype}; {cure}"
+
+
 def _require_finite(values: Weights, what: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ShapeError(
             f"{what} must hold finite numbers, "
-            f"received {int(bad.sum())} NaN or infinite (the first at {first})"
+            f"received {int(bad.sum())} NaN or infinite (the first at {first}); correct them"
         )

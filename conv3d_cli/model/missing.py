@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from conv3d_cli.errors import SpecError, setting, unknown_name
+from conv3d_cli.errors import SpecError, named, setting, unknown_name
 from conv3d_cli.model.spec import Boundary
 
 NAN_MODES = ("propagate", "ignore", "zero", "error")
@@ -53,22 +53,24 @@ class Missing:
             raise unknown_name("mask_mode", self.mask_mode, MASK_MODES)
         if not 0 < self.min_coverage <= 1:
             raise SpecError(
-                "min_coverage is a fraction of the kernel's weight, above 0 and at most 1, "
-                f"received {self.min_coverage}"
+                f"{named('min_coverage')} must be a fraction of the kernel's weight, above 0 and "
+                f"at most 1, received {self.min_coverage}"
             )
         if self.value is not None and math.isnan(self.value):
             raise SpecError(
-                "missing is a number that voxels can equal, received nan: to leave NaN out, pass "
-                f"{setting('nan', 'ignore')}"
+                f"{named('missing')} must be a number that voxels can equal, received nan: to "
+                f"leave NaN out, pass {setting('nan', 'ignore')}"
             )
         if self.value is not None and self.nan in ("zero", "error"):
             raise SpecError(
-                f"missing={self.value} leaves voxels out, and nan={self.nan} does not: "
-                "use nan=ignore or propagate"
+                f"{setting('missing', self.value)} leaves voxels out, and "
+                f"{setting('nan', self.nan)} does not: pass {setting('nan', 'ignore')} or "
+                f"{setting('nan', 'propagate')}"
             )
         if self.labels and self.value is not None and self.nan != "ignore":
             raise SpecError(
-                "a missing value within labels leaves NaN out as well: pass nan=ignore, too"
+                "a missing value within labels leaves NaN out as well: pass "
+                f"{setting('nan', 'ignore')}, too"
             )
         if self.mask is None and (self.labels or self.mask_mode != "clip"):
             raise SpecError(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from conv3d_cli.errors import ShapeError, SpecError, setting, unknown_name, words
+from conv3d_cli.system.words import count_of
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -439,23 +440,27 @@ class ConvSpec:
             if channels % groups:
                 raise ShapeError(
                     "groups must divide the input channels, "
-                    f"received groups={groups} and {channels} channels"
+                    f"received groups={groups} and {count_of(channels, 'channel')}; choose a "
+                    "divisor"
                 )
             if filters % groups:
                 raise ShapeError(
                     "groups must divide the filters, "
-                    f"received groups={groups} and {filters} filters"
+                    f"received groups={groups} and {count_of(filters, 'filter')}; choose a divisor"
                 )
             if channels // groups != kernel_shape[3]:
+                each = "" if groups == 1 else f" ({kernel_shape[3]} in each of {groups} groups)"
+                hint = layout_hint(kernel_shape, in_channels=channels // groups)
                 raise ShapeError(
-                    f"the kernel takes {kernel_shape[3]} channels in each of groups={groups}, "
-                    f"{kernel_shape[3] * groups} in all, but the volume has {channels}"
-                    f"{layout_hint(kernel_shape, in_channels=channels // groups)}"
+                    f"the kernel takes {count_of(kernel_shape[3] * groups, 'channel')}{each}, but "
+                    f"the volume has {channels}"
+                    + (hint or "; pass a volume with as many, or another kernel")
                 )
         if self.filters is not None and self.filters != filters:
             raise ShapeError(
                 f"filters={self.filters} was asked for, "
-                f"but the kernel gives {filters} output channels"
+                f"but the kernel gives {count_of(filters, 'output channel')}; correct it, or leave "
+                "it out"
             )
 
         strides, dilation_rate, padding = self.strides, self.dilation_rate, self.padding

@@ -51,7 +51,8 @@ class Axes:
         if len(letters) != len(self.shape):
             raise SpecError(
                 f"axes '{letters}' name {len(letters)} axes, "
-                f"but the volume has {len(self.shape)}: {self.shape}"
+                f"but the volume has {len(self.shape)}: "
+                f"{self.shape}; name each once"
             )
         if len(set(letters)) != len(letters) or not letters.isalpha() or not letters.islower():
             raise SpecError(f"axes must be different letters such as 'tczyx', received '{letters}'")

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.formats import open_volume
 from conv3d_cli.model.grid import Spacing
 from conv3d_cli.model.units import UNITS, unit_name
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+from conv3d_cli.system.words import count_of
 
 Values = NDArray[np.float64]
 
@@ -102,9 +103,10 @@ class Position:
         if self.unit is not None:
             grid = header.grid
             if grid.affine is None or grid.unit is None:
+                told = f", or tell the spacing, as in {setting('spacing', '2,1,1mm')}"
                 raise ShapeError(
                     f"{path} {grid.lacks or 'has no affine'}, so it has no world coordinates; give "
-                    "the voxel, as in --at 16,36,32"
+                    f"the voxel, as in --at 16,36,32{told if grid.lacks else ''}"
                 )
             factor = UNITS[self.unit] / UNITS[grid.unit]
             i, j, k = np.linalg.solve(
@@ -149,12 +151,12 @@ def read_slices(
         header = reader.header
         count, *sizes, channels = header.shape
         for option, what, index, size in (
-            ("-n", "time points", n, count),
-            ("-c", "channels", channel, channels),
+            ("-n", "time point", n, count),
+            ("-c", "channel", channel, channels),
         ):
             if not 0 <= index < size:
                 raise ShapeError(
-                    f"{path} has {size} {what}, counted from 0, received {option} {index}"
+                    f"{path} has {count_of(size, what)}, counted from 0, received {option} {index}"
                 )
         if 0 in sizes:
             raise ShapeError(f"{path} has no voxels: its depth,height,width is {_joined(sizes)}")

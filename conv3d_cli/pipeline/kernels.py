@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.errors import ShapeError, SpecError, named, setting
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.layer import get_constraint, get_initializer, get_regularizer
@@ -18,6 +18,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import triple
 from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 from conv3d_cli.pipeline.request import DRAWN_KERNEL, Stage
+from conv3d_cli.system.words import count_of
 
 
 def resolve_kernel(
@@ -52,13 +53,13 @@ def resolve_kernel(
         notes += [*(f"kernel {kernel.name}: {note}" for note in kernel.notes), *adaptation_notes]
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
         raise ShapeError(
-            f"kernel_size must be the size of {kernel.title}, {kernel.size}, received "
+            f"{named('kernel_size')} must be the size of {kernel.title}, {kernel.size}, received "
             f"{stage.kernel_size}; correct it or leave it out"
         )
     if stage.magnitude and not kernel.is_bank:
         raise SpecError(
-            "magnitude is of several derivatives, as in sobel:axis=xyz, but "
-            f"{kernel.name} is one kernel; name its axes, or leave magnitude out"
+            f"{named('magnitude')} is for several derivatives, as in sobel:axis=xyz, but "
+            f"{kernel.name} is one kernel; name its axes, or leave {named('magnitude')} out"
         )
     if stage.flip:
         kernel = kernel.flipped()
@@ -134,8 +135,8 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
     assert stage.filters is not None
     if channels % stage.groups:
         raise ShapeError(
-            f"groups must divide the input channels, received groups={stage.groups} and {channels} "
-            "channels"
+            f"groups must divide the input channels, received groups={stage.groups} and "
+            f"{count_of(channels, 'channel')}; choose a divisor"
         )
     shape = (*triple(stage.kernel_size, "kernel_size"), channels // stage.groups, stage.filters)
     if math.prod(shape) > MAX_WEIGHTS:

@@ -210,7 +210,7 @@ class Job:
     beside : tuple of Output    additional volumes to write, see `outputs.ROLES`
     scale : str                 "none"; or "auto": fit a slope and an intercept to the values, for
                                 integer outputs of formats that hold them
-    strict : bool               make clipped voxels, means without voxels, and losses of the format
+    strict : bool               make clipped voxels, means of few voxels, and losses of the format
                                 errors
     preset : Applied or None    the preset that gave some of the settings, for reports
     history : str               a line to add to the output's history (see `VolumeHeader`); "" for

@@ -283,7 +283,8 @@ def read_json(path: str) -> dict[str, Any]:
         raise FormatError(f"cannot read {path}: it is not valid JSON ({error}); {cure}") from None
     if not isinstance(values, dict):
         raise FormatError(
-            f"cannot read {path}: it must contain an object, and contains a {type(values).__name__}"
+            f"cannot read {path}: it must contain an object, and contains a "
+            f"{type(values).__name__}; {cure}"
         )
     return values
 

@@ -34,7 +34,7 @@ from conv3d_cli.system.atomic import (
     sent_to,
 )
 from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.inputs import check_input, why_unreadable
 from conv3d_cli.system.parts import file_of
 
 Decided = Callable[[PreparedJob], None]
@@ -232,7 +232,7 @@ def _bytes_of(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from None
+        raise FormatError(f"cannot read {path}: {why_unreadable(error)}") from None
 
 
 def _fingerprint(file: InputFile) -> FileFingerprint | None:

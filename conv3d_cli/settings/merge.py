@@ -82,7 +82,7 @@ def apply_settings(given: Settings) -> JobSettings:
     Raises: as `merge_settings`; SpecError for --to-fwhm together with a kernel.
     """
     settings = merge_settings(given)
-    if given.to_fwhm:
+    if given.to_fwhm is not None:
         if len(settings.stages) > 1 or settings.stages[0].kernel is not None:
             kernel = words("-k, --fwhm, --sigma", "the kernel, fwhm= and sigma=")
             raise SpecError(
@@ -99,6 +99,10 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
     `layer_settings`.
     """
     own = given.only(Place.STAGE)
+    if own.no_bias and own.bias is not None:
+        raise SpecError(
+            f"{setting('bias')} and {setting('no_bias', True)} contradict each other; leave one out"
+        )
     if not own.no_bias:
         own = own.without("no_bias")
     names = own.given()

@@ -38,6 +38,7 @@ from conv3d_cli.settings.option import (
     option,
 )
 from conv3d_cli.settings.presets import PRESETS
+from conv3d_cli.system.machine import MOST_THREADS
 
 if TYPE_CHECKING:
     from conv3d_cli.model.kernel import Kernel
@@ -101,8 +102,8 @@ class Settings:
         shapes=False,
         letter="v",
         common=True,
-        help="Print the decisions and the result: kernel, FWHM, grid, memory, times. That is: "
-        "padding, algorithm, mean and range before and after, too.",
+        help="Print the decisions and the result: kernel, FWHM, grid, memory, times. Also "
+        "padding, algorithm, and the values' mean and range before and after.",
     )
     as_json: bool | None = option(
         FLAG,
@@ -699,7 +700,7 @@ class Settings:
 
     # Running
     threads: int | None = option(
-        integer(low=1),
+        integer(1, MOST_THREADS),
         Place.JOB,
         "Running",
         shapes=False,
@@ -793,7 +794,7 @@ class Settings:
 
     # A layer, in Keras' words
     groups: int | None = option(
-        integer(),
+        integer(low=1),
         Place.STAGE,
         "Layer, in Keras' words",
         shapes=True,
@@ -803,7 +804,7 @@ class Settings:
         help="Number of channel groups of a 5-D kernel.",
     )
     filters: int | None = option(
-        integer(),
+        integer(low=1),
         Place.STAGE,
         "Layer, in Keras' words",
         shapes=True,

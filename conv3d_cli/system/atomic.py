@@ -24,13 +24,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting, words
+from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting
 from conv3d_cli.system.scratch import unnamed_file
 from conv3d_cli.system.standard_streams import output_bytes
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
@@ -169,11 +175,11 @@ def check_target(
                 why = "" if send else ", which a file would replace"
                 raise WriteError(f"cannot write {path}: it is {kind}{why}; name a plain file")
             if not os.access(target, os.W_OK):
-                raise WriteError(f"cannot write {path}: permission denied")
+                cause = cause_of(PermissionError(errno.EACCES, ""))
+                raise WriteError(f"cannot write {path}: {cause}")
             return
         if target.is_dir() and not folder:
-            cure = words("name a file, or use --out-dir", "name a file in it")
-            raise WriteError(f"cannot write {path}: it is a folder; {cure}")
+            raise WriteError(f"cannot write {path}: it is a folder; name a file in it")
         if os.path.lexists(target) and not overwrite:
             kind = "folder" if target.is_dir() else "file"
             raise OutputExistsError(
@@ -200,11 +206,68 @@ def temporary_name(target: Path, mark: str = "tmp") -> Path:
 
     It has the target's suffix, so that format libraries accept it.
     """
+    before, after = _around_the_mark(target)
+    return target.with_name(f"{before}{os.urandom(4).hex()}.{mark}{after}")
+
+
+def _around_the_mark(target: Path) -> tuple[str, str]:
+    """What stands before and after the random part and the mark of a temporary name."""
     suffix = suffix_of(target)
     stem = target.name[: len(target.name) - len(suffix)]
     # a name may have 255 bytes, not characters
     stem = os.fsencode(stem)[:80].decode(errors="ignore")
-    return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
+    return f".{stem}.", suffix
+
+
+# --------------------------------------------------------------------------------------------------
+# What a killed run leaves behind
+
+
+def _hold(descriptor: int) -> None:
+    """Lock a temporary file or folder as long as it is open, so that others see it is in use."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_held(path: str) -> bool:
+    """Whether somebody holds a temporary file or folder; True if that cannot be known."""
+    if fcntl is None:
+        return True
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@lru_cache(maxsize=16)  # a batch must not list its folder for each volume
+def _temporary_names(folder: str) -> tuple[str, ...]:
+    """Names in a folder that may be those of temporary files, when it was first looked at."""
+    try:
+        return tuple(name for name in os.listdir(folder) if name[:1] == "." and ".tmp" in name)
+    except OSError:
+        return ()
+
+
+def left_behind(path: str | os.PathLike[str]) -> list[str]:
+    """Temporary files and folders beside a target that belong to it, and to no run any more.
+
+    A run that is killed (SIGKILL, no memory) cannot remove its own. None are found on systems
+    without file locks, where nobody can tell a killed run from one at work.
+    """
+    target = Path(os.path.realpath(path))
+    before, after = map(re.escape, _around_the_mark(target))
+    pattern = re.compile(rf"{before}[0-9a-f]{{8}}\.tmp{after}")
+    found = sorted(filter(pattern.fullmatch, _temporary_names(str(target.parent))))
+    beside = [os.path.join(os.path.dirname(path), name) for name in found]
+    return [name for name in beside if os.path.lexists(name) and not _is_held(name)]
 
 
 class AtomicFile:
@@ -250,6 +313,7 @@ class AtomicFile:
             self.file: BinaryIO = open(  # noqa: SIM115 - closed by commit or abort
                 self.temporary, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
             )
+            _hold(self.file.fileno())
 
     def commit(self) -> None:
         """Flush the file to the disk and replace the target, or leave that to the `AtomicGroup`.
@@ -491,6 +555,10 @@ class AtomicFolder:
         self._backup: Path | None = None
         with write_errors(path):
             self.temporary.mkdir(0o700 if os.path.lexists(self._target) else 0o777)
+        self._lock: int | None = None
+        with suppress(OSError):  # a system that opens no folders
+            self._lock = os.open(self.temporary, os.O_RDONLY)
+            _hold(self._lock)
 
     def commit(self) -> None:
         """Flush the folder to the disk and replace the target, or leave that to the `AtomicGroup`.
@@ -506,6 +574,12 @@ class AtomicFolder:
             self.abort()
             raise
         self._open = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def place(self) -> None:
         """Rename the complete folder to the target. Raises: OutputExistsError, WriteError."""
@@ -550,6 +624,7 @@ class AtomicFolder:
         """Remove the temporary folder; the target is unchanged. Does nothing after `commit`."""
         if self._open:
             self._open = False
+            self._let_go()
             _remove_folder(self.temporary)
 
     def __enter__(self) -> AtomicFolder:
@@ -824,9 +899,13 @@ def cause_of(error: OSError) -> str:
     >>> cause_of(OSError(errno.ENOSPC, "No space left on device"))
     'no space left on the disk; free some or choose another folder'
     """
+    if error.errno == errno.ENOENT and error.strerror == os.strerror(errno.ENOENT):
+        return "nothing of this name can be made there; choose another folder"
     return {
         errno.ENOSPC: "no space left on the disk; free some or choose another folder",
         errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
+        errno.ENOTDIR: "a part of its path is a file; name another folder",
+        errno.ENAMETOOLONG: "the name is too long for the file system; shorten it",
         errno.EACCES: "permission denied; choose a folder that is writable",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",

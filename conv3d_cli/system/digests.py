@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import FormatError, SpecError
-from conv3d_cli.system.inputs import near_names
+from conv3d_cli.system.inputs import near_names, why_unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,9 +78,7 @@ def _hash_file(path: str) -> bytes:
     except FormatError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise FormatError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise FormatError(f"cannot read {path}: {why_unreadable(error)}") from None
 
 
 def _files_in(root: str, inner: str, above: tuple[str, ...]) -> list[str]:
@@ -100,7 +98,7 @@ def _files_in(root: str, inner: str, above: tuple[str, ...]) -> list[str]:
     try:
         entries = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
     except OSError as error:
-        raise FormatError(f"cannot read {folder}: {error.strerror}") from None
+        raise FormatError(f"cannot read {folder}: {why_unreadable(error)}") from None
     for name, is_folder in entries:
         path = f"{inner}/{name}" if inner else name
         found += _files_in(root, path, (*above, real)) if is_folder else [path]
@@ -170,4 +168,4 @@ def fingerprint_of(path: str) -> FileFingerprint:
     except FileNotFoundError:
         raise FormatError(f"cannot read {path}: no such file{near_names(path)}") from None
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+        raise FormatError(f"cannot read {path}: {why_unreadable(error)}") from None

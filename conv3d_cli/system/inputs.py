@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -27,11 +28,9 @@ def check_input(path: str) -> int:
     except FormatError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise FormatError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise FormatError(f"cannot read {path}: {why_unreadable(error)}") from None
     if size == 0:
-        raise FormatError(f"cannot read {path}: the file is empty")
+        raise FormatError(f"cannot read {path}: the file is empty; copy it again")
     return size
 
 
@@ -56,14 +55,34 @@ def read_text(path: str, what: str = "", cure: str = "") -> str:
             f"cannot read {name}: it is not UTF-8 text" + (f"; {cure}" if cure else "")
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        cause = getattr(error, "strerror", None) or error
-        raise FormatError(f"cannot read {name}: {cause}") from None
+        raise FormatError(f"cannot read {name}: {why_unreadable(error)}") from None
+
+
+def why_unreadable(error: Exception) -> str:
+    """The reason why a file cannot be opened or read, in plain words, with a cure if there is one.
+
+    >>> why_unreadable(NotADirectoryError(errno.ENOTDIR, "Not a directory"))
+    'a part of its path is a file, and no folder; correct the path'
+    """
+    number = getattr(error, "errno", None)
+    known = {
+        errno.EACCES: "permission denied; its owner can allow it, as by chmod +r",
+        errno.EPERM: "permission denied; its owner can allow it, as by chmod +r",
+        errno.ENOTDIR: "a part of its path is a file, and no folder; correct the path",
+        errno.ENAMETOOLONG: "no file has a name as long as this; correct the path",
+        errno.ELOOP: "it is a link that leads to itself; name the file",
+        errno.EIO: "the disk or the network cannot deliver it; copy it again",
+        errno.ESTALE: "the network folder has changed; mount it again",
+    }
+    return known.get(number or 0) or getattr(error, "strerror", None) or str(error)
 
 
 def near_names(path: str) -> str:
     """A hint for messages about a path that does not exist; "" if there is none.
 
     It names a similar file, as in "; did you mean scan.nii.gz?", or the folder that is missing.
+    Without either, it says where the file was looked for.
+
     >>> near_names(os.path.join("no", "such", "folder", "x.npy"))
     "; there is no folder 'no'"
     """
@@ -81,4 +100,8 @@ def near_names(path: str) -> str:
     except OSError:
         return ""
     close = difflib.get_close_matches(name, entries, n=1, cutoff=0.8)
-    return f"; did you mean {os.path.join(folder, close[0])}?" if close else ""
+    if close:
+        return f"; did you mean {os.path.join(folder, close[0])}?"
+    if any(sign in name for sign in "*?["):  # the shell leaves a pattern that nothing matches
+        return f"; nothing in {os.path.abspath(folder)} matches the pattern"
+    return f" in {os.path.abspath(folder)}; correct the name, or change the folder"

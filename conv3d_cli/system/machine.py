@@ -16,6 +16,7 @@ from conv3d_cli.errors import SpecError
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 # The default memory ceiling as a fraction of the usable memory; the page cache needs some, too.
+MOST_THREADS = 4096  # more than any machine has CPUs
 MEMORY_SHARE = 0.8
 
 
@@ -106,22 +107,25 @@ def _read(path: Path) -> str | None:
 def thread_count(requested: int | None) -> int:
     """Threads to use: as requested, else CONV3D_THREADS, else OMP_NUM_THREADS, else all CPUs.
 
-    Raises: SpecError if the first of these that is set is not a whole number of at least 1.
+    Raises: SpecError if the first of these that is set is not a whole number from 1 to
+    `MOST_THREADS`.
     >>> thread_count(3)
     3
     """
     if requested is not None:
         whole = isinstance(requested, numbers.Integral) and not isinstance(requested, bool)
-        if not whole or requested < 1:
-            raise SpecError(f"threads must be a whole number of at least 1, received {requested!r}")
+        if not whole or not 1 <= requested <= MOST_THREADS:
+            raise SpecError(
+                f"threads must be a whole number from 1 to {MOST_THREADS}, received {requested!r}"
+            )
         return int(requested)
     for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
         # OpenMP allows one number for each nesting level
         text = os.environ.get(variable, "").strip().split(",")[0]
         if text:
-            if not text.isdecimal() or int(text) < 1:
+            if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
                 raise SpecError(
-                    f"{variable} must be a whole number of at least 1, received '{text}'"
+                    f"{variable} must be a whole number from 1 to {MOST_THREADS}, received '{text}'"
                 )
             return int(text)
     return usable_cpus()

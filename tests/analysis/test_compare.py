@@ -56,7 +56,7 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> Compare:
 
     def run(a: Any, b: Any, axes: str | None = None, **tolerances: float) -> Comparison:
         readers = {"a": reader(a, axes), "b": reader(b, axes)}
-        monkeypatch.setattr(comparison, "open_volume", readers.__getitem__)
+        monkeypatch.setattr(comparison, "open_volume", lambda name, **_: readers[name])
         return compare_volumes("a", "b", **tolerances)
 
     return run
@@ -167,7 +167,7 @@ def test_tolerances_by_definition(
         for name, x in zip("ab", arrays, strict=True)
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "open_volume", readers.__getitem__)
+        patch.setattr(comparison, "open_volume", lambda name, **_: readers[name])
         result = compare_volumes("a", "b", rtol=rtol, atol=atol)
     assert (not result.differences) == all(close(a, b) for a, b in pairs)
 

@@ -102,7 +102,7 @@ def test_a_config_and_a_penalty(desk: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], type[Conv3DError], str]] = [
     ({}, SpecError, "no kernel: pass one, for example 'gaussian:fwhm=6mm'"),
     ({"kernel": "box", "strides": "2"}, SpecError, "strides must be one whole number or three"),
-    ({"kernel": "box", "threads": 0}, SpecError, "threads must be a whole number of at least 1"),
+    ({"kernel": "box", "threads": 0}, SpecError, "threads must be a whole number from 1 to 4096"),
     ({"kernel": "box", "overwrite": 1}, SpecError, "overwrite must be true or false"),
     ({"kernel": "box", "stride": 2}, UnknownNameError, "unknown option 'stride'; did you mean"),
     ({"kernel": "box", "fwhm": "6mm"}, SpecError, "kernel= and fwhm= each choose the kernel"),

@@ -82,7 +82,8 @@ CASES: list[tuple[str, list[str], int, str]] = [
             f"an empty name: {' '.join(words)}",
             ["apply", *words],
             2,
-            f"{name} must be the name of a file, received ''; or leave it out",
+            f"{name} must be the name of a file{', or a rule' if '--mask' in words else ''}, "
+            "received ''; write it, or leave it out",
         )
         for name, words in {
             "INPUT...": ["", *KERNEL, *OUT],
@@ -145,13 +146,13 @@ CASES: list[tuple[str, list[str], int, str]] = [
         "strides 0",
         ["apply", "x.npy", *KERNEL, "--strides", "0", *OUT],
         2,
-        "strides must be at least 1",
+        "--strides must be a whole number of at least 1, or three",
     ),
     (
         "dilation 0",
         ["apply", "x.npy", *KERNEL, "--dilation-rate", "1,0,1", *OUT],
         2,
-        "dilation_rate must be at least 1",
+        "--dilation-rate must be a whole number of at least 1, or three",
     ),
     ("strides text", ["apply", "x.npy", *KERNEL, "--strides", "two", *OUT], 2, "whole number"),
     (

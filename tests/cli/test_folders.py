@@ -217,7 +217,7 @@ def test_outputs_lie_by_the_manifest_where_there_is_no_out_dir(run: Any, table: 
         (
             "input,strides\nraw/a.npy,1\nraw/b.npy,a\n",
             2,
-            "line 3, column strides: must be a whole number, or three as in 2,1,1",
+            "line 3, column strides: must be a whole number of at least 1, or three as in 2,1,1",
         ),
         (
             "input,flip\nraw/a.npy,perhaps\n",
@@ -229,7 +229,11 @@ def test_outputs_lie_by_the_manifest_where_there_is_no_out_dir(run: Any, table: 
             2,
             "line 2, column nan: must be propagate, ignore, zero or error, received 'skip'",
         ),
-        ("input,strides\nraw/a.npy,0\n", 2, "line 2: strides must be"),
+        (
+            "input,strides\nraw/a.npy,0\n",
+            2,
+            "line 2, column strides: must be a whole number of at least 1",
+        ),
         ("input,threads\nraw/a.npy,2\n", 2, "line 1: unknown column 'threads'"),
         ("input,kernal\nraw/a.npy,box\n", 2, "did you mean 'kernel'"),
         ("input,output\nraw/a.npy,x.npy\nraw/b.npy,./x.npy\n", 2, "two inputs would write"),

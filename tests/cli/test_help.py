@@ -91,6 +91,13 @@ def test_help_is_a_screen_and_a_half(name: str, monkeypatch: Any, run: Any) -> N
 
 
 @pytest.mark.parametrize("name", LONG)
+def test_the_output_stands_behind_the_kernel(name: str, monkeypatch: Any, run: Any) -> None:
+    text = "\n".join(at_80_columns(monkeypatch, run, name, "--help"))
+    places = [text.index(f"\n  {flag}") for flag in ("-k,", "--flip", "-o,", "--boundary", "-h,")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", LONG)
 def test_help_has_the_common_options_and_help_all_has_all(
     name: str, monkeypatch: Any, run: Any
 ) -> None:

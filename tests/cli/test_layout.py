@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from processes import on_a_terminal
@@ -104,8 +105,27 @@ def test_a_table_breaks_no_names(columns: int) -> None:
 def test_a_table_in_a_pipe_is_a_line_a_row() -> None:
     lines = [line for _, line in table_lines(ROWS, None)]
     assert len(lines) == 1 + len(ROWS)
-    assert lines[1].split() == ["done", ROWS[0].target, "0.50", "2.0"]
+    assert lines[1].split() == ["done", ROWS[0].target, "0.50"]
     assert lines[3].endswith(ROWS[2].remark.strip())
+
+
+def test_a_table_tells_what_was_clipped_and_means_under_v(run: Any, desk: Path) -> None:
+    """Seconds alone for a plain run; the unpacked bytes a second of a volume tell nobody anything."""
+    data = np.asarray(nibabel.load("a.nii.gz").dataobj, np.float32)
+    nibabel.Nifti1Image(data + 300, np.eye(4)).to_filename("bright.nii")
+    words = ["apply", "a.nii.gz", "bright.nii", "-k", "identity"]
+    plain = run(*words, "--out-dir", "p").stderr.splitlines()
+    assert plain[-4].split() == ["output", "seconds"]
+    assert "MB/s" not in "".join(plain[:-1])
+    told = run(*words, "--out-dir", "q", "--dtype", "uint8", "-v").stderr.splitlines()
+    head, first, second = told[-4:-1]
+    assert head.split() == ["output", "seconds", "mean", "clipped"]
+    means = [f"{x.mean():.6g} -> {x.clip(0, 255).round().mean():.6g}" for x in (data, data + 300)]
+    for line, mean in zip((first, second), means, strict=True):
+        assert mean in line
+    for line, values in ((first, data), (second, data + 300)):
+        clipped = np.count_nonzero((values.round() < 0) | (values.round() > 255))
+        assert line.split()[-1] == str(clipped)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")

@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from conv3d_cli import conv3d
+from conv3d_cli import Kernel, conv3d, convolve_file
 from conv3d_cli.errors import ShapeError
 
 WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
@@ -53,6 +53,97 @@ def test_a_file_of_another_kind(
     output = [] if "-o" in words else ["-o", "o.nii"]
     assert said in error_line(run("apply", "a.nii.gz", *words, *output, code=code).stderr)
     assert not Path("o.nii").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every option by the name that was typed, and a cure for each
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--min-coverage", "2"], 2, "--min-coverage must be a fraction of the kernel's weight"),
+        (["--crop-kernel", "2"], 2, "--crop-kernel must be the part of"),
+        (["--subtract-background", "x"], 2, "--subtract-background must be border (the median"),
+        (["--magnitude"], 2, "--magnitude is for several derivatives"),
+        (["--kernel-size", "5"], 4, "--kernel-size must be the size of kernel"),
+        (["--missing", "0", "--nan", "zero"], 2, "--missing 0.0 leaves voxels out, and --nan zero does not: pass --nan ignore or --nan propagate"),
+        (["--missing", "nan"], 2, "--missing must be a number that voxels can equal"),
+        (["--to-fwhm", "8"], 2, "--to-fwhm=8 needs a unit: --to-fwhm=8mm"),
+        (["--groups", "0"], 2, "--groups must be a whole number of at least 1, received '0'"),
+        (["--filters", "0"], 2, "--filters must be a whole number of at least 1, received '0'"),
+        (["--filters", "3"], 4, "the kernel gives 1 output channel; correct it, or leave it out"),
+        (["--chunks", "1,2"], 2, "--chunks must be a whole number of at least 1, or three as in 2,1,1"),
+        (["-j", "100000000000"], 2, "--threads must be a whole number from 1 to 4096"),
+        (["--bias", "1", "--no-bias"], 2, "--bias and --no-bias contradict each other; leave one out"),
+        (["--bias", "1,2"], 4, "has 2 values for 1 output channel; give one value"),
+        (["--to-fwhm", ""], 2, "--to-fwhm must be a value, received ''; write it, or leave it out (is a variable unset?)"),
+        (["--axes", ""], 2, "--axes must be a value, received ''"),
+        (["--glob", ""], 2, "--glob must be a value, received ''"),
+        (["--out-dir", ""], 2, "--out-dir must be the name of a folder, received ''"),
+        (["--depfile", "folder"], 1, "folder: it is a folder; name a file in it"),
+        (["--algorithm", "sparse"], 4, "; leave it out, and the fastest that can is taken"),
+        (["-k", "five.npy"], 4, "the kernel takes 2 channels, but the volume has 1; pass a volume with as many, or another kernel"),
+        (["-k", "complex.npy"], 4, "received dtype complex128; save its real part or magnitude"),
+        (["-k", "text.npy"], 4, "received dtype <U1; save it as float32"),
+        (["-k", "nan.npy"], 4, "received 27 NaN or infinite (the first at (0, 0, 0)); correct them"),
+        (["-k", "none.npy"], 4, "is empty, shape (0, 3, 3); it needs a weight"),
+        (["-k", "kk.npy"], 3, "kk.npy: no such file; did you mean k.npy?"),
+        (["-k", "psf.npy"], 3, "psf.npy: no such file in "),
+        (["--mask", "a.nii.gz/1.nii"], 3, "a part of its path is a file, and no folder; correct the path"),
+        (["--mask", "empty.nii"], 3, "the file is empty; copy it again"),
+        (["--mask", "text.nii"], 3, "received b'hell'; give it the suffix of its own format"),
+        (["--axes", "zy"], 2, "but the volume has 3: (7, 9, 8); name each once"),
+        (["-k", "box:size=3:size=5"], 2, "size is given twice: size=3 and size=5; leave one out"),
+        (["-k", "rows.txt"], 3, "'1 2 x'; write them with spaces, tabs or commas between"),
+        (["--mask", "nothing.npy"], 4, "all its voxels are 0; name another"),
+        (["--mask", "cut.nii.gz"], 3, "; copy it again"),
+        (["--mask", "cut.npy"], 3, "; copy it again"),
+        (["--mask", "cut.nii"], 3, "; copy it again"),
+        (["--mask", "text.tif"], 3, "(it begins with b'hell'); give it the suffix of its own format"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_message_names_what_was_typed_and_a_cure(
+    words: list[str], code: int, said: str, desk: Path, run: Any, error_line: Any
+) -> None:
+    np.save("five.npy", np.ones((3, 3, 3, 2, 4)))
+    np.save("complex.npy", np.ones((3, 3, 3), complex))
+    np.save("text.npy", np.full((3, 3, 3), "a"))
+    np.save("nan.npy", np.full((3, 3, 3), np.nan))
+    np.save("none.npy", np.ones((0, 3, 3)))
+    Path("folder").mkdir()
+    Path("empty.nii").touch()
+    Path("rows.txt").write_text("1 2 x")
+    np.save("nothing.npy", np.zeros((7, 9, 8)))
+    for name, size in (("a.nii.gz", 700), ("mask.nii", 600), ("nothing.npy", 600)):
+        cut = "cut" + "".join(Path(name).suffixes)
+        Path(cut).write_bytes(Path(name).read_bytes()[:size])
+    for name in ("text.nii", "text.tif"):
+        Path(name).write_text("hello" * 100)
+    kernel = [] if {"-k", "--to-fwhm"} & set(words) else ["-k", "k.npy"]
+    output = [] if "--out-dir" in words else ["-o", "o.nii"]
+    line = error_line(run("apply", "a.nii.gz", *kernel, *words, *output, code=code).stderr)
+    assert said in line
+    assert not Path("o.nii").exists()
+
+
+def test_python_reads_names_of_arguments(desk: Path) -> None:
+    with pytest.raises(ValueError, match=r"^min_coverage must be a fraction"):
+        convolve_file("a.nii.gz", "o.nii", "box", min_coverage=2)
+    with pytest.raises(ValueError, match=r"missing=0.* and nan='zero' does not: pass nan='ignore'"):
+        convolve_file("a.nii.gz", "o.nii", "box", missing=0, nan="zero")
+    with pytest.raises(ValueError, match=r"received dtype <U19; read_kernel\(\) reads a text"):
+        Kernel("gaussian:sigma=1vox")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"threads must be a whole number from 1 to 4096"):
+        conv3d(np.ones((3, 3, 3)), np.ones((1, 1, 1)), threads=10**11)
+
+
+def test_words_that_are_none_of_a_few(run: Any, error_line: Any) -> None:
+    said = error_line(run("describe", "jsn", code=2).stderr)
+    assert "must be json, boutiques or man, received 'jsn'; did you mean 'json'?" in said
+    assert "did you mean" not in error_line(run("help", "nosuch", code=2).stderr)
+    assert "did you mean 'masks'?" in error_line(run("help", "msaks", code=2).stderr)
 
 
 def test_a_lightning_checkpoint_is_read_like_a_state_dict(desk: Path, run: Any) -> None:

@@ -20,6 +20,13 @@ import pytest
 from processes import LIMIT, started, wait_until
 
 BOX = ("-k", "box:size=3")
+
+
+def here() -> str:
+    """The end of a message on a file that is not in the current folder."""
+    return f" in {os.getcwd()}; correct the name, or change the folder\n"
+
+
 NAMES = ("a", "b", "c", "d")
 
 
@@ -74,7 +81,7 @@ def test_a_shared_fault_tells_programs_of_each_volume(four: Path, run: Any) -> N
     assert [(r["status"], r["input"], r["exit_code"]) for r in records] == [
         ("failed", f"in/{name}.npy", 3) for name in NAMES
     ]
-    assert result.stderr == "Error: cannot read none.npy: no such file\n"
+    assert result.stderr == "Error: cannot read none.npy: no such file" + here()
 
 
 def test_the_ceiling_that_is_asked_for_serves_all(four: Path, run: Any) -> None:
@@ -108,13 +115,13 @@ def test_outputs_that_all_exist_are_one_line(four: Path, run: Any) -> None:
 def test_a_damaged_volume_does_not_hide_a_shared_fault(four: Path, run: Any) -> None:
     Path("in/b.npy").write_bytes(b"no volume")
     result = run("apply", "in", "--out-dir", "out", "-k", "none.npy", code=3)
-    assert result.stderr == "Error: cannot read none.npy: no such file\n"
+    assert result.stderr == "Error: cannot read none.npy: no such file" + here()
 
 
 def test_faults_of_their_own_are_told_each(four: Path, run: Any) -> None:
     result = run("apply", "x.npy", "y.npy", "in/a.npy", "--out-dir", "out", *BOX, code=3)
-    assert "Error: cannot read x.npy: no such file\n" in result.stderr
-    assert "Error: cannot read y.npy: no such file\n" in result.stderr
+    assert "Error: cannot read x.npy: no such file" + here() in result.stderr
+    assert "Error: cannot read y.npy: no such file" + here() in result.stderr
     assert Path("out/a.npy").exists()
     result = run("apply", "x.npy", "y.npy", "--out-dir", "none", *BOX, code=3)
     assert result.stderr.count("no such file") == 2
@@ -146,7 +153,7 @@ def test_an_error_names_its_volume(four: Path, run: Any) -> None:
     table = "input,mask\nin/a.npy,n/a\nin/b.npy,none.npy\nin/c.npy,damaged.npy\n"
     Path("m.csv").write_text(table)
     result = run("apply", "--manifest", "m.csv", "--out-dir", "out", *BOX, code=3)
-    assert "Error: in/b.npy: cannot read none.npy: no such file\n" in result.stderr
+    assert "Error: in/b.npy: cannot read none.npy: no such file" + here() in result.stderr
     assert "Error: in/c.npy: cannot read damaged.npy: " in result.stderr
 
 
@@ -179,8 +186,8 @@ def test_a_dry_run_of_many_is_a_line_each(four: Path, run: Any) -> None:
         f"in/{name}.npy -> out/{name}.npy" for name in NAMES
     ]
     assert [line for line in lines if line.startswith("left out")] == [
-        "left out   in/x_mask.npy",
-        "left out   in/lh.white.surf.gii",
+        "left out in/x_mask.npy",
+        "left out in/lh.white.surf.gii",
     ]
     assert [line[:21] for line in lines if line.startswith("note: ")] == [
         "note: left out 1 mask",

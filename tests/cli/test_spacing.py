@@ -274,3 +274,50 @@ def test_a_cluster_writes_it(run: Any, files: Path) -> None:
     words = [files / "bare.ome.zarr", *BLUR, *ASKED, "-o", files / "o.ome.zarr"]
     run("apply", *words, "--scheduler", "local:1")
     assert found_in(files / "o.ome.zarr")[1] == "micrometer"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other commands than apply
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_compare_takes_the_spacing_that_apply_was_given(
+    name: str, files: Path, run: Any, tmp_path: Path
+) -> None:
+    """The output tells the spacing, the input does not: with it, they lie in the same place."""
+    out = tmp_path / "o.nii"
+    run("apply", files / name, "-k", "identity", *ASKED, "-o", out)
+    result = run("compare", files / name, out, "--atol", "1e-6", code=7)
+    assert "spacing" in result.stdout or "grid" in result.stdout
+    assert "agree" in run("compare", files / name, out, "--atol", "1e-6", *ASKED).stdout
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_view_draws_the_proportions_of_a_spacing_by_hand(
+    name: str, files: Path, run: Any, error_line: Any
+) -> None:
+    told = run("view", files / name, *ASKED).stdout
+    assert "voxels of 0.3,0.1,0.1 um" in " ".join(told.split())
+    wrong = run("view", files / name, "--spacing", "0.3", code=2)
+    assert "unit" in error_line(wrong.stderr)
+
+
+def test_view_takes_a_point_of_the_world_with_a_spacing_by_hand(files: Path, run: Any) -> None:
+    words = ["view", files / "array.npy", "--at", "0.2,0.3,0.6um"]
+    assert "or tell the spacing, as in --spacing 2,1,1mm" in run(*words, code=4).stderr
+    assert run(*words, *ASKED).stdout.splitlines()[1].split("  ")[0] == "d = 2"
+
+
+def test_no_command_takes_a_spacing_against_the_file(
+    files: Path, run: Any, error_line: Any
+) -> None:
+    nibabel.Nifti1Image(np.zeros(SHAPE, np.float32).T, np.diag([2, 2, 2, 1])).to_filename(
+        files / "told.nii"
+    )
+    image = nibabel.load(files / "told.nii")
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, files / "mm.nii")
+    for words in (["view", files / "mm.nii"], ["compare", files / "mm.nii", files / "mm.nii"]):
+        error = error_line(run(*words, *ASKED, code=4).stderr)
+        assert "mm.nii" in error
+        assert "spacing" in error

@@ -114,7 +114,7 @@ def test_series_and_channels(run: Run) -> None:
         (["missing.nii"], 3, "cannot read missing.nii: no such file"),
         ([HEAD, "--at", "1,2"], 2, "a place is a voxel D,H,W in whole numbers"),
         ([HEAD, "--at", "32,0,0"], 4, "voxel 32,0,0 lies outside"),
-        ([HEAD, "-n", "1"], 4, "has 1 time points, counted from 0, received -n 1"),
+        ([HEAD, "-n", "1"], 4, "has 1 time point, counted from 0, received -n 1"),
         ([HEAD, "--window", "5,5"], 2, "--window must be two numbers LO,HI with LO < HI"),
         ([HEAD, "--window", "nan,5"], 2, "--window must be two numbers"),
         ([HEAD, "-o", "x.jpg"], 2, "a picture is written as .png, .svg, .pdf"),

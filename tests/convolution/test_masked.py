@@ -485,8 +485,8 @@ def test_masks_that_do_not_fit(
         (["-k", "box:size=2", "--mask", "m.nii"], 4, "--mask-mode extend"),
         (["-k", "box:size=3", "--mask", "none.nii"], 3, "none.nii"),
         (["-k", "box:size=3", "--mask-mode", "keep"], 2, "--mask"),
-        (["-k", "box:size=3", "--nan", "zero", "--missing", "3"], 2, "nan=ignore"),
-        (["-k", "box:size=3", "--nan", "ignore", "--min-coverage", "0"], 2, "min_coverage"),
+        (["-k", "box:size=3", "--nan", "zero", "--missing", "3"], 2, "pass --nan ignore or"),
+        (["-k", "box:size=3", "--nan", "ignore", "--min-coverage", "0"], 2, "--min-coverage must"),
         (["-k", "box:size=3", "--mask", "m.nii", "--mask-labels"], 4, "whole numbers"),
     ],
 )

@@ -170,7 +170,7 @@ def test_an_anisotropic_kernel_gets_a_tile_to_match() -> None:
 @pytest.mark.parametrize(
     ("spec", "kernel", "reason"),
     [
-        (ConvSpec(), (3, 3, 3), "27 taps"),
+        (ConvSpec(), (3, 3, 3), "27 weights"),
         (ConvSpec((2, 1, 1)), (9, 9, 9), "strides are 2x1x1"),
         (ConvSpec(padding="same"), (9, 9, 900), "more than a tile"),
     ],

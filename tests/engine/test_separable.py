@@ -69,7 +69,7 @@ REFUSED = [
     (np.ones((3, 3, 3, 2, 1)), "sums 2 channels"),
     (np.ones((3, 3, 3, 1, 9)), "9 filters"),
     (np.ones((1, 1, 9, 1, 1)), "one axis"),
-    (np.ones((1, 2, 2, 1, 1)), "5 taps, the kernel 4"),
+    (np.ones((1, 2, 2, 1, 1)), "5 weights, the kernel 4"),
     (np.full((3, 3, 3, 1, 1), np.nan), "not a sum"),
     (column(builtin.gaussian(sigma=(1, 1, 1))) * (1 + 1e-9 * np.arange(9)[:, None, None] * np.eye(9))[..., None, None], "not a"),
 ]  # fmt: skip

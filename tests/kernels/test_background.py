@@ -134,7 +134,7 @@ def test_a_number_is_subtracted_and_0_is_not() -> None:
 
 @pytest.mark.parametrize("value", ["median", "", "nan", "inf", True, "psf.tif"])
 def test_a_wrong_background(value: Any) -> None:
-    with pytest.raises(SpecError, match=r"is border .* or a number, received '"):
+    with pytest.raises(SpecError, match=r"must be border .* or a number, received '"):
         check_background(value)
 
 

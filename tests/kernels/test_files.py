@@ -242,7 +242,9 @@ def test_paths_are_relative_to_a_folder(
 
 def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for text, hint in (("k.npy", ""), ("sub/k", "; there is no folder 'sub'"), ("./gaussian", "")):
+    here = f" in {os.path.realpath(tmp_path)}; correct the name, or change the folder"
+    hints = {"k.npy": here, "sub/k": "; there is no folder 'sub'", "./gaussian": here}
+    for text, hint in hints.items():
         with pytest.raises(FormatError) as caught:
             read_kernel(text)
         assert str(caught.value) == f"cannot read {text}: no such file{hint}"

@@ -120,8 +120,9 @@ def test_bias_for_filters(filters: int, bias: list[float] | None) -> None:
     elif len(bias) in (1, filters):
         assert np.array_equal(kernel.bias_for(filters), np.broadcast_to(bias, filters))
     else:
+        plural = "" if filters == 1 else "s"
         with pytest.raises(
-            ShapeError, match=f"the bias has 3 values for {filters} output channels"
+            ShapeError, match=f"the bias has 3 values for {filters} output channel{plural};"
         ):
             kernel.bias_for(filters)
 

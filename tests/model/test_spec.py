@@ -363,7 +363,7 @@ REFUSED = [
         ConvSpec(groups=2),
         CUBE,
         (3, 3, 3, 4, 2),
-        ["4 channels in each of groups=2", "8 in all", "has 4"],
+        ["takes 8 channels (4 in each of 2 groups)", "has 4", "as many, or another kernel"],
     ),
     (
         ConvSpec(groups=3),

@@ -558,7 +558,7 @@ def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-k", "gaussian:sigma=1vox", "--magnitude"], 2, "magnitude is of several derivatives, as in sobel:axis=xyz"),
+        (["-k", "gaussian:sigma=1vox", "--magnitude"], 2, "--magnitude is for several derivatives, as in sobel:axis=xyz"),
         (["-k", "sobel:axis=x", "--magnitude"], 2, "sobel:axis=x is one kernel"),
         (["-k", "box:size=3", "--orient", "world"], 2, "--orient world is for gaussian, "),
         (["-k", "sobel:axis=x", "--orient", "up"], 2, "--orient must be voxel or world, received 'up'"),

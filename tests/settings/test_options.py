@@ -345,8 +345,8 @@ def test_a_config_says_what_an_option_would(tmp_path: Path, row: Option) -> None
 def test_a_boolean_is_no_number_and_a_range_is_that_of_the_option(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     for text, words in [
-        ("threads = true", "threads must be a whole number of at least 1, received True"),
-        ("threads = 0", "threads must be a whole number of at least 1, received 0"),
+        ("threads = true", "threads must be a whole number from 1 to 4096, received True"),
+        ("threads = 0", "threads must be a whole number from 1 to 4096, received 0"),
         ("levels = 0", "levels must be a whole number of at least 1, received 0"),
         ("gz_level = 4", "gz_level must be a whole number from 0 to 3, received 4"),
         ("crop_kernel = true", "crop_kernel must be a number such as 1e-6, received True"),

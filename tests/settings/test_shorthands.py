@@ -61,7 +61,7 @@ def test_the_bytes_are_those_of_the_long_form_with_a_preset_and_a_mask(
         (["--fwhm", "6"], "", "--fwhm=6 needs a unit: --fwhm=6mm or --fwhm=6vox"),
         (["--sigma", "1,2mm"], "", "--sigma is one length or three in depth,height,width order"),
         (["--sigma", "-1mm"], "", "--sigma must not be negative"),
-        (["--fwhm", ""], "", "--fwhm is one length or three"),
+        (["--fwhm", ""], "", "--fwhm must be a value, received ''; write it, or leave"),
         (["--fwhm", "6mm:truncate=3"], "", "--fwhm is one length or three"),
         (["--fwhm", "6px"], "", "unknown unit 'px'; write 'vox'"),
         (["--fwhm", "6mm"], '[[layers]]\nkernel = "box"\n[[layers]]\nkernel = "box"', "--fwhm cannot be given for a stack"),

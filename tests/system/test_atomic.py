@@ -16,9 +16,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import started
+from processes import LIMIT, started
 
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
 from conv3d_cli.system.atomic import (
@@ -27,6 +28,7 @@ from conv3d_cli.system.atomic import (
     AtomicGroup,
     check_target,
     committed_together,
+    left_behind,
     output_file,
     placed_outputs,
     suffix_of,
@@ -1004,3 +1006,43 @@ def test_a_plain_output_is_atomic(tmp_path: Path) -> None:
         assert (tmp_path / "a").read_bytes() == b"old"
         output.commit()
     assert (tmp_path / "a").read_bytes() == b"new"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a killed run leaves behind
+
+KILLED = """
+import os, signal, sys
+from conv3d_cli.system.atomic import AtomicFile, AtomicFolder
+made = (AtomicFolder if sys.argv[1].endswith(".zarr") else AtomicFile)(sys.argv[1])
+print(made.temporary, flush=True)
+if sys.argv[2] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.zarr"])
+def test_what_a_killed_run_left_is_found_and_what_is_in_use_is_not(
+    name: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / name)]
+    died = subprocess.run([*command, "kill"], capture_output=True, text=True, timeout=LIMIT)
+    assert died.returncode == -signal.SIGKILL
+    (tmp_path / f".b.0123abcd.tmp{Path(name).suffix}").touch()  # of another output
+    with started(
+        [*command, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as alive:
+        assert os.path.lexists(alive.stdout.readline().strip())
+        assert left_behind(tmp_path / name) == [died.stdout.strip()]
+
+
+def test_the_next_run_of_an_output_names_what_a_killed_one_left(desk: Path, run: Any) -> None:
+    Path(".o.0123abcd.tmp.nii.gz").write_bytes(b"x" * 99)
+    Path(".p.0123abcd.tmp.nii.gz").write_bytes(b"x" * 99)
+    said = run("apply", "a.nii.gz", "-k", "box", "-o", "o.nii.gz").stderr
+    assert said.count("note: ") == 1
+    assert ".o.0123abcd.tmp.nii.gz was left by a run that was killed; remove it" in said
+    assert Path(".o.0123abcd.tmp.nii.gz").exists()
+    assert "killed" not in run("apply", "a.nii.gz", "-k", "box", "-o", "q.nii.gz").stderr

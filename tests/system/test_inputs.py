@@ -15,10 +15,11 @@ from conv3d_cli.system.inputs import check_input
     [
         ("scan.nii", "no such file; did you mean {0}/scan.nii.gz?"),
         ("scna.nii.gz", "no such file; did you mean {0}/scan.nii.gz?"),
-        ("other.npy", "no such file"),
+        ("other.npy", "no such file in {0}; correct the name, or change the folder"),
+        ("*.npy", "no such file; nothing in {0} matches the pattern"),
         ("sub/scan.nii.gz", "no such file; there is no folder '{0}/sub'"),
         ("sub/more/scan.nii.gz", "no such file; there is no folder '{0}/sub'"),
-        ("scan.nii.gz/x.npy", "Not a directory"),
+        ("scan.nii.gz/x.npy", "a part of its path is a file, and no folder; correct the path"),
     ],
 )
 def test_a_missing_file_is_told_with_what_is_near(tmp_path: Path, name: str, says: str) -> None:

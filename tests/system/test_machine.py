@@ -149,7 +149,7 @@ def test_thread_counts(
 
 @pytest.mark.parametrize("wish", [0, -1, 2.5, 2.0, "2", True])
 def test_thread_counts_that_are_none(wish: Any) -> None:
-    with pytest.raises(SpecError, match="threads must be a whole number of at least 1, received"):
+    with pytest.raises(SpecError, match="threads must be a whole number from 1 to 4096, received"):
         thread_count(wish)
 
 
@@ -158,7 +158,7 @@ def test_thread_counts_that_are_none(wish: Any) -> None:
 def test_variables_that_are_none(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
     monkeypatch.setenv(variable, text)
     with pytest.raises(
-        SpecError, match=f"{variable} must be a whole number of at least 1, received '{text}'"
+        SpecError, match=f"{variable} must be a whole number from 1 to 4096, received '{text}'"
     ):
         thread_count(None)
 

@@ -210,7 +210,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, columns: 
 
 ALGORITHM = Algorithm(
     name="direct",
-    summary="every tap in turn; any kernel, stride, dilation, group and dtype",
+    summary="every weight in turn; any kernel, stride, dilation, group and dtype",
     reject=reject,
     prepare=prepare,
     seconds=seconds,

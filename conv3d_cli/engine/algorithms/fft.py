@@ -112,9 +112,7 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     """Why it cannot compute this problem, or should not; None if it can."""
     taps = math.prod(problem.kernel_size)
     if taps < LEAST_TAPS:
-        return (
-            f"a kernel of {taps} taps, fewer than {LEAST_TAPS}, is faster to sum than to transform"
-        )
+        return f"a kernel of {taps} weights, fewer than {LEAST_TAPS}, is quicker to sum directly"
     if problem.strides != (1, 1, 1):
         strides = "x".join(map(str, problem.strides))
         return f"strides are {strides}, and a transform computes every voxel"

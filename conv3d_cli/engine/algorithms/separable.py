@@ -206,7 +206,7 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     if factors is None:
         return f"the kernel is not a sum of outer products of at most {MOST_TERMS} filters per axis"
     if factors.taps >= problem.taps:
-        return f"the separate filters have {factors.taps} taps, the kernel {problem.taps}"
+        return f"the separate filters have {factors.taps} weights, the kernel {problem.taps}"
     # the depth factors include the scale that the first two passes leave out
     real = _as_real(weights).dtype
     largest = float(np.abs(_scaled(factors, halved=False).depth).max())

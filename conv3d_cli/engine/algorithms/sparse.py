@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from conv3d_cli.engine.algorithms import direct
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
 from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.system.words import percent
 
 # Fraction of the items. With fewer zeros, the search for NaN costs more than they save.
 LEAST_ZEROS = 0.3
@@ -29,7 +30,8 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     nonzero = min(_nonzero_fraction(problem, weights, taps) for taps in item_taps)
     if nonzero > 1 - LEAST_ZEROS:
         return (
-            f"{nonzero:.0%} of the kernel's runs of taps are not zero: too many to skip the others"
+            f"{percent(nonzero)} of the kernel's runs of weights are not 0: too many to skip "
+            "the others"
         )
     return None
 

@@ -145,12 +145,13 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
         if voxel_codec is None and promised > voxel_size:
             refuse_half(header, header_path, pair)
             raise FormatError(
-                f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}"
+                f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}; copy it "
+                "again"
             )
         if voxel_codec is not None and promised > voxel_size * voxel_codec.largest_inflation:
             raise FormatError(
                 f"cannot read {voxel_path}: truncated or damaged: {what}, "
-                f"more than {voxel_size} packed bytes can hold"
+                f"more than {voxel_size} packed bytes can hold; copy it again"
             )
         header_end = (
             header_size * (header_codec.largest_inflation if header_codec else 1)

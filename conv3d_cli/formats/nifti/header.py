@@ -123,10 +123,9 @@ def read_header(read: Callable[[int], bytes], path: str, pair: bool) -> Any:
     start = read(4)
     little, big = int.from_bytes(start, "little"), int.from_bytes(start, "big")
     if len(start) < 4 or (little not in (348, 540) and big not in (348, 540)):
-        received = little if len(start) == 4 else f"only {len(start)}"
         raise FormatError(
             f"cannot read {path}: not a NIfTI file: the first 4 bytes are the header's size, "
-            f"348 or 540, received {received}"
+            f"348 or 540, received {start!r}; give it the suffix of its own format"
         )
     order, length = ("<", little) if little in (348, 540) else (">", big)
     block = start + read(length - 4)

@@ -83,7 +83,10 @@ def read_directories(path: str) -> list[Directory]:
         elif version == 42:
             count_format, entry_format, next_format, where = "H", "HHI4s", "I", start[4:8]
         else:
-            raise FormatError(f"cannot read {path}: not a TIFF file (it begins with {start[:4]!r})")
+            raise FormatError(
+                f"cannot read {path}: not a TIFF file (it begins with {start[:4]!r}); give it the "
+                "suffix of its own format"
+            )
         count_bytes = struct.calcsize(order + count_format)
         next_bytes = struct.calcsize(order + next_format)
         directories: list[Directory] = []

@@ -100,13 +100,13 @@ def zarr_errors(
             }.get(scheme)
             raise error(f"{start}its file system needs a package: {package or words}") from cause
         if isinstance(cause, FileNotFoundError):
-            raise error(f"{start}no such file or folder") from cause
+            raise error(f"{start}no such file or folder; correct the address") from cause
         if type(cause).__name__ == "UnknownCodecError" or "codec not available" in words:
             raise error(f"{start}it is compressed by an unknown codec ({words})") from cause
         if "Protocol not known" in words:
             raise error(f"{start}no file system is known for {urlsplit(path).scheme}://") from cause
         if isinstance(cause, OSError) and cause.strerror:
-            raise error(f"{start}{cause.strerror}") from cause
+            raise error(f"{start}{cause.strerror}; correct the address, or try again") from cause
         if type(cause).__module__.partition(".")[0] in ("aiohttp", "fsspec", "botocore", "s3fs"):
             raise error(f"{start}the server refuses or cannot be reached ({words})") from cause
         raise error(f"{start}damaged, or of a kind that cannot be read ({words})") from cause
