@@ -54,7 +54,8 @@ HOMES = {
     "dask": ["cluster/run.py"],
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
     "backports": ["formats/codecs.py"],
-    "h5py": ["formats/minc/*.py", "kernels/weights/*.py"],
+    "h5py": ["formats/minc/*.py", "formats/hdf5/*.py", "kernels/weights/*.py"],
+    "hdf5plugin": ["formats/hdf5/file.py"],  # if it is installed: filters of HDF5
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
     "numpy": ["*.py"],

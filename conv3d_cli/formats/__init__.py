@@ -31,6 +31,7 @@ from conv3d_cli.errors import (
 from conv3d_cli.formats import (
     afni,
     analyze,
+    hdf5,
     meta,
     mgh,
     mif,
@@ -73,6 +74,8 @@ FORMATS: tuple[VolumeFormat, ...] = (
     afni.FORMAT,
     minc.MINC1,
     minc.MINC2,
+    hdf5.IMARIS,
+    hdf5.FORMAT,
     zarr.FORMAT,
 )
 
@@ -512,6 +515,11 @@ def output_format(path: str) -> VolumeFormat:
             f"name it {found.target_suffix}"
         )
     _check_url(found, path, "write")
+    file, part = split_part(path)
+    if part and found.has_parts and not is_url(path):
+        raise SpecError(
+            f"cannot write {path}: an output is a whole file; leave out ::{part}, and name {file}"
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from conv3d_cli.formats.codecs import Codec, codec_within
@@ -68,7 +69,7 @@ def read_start(path: str) -> Start | None:
             if codec is None:
                 return Start(path, file.read(START_BYTES))
             unpacking, errors = codec.open(path, file)
-            with unpacking:
+            with closing(unpacking):
                 try:
                     return Start(path, unpacking.read(START_BYTES), codec)
                 except (EOFError, *errors):
@@ -220,13 +221,6 @@ FOREIGN: tuple[Foreign, ...] = (
         "save the array: numpy.save(NAME, scipy.io.loadmat(FILE)[KEY])",
         (".mat",),
         _magic(b"MATLAB 5.0 MAT-file", b"MATLAB 7.3 MAT-file"),
-    ),
-    Foreign("Imaris", _BIOFORMATS.format("FILE.ims"), (".ims",), _magic(HDF5)),
-    Foreign(
-        "HDF5",
-        "save the dataset: numpy.save(NAME, h5py.File(FILE)[DATASET])",
-        (".h5", ".hdf5", ".hdf", ".he5"),
-        _magic(HDF5),
     ),
     Foreign(
         "netCDF",

@@ -88,7 +88,6 @@ STRANGERS: dict[str, tuple[bytes, str, str]] = {
     "ole": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "OIB", "bfconvert"),
     "deltavision": (bytes(96) + b"\xa0\xc0" + bytes(926), "DeltaVision", "bfconvert"),
     "dm4": (struct.pack(">iqi", 4, 600, 1) + bytes(600), "DM4", "dm2mrc"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "Imaris", "bfconvert"),
     "matlab": (b"MATLAB 5.0 MAT-file, Platform" + bytes(600), "MATLAB", "loadmat"),
     "npz": (_zip("a.npy"), "npz", "numpy.save"),
     "zip": (_zip("a.txt"), "zip archive", "unzip"),

@@ -311,6 +311,41 @@ def _afni(data: bytes, folder: Path) -> Path:
     return folder / "input+orig.HEAD"
 
 
+def _hdf5s() -> dict[str, bytes]:
+    """As this package writes them, and in packed chunks."""
+    import h5py
+
+    made = _volumes(".h5", ("uint8", "float32"), ("zyx", "tzyxc"))()
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        values = np.arange(60, dtype=">i2").reshape(3, 4, 5)
+        file.create_dataset("g/x", data=values, chunks=(2, 3, 4), compression="gzip", shuffle=True)
+        file["g/soft"] = h5py.SoftLink("x")
+    return made | {"chunks": buffer.getvalue()}
+
+
+def _imaris() -> dict[str, bytes]:
+    """One level, two channels, padded."""
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for c in range(2):
+            group = file.create_group(f"DataSet/ResolutionLevel 0/TimePoint 0/Channel {c}")
+            group.create_dataset(
+                "Data", data=np.arange(64, dtype="u1").reshape(4, 4, 4), chunks=(2, 4, 4)
+            )
+            for axis in "XYZ":
+                group.attrs[f"ImageSize{axis}"] = np.array([b"3"])
+        image = file.create_group("DataSetInfo/Image")
+        for i in range(3):
+            image.attrs[f"ExtMin{i}"], image.attrs[f"ExtMax{i}"] = (
+                np.array([b"0"]),
+                np.array([b"6"]),
+            )
+    return {"two": buffer.getvalue()}
+
+
 def _npys() -> dict[str, bytes]:
     made = {}
     for name, array in {
@@ -722,6 +757,14 @@ TARGETS: tuple[Target, ...] = (
         "minc2", ".mnc", read_volume_file, _nibabels("small.mnc", "minc2_4d.mnc", "minc2-no-att.mnc"),
         ("formats/minc/format.py",),
         ("minc-2.0", "image", "dimensions", "dimorder", "xspace", "time", "image-max", "valid_range", "step"),
+    ),
+    Target(
+        "hdf5", ".h5", read_volume_file, _hdf5s, ("formats/hdf5/format.py", "formats/hdf5/file.py"),
+        ("axistags", "element_size_um", '{"axes": [{"key": "z"}]}', "resolution", "unit", "history", "DIMENSION_LABELS"),
+    ),
+    Target(
+        "imaris", ".ims", read_volume_file, _imaris, ("formats/hdf5/imaris.py", "formats/hdf5/file.py"),
+        ("DataSet", "ResolutionLevel 0", "TimePoint 0", "Channel 1", "ImageSizeX", "ExtMin0", "ExtMax0", "Unit", "TimeInfo"),
     ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),

@@ -37,6 +37,8 @@ def needed(target: Target) -> None:
     libraries = {
         "zarr": "zarr",
         "minc2": "h5py",
+        "hdf5": "h5py",
+        "imaris": "h5py",
         "weights-keras": "h5py",
         "weights-h5": "h5py",
         "weights-onnx": "onnx",
