@@ -22,7 +22,7 @@ from conv3d_cli.system.inputs import check_input
 MAX_OBJECTS = 100_000  # groups and datasets that are looked at
 MAX_LINKS = 40  # soft links on the way to one dataset
 MAX_TEXT = 64 << 10  # bytes of an attribute that is read as text
-CACHE_BYTES = 128 << 20  # of chunks that are kept decoded, at most
+ROW_BYTES = 256 << 20  # of a row of chunks that is kept decoded, at most
 LIBRARY_BYTES = 2 << 20  # HDF5's own buffers
 
 
@@ -40,10 +40,9 @@ def hdf5_errors(path: str) -> Iterator[None]:
         raise FormatError(f"cannot read {path}: damaged HDF5: {text}") from error
 
 
-def open_file(path: str, cache: int = 0) -> Any:
+def open_file(path: str) -> Any:
     """Open a file for reading, as an h5py.File that the caller closes.
 
-    cache : int     bytes of chunks that a dataset keeps decoded; 0: HDF5's choice
     Raises: FormatError if it is missing or damaged, or if h5py is not installed.
     """
     check_input(path)
@@ -53,9 +52,9 @@ def open_file(path: str, cache: int = 0) -> Any:
         raise FormatError(
             f"cannot read {path}: HDF5 needs the package h5py: pip install 'conv3d[hdf5]'"
         ) from error
-    options = {"rdcc_nbytes": cache, "rdcc_nslots": 100_003, "rdcc_w0": 1.0} if cache else {}
     with hdf5_errors(path):
-        return h5py.File(path, "r", **options)
+        # without HDF5's cache, whose many small pieces of memory are not given back
+        return h5py.File(path, "r", rdcc_nbytes=0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -183,12 +182,12 @@ def attribute(thing: Any, name: str) -> Any:
 class ChunkedReader(VolumeReader):
     """A reader of datasets that HDF5 decodes chunk by chunk.
 
-    A subclass says in `part` where the voxels are.
+    A subclass says in `part` where the voxels are. Planes come from rows of whole chunks, of which
+    the last one is kept decoded, unless it is too large.
 
     file : h5py.File        closed by the reader
     chunk : dict            size of a chunk along each axis of `header.axes`; 1 of voxels in a row
     stored : numpy dtype    of the voxels in the file
-    cache : int             see `open_file`
     """
 
     def __init__(
@@ -198,59 +197,69 @@ class ChunkedReader(VolumeReader):
         file: Any,
         chunk: dict[str, int],
         stored: np.dtype[Any],
-        cache: int,
     ) -> None:
         self.path, self.header = path, header
-        self._file, self._chunk, self._stored, self._cache = file, chunk, stored, cache
+        self._file, self._chunk, self._stored = file, chunk, stored
         self.channels_together = any(chunk.get(a, 1) > 1 for a in header.axes.channel_letters)
+        self._row: tuple[Any, Array] | None = None  # (n, row, channels), and its voxels
 
     def part(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         """Stored voxels of a box, (d, h, w, c), in any dtype."""
         raise NotImplementedError
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
-        _, _, height, width, _ = self.header.shape
-        return self.read_box(n, depth, slice(0, height), slice(0, width), channels)
+        _, planes, height, width, _ = self.header.shape
+        deep = self._chunk.get("z", 1)
+        if deep == 1 or self._row_bytes(channels.stop - channels.start) > ROW_BYTES:
+            return self.read_box(n, depth, slice(0, height), slice(0, width), channels)
+        blocks = []
+        for row in range(depth.start // deep, -(-depth.stop // deep)):
+            held = slice(row * deep, min((row + 1) * deep, planes))
+            which = (n, row, channels.start, channels.stop)
+            if self._row is None or self._row[0] != which:
+                self._row = None  # one at a time
+                whole = (slice(0, height), slice(0, width))
+                self._row = (which, self.read_box(n, held, *whole, channels))
+            first = max(depth.start, held.start) - held.start
+            block = self._row[1][first : min(depth.stop, held.stop) - held.start]
+            blocks.append(block.copy())
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         with hdf5_errors(self.path):
             block = self.part(n, depth, rows, columns, channels)
             return np.asarray(block, self.header.dtype)
 
-    def _chunk_bytes(self) -> int:
-        return math.prod(self._chunk.values()) * self._stored.itemsize
+    def _row_bytes(self, channels: int) -> int:
+        """Bytes of a row of chunks, stored, and handed out if that is another dtype."""
+        _, planes, height, width, _ = self.header.shape
+        itemsize = self._stored.itemsize
+        if self._stored != self.header.dtype:
+            itemsize += self.header.dtype.itemsize
+        return min(self._chunk.get("z", 1), planes) * height * width * channels * itemsize
+
+    def _held(self) -> int:
+        """Bytes of a chunk, packed and unpacked, and of the library."""
+        return 3 * math.prod(self._chunk.values()) * self._stored.itemsize + LIBRARY_BYTES
 
     def box_access(self) -> BoxAccess:
         depth, height, width = (self._chunk.get(a, 1) for a in SPATIAL)
-        return BoxAccess((depth, height, width), self._held() + self._chunk_bytes())
-
-    def _held(self) -> int:
-        return max(self._cache, self._chunk_bytes()) + self._chunk_bytes() + LIBRARY_BYTES
+        return BoxAccess((depth, height, width), self._held())
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
         _, _, height, width, _ = self.header.shape
-        return self._held() + planes * height * width * channels * self._stored.itemsize
+        block = planes * height * width * channels
+        row = self._row_bytes(channels)
+        if self._chunk.get("z", 1) == 1 or row > ROW_BYTES:
+            row = 0
+        return self._held() + row + block * (self._stored.itemsize + self.header.dtype.itemsize)
 
     def close(self) -> None:
+        self._row = None
         if self._file is not None:
             with suppress(Exception):
                 self._file.close()
             self._file = None
-
-
-def layer_bytes(shape: dict[str, int], chunk: dict[str, int], itemsize: int) -> int:
-    """Bytes of the chunks that a plane touches, if they are kept; 0 if they are not worth it.
-
-    shape, chunk : sizes along each axis
-    Chunks of one plane are read once, and a layer above `CACHE_BYTES` is not kept.
-    >>> layer_bytes({"z": 9, "y": 8, "x": 8}, {"z": 4, "y": 8, "x": 8}, 2)
-    1048576
-    """
-    if chunk.get("z", 1) == 1:
-        return 0
-    whole = {a: -(-shape[a] // chunk[a]) * chunk[a] for a in shape if a in "yxcs"}
-    found = math.prod({**chunk, **whole}.values()) * itemsize
-    return max(found, 1 << 20) if found <= CACHE_BYTES else 0
 
 
 def chunk_of(dataset: Any, letters: Sequence[str]) -> dict[str, int]:

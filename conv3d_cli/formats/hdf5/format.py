@@ -28,7 +28,6 @@ from conv3d_cli.formats.hdf5.file import (
     find,
     gaps_note,
     hdf5_errors,
-    layer_bytes,
     open_file,
     text_of,
 )
@@ -93,14 +92,8 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
                 history=_history(dataset),
             )
             chunk = chunk_of(dataset, letters)
-            sizes = dict(zip(letters, shape, strict=True))
-            cache = layer_bytes(sizes, chunk, stored.itemsize)
-            if cache:
-                file.close()
-                file = open_file(path, cache)
-                dataset = find(file, key, path)
             notes = [*notes, *filter(None, [gaps_note(dataset, key)])]
-            reader = DatasetReader(shown, header, file, dataset, chunk, cache)
+            reader = DatasetReader(shown, header, file, dataset, chunk)
             reader.notes = tuple(notes)
             return reader
     except BaseException:
@@ -265,9 +258,8 @@ class DatasetReader(ChunkedReader):
         file: Any,
         dataset: Any,
         chunk: dict[str, int],
-        cache: int,
     ) -> None:
-        super().__init__(path, header, file, chunk, dataset.dtype, cache)
+        super().__init__(path, header, file, chunk, dataset.dtype)
         self._dataset = dataset
 
     def part(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:

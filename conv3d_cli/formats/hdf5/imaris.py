@@ -25,7 +25,6 @@ from conv3d_cli.formats.hdf5.file import (
     find,
     gaps_note,
     hdf5_errors,
-    layer_bytes,
     open_file,
     text_of,
 )
@@ -75,13 +74,8 @@ def open_imaris(
                 channel_names=_channel_names(file, channels),
             )
             chunk = chunk_of(dataset, "zyx")
-            cache = layer_bytes(dict(zip("zyx", sizes, strict=True)), chunk, stored.itemsize)
             parts = [[f"{whole}/{t}/{c}/Data" for c in channels] for t in steps]
-            if cache:
-                file.close()
-                file = open_file(path, cache)
-                dataset = _dataset(file, f"{first}/Data", path)
-            reader = ImarisReader(name, header, file, parts, chunk, stored, cache)
+            reader = ImarisReader(name, header, file, parts, chunk, stored)
             levels = len(_names(file["DataSet"], "ResolutionLevel"))
             notes = [gaps_note(dataset, f"{first}/Data")]
             if levels > 1 and not part:
@@ -222,9 +216,8 @@ class ImarisReader(ChunkedReader):
         parts: list[list[str]],
         chunk: dict[str, int],
         stored: np.dtype[Any],
-        cache: int,
     ) -> None:
-        super().__init__(path, header, file, chunk, stored, cache)
+        super().__init__(path, header, file, chunk, stored)
         self._parts = parts
         self._open: dict[str, Any] = {}
 
