@@ -55,6 +55,7 @@ HOMES = {
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
     "backports": ["formats/codecs.py"],
     "h5py": ["formats/minc/*.py", "formats/hdf5/*.py", "kernels/weights/*.py"],
+    "pydicom": ["formats/dicom/*.py"],
     "hdf5plugin": ["formats/hdf5/file.py"],  # if it is installed: filters of HDF5
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],

@@ -31,6 +31,7 @@ from conv3d_cli.errors import (
 from conv3d_cli.formats import (
     afni,
     analyze,
+    dicom,
     hdf5,
     meta,
     mgh,
@@ -76,6 +77,7 @@ FORMATS: tuple[VolumeFormat, ...] = (
     minc.MINC2,
     hdf5.IMARIS,
     hdf5.FORMAT,
+    dicom.FORMAT,
     zarr.FORMAT,
 )
 

@@ -111,16 +111,6 @@ def _magic(*magics: bytes, at: int = 0) -> Signature:
     return lambda start: start.has(at, *magics)
 
 
-def _is_dicom(start: Start) -> bool:
-    """With the preamble, or without it: then the first element is of group 2 or 8."""
-    if start.has(128, b"DICM"):
-        return True
-    group, element = start.integer(0, "little", 2), start.integer(2, "little", 2)
-    explicit = start.has(4, b"UL", b"UI", b"CS", b"SH", b"DA", b"TM", b"OB", b"LO")
-    implicit = element == 0 and start.has(4, b"\x04\0\0\0")
-    return group in (2, 8) and 0 <= element <= 0x20 and (explicit or implicit)
-
-
 def _is_dm(start: Start) -> bool:
     """Gatan's DM3 or DM4: version, length of the file, and byte order."""
     if start.has(0, b"\0\0\0\3"):
@@ -141,12 +131,6 @@ _PICTURE = "a volume is a stack: save its slices as one TIFF of many pages"
 
 # The order matters for contents that belong to two kinds: the narrower one first.
 FOREIGN: tuple[Foreign, ...] = (
-    Foreign(
-        "DICOM",
-        "convert its folder: dcm2niix -z y -o OUT FOLDER",
-        (".dcm", ".dicom", ".ima"),
-        _is_dicom,
-    ),
     Foreign(
         "GIFTI, a surface and not a volume",
         "wb_command -metric-smoothing smooths along the surface",

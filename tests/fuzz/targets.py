@@ -324,6 +324,15 @@ def _hdf5s() -> dict[str, bytes]:
     return made | {"chunks": buffer.getvalue()}
 
 
+def _dicoms() -> dict[str, bytes]:
+    """Small files that pydicom brings: one image, a dose of frames, colours, RLE."""
+    import pydicom
+
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    names = ("MR_small", "MR_small_RLE", "rtdose", "SC_rgb_small_odd", "MR_small_bigendian")
+    return {name: (folder / f"{name}.dcm").read_bytes() for name in names}
+
+
 def _imaris() -> dict[str, bytes]:
     """One level, two channels, padded."""
     import h5py
@@ -765,6 +774,10 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "imaris", ".ims", read_volume_file, _imaris, ("formats/hdf5/imaris.py", "formats/hdf5/file.py"),
         ("DataSet", "ResolutionLevel 0", "TimePoint 0", "Channel 1", "ImageSizeX", "ExtMin0", "ExtMax0", "Unit", "TimeInfo"),
+    ),
+    Target(
+        "dicom", ".dcm", read_volume_file, _dicoms, ("formats/dicom/format.py", "formats/dicom/series.py", "formats/planes.py"),
+        ("\x28\x00\x02\x01US\x02\x00", "\x20\x00\x32\x00DS", "\x28\x00\x30\x00DS", "\x28\x00\x08\x00IS", "1.2.840.10008.1.2.5", "RGB", "MOSAIC"),
     ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),

@@ -39,6 +39,7 @@ def needed(target: Target) -> None:
         "minc2": "h5py",
         "hdf5": "h5py",
         "imaris": "h5py",
+        "dicom": "pydicom",
         "weights-keras": "h5py",
         "weights-h5": "h5py",
         "weights-onnx": "onnx",
