@@ -35,6 +35,7 @@ from conv3d_cli.formats import (
     hdf5,
     meta,
     mgh,
+    microscope,
     mif,
     minc,
     mrc,
@@ -78,6 +79,9 @@ FORMATS: tuple[VolumeFormat, ...] = (
     hdf5.IMARIS,
     hdf5.FORMAT,
     dicom.FORMAT,
+    microscope.CZI,
+    microscope.ND2,
+    microscope.LIF,
     zarr.FORMAT,
 )
 

@@ -149,14 +149,7 @@ FOREIGN: tuple[Foreign, ...] = (
         (".tck", ".trk", ".trx"),
         _magic(b"mrtrix tracks", b"TRACK\0"),
     ),
-    Foreign("Zeiss CZI", _BIOFORMATS.format("FILE.czi"), (".czi",), _magic(b"ZISRAWFILE")),
-    Foreign("Nikon ND2", _BIOFORMATS.format("FILE.nd2"), (".nd2",), _magic(b"\xda\xce\xbe\x0a")),
-    Foreign(
-        "Leica LIF",
-        _BIOFORMATS.format("FILE.lif"),
-        (".lif", ".lof", ".xlef"),
-        lambda start: start.begins(b"\x70\0\0\0") and start.has(8, b"\x2a"),
-    ),
+    Foreign("Leica LOF or XLEF", _BIOFORMATS.format("FILE.xlef"), (".lof", ".xlef", ".xlif")),
     Foreign(
         "Olympus OIB or another file in Microsoft's OLE2 container",
         _BIOFORMATS.format("FILE.oib"),

@@ -80,9 +80,6 @@ def _zip(name: str) -> bytes:
 # content -> a word of the name, and a word of the cure
 STRANGERS: dict[str, tuple[bytes, str, str]] = {
     "gifti": (b'<?xml version="1.0"?>\n<!DOCTYPE GIFTI SYSTEM "x">\n<GIFTI Version="1">', "GIFTI", "wb_command"),
-    "czi": (b"ZISRAWFILE" + bytes(600), "CZI", "bfconvert"),
-    "nd2": (b"\xda\xce\xbe\x0a" + bytes(600), "ND2", "bfconvert"),
-    "lif": (b"\x70\0\0\0\x10\0\0\0\x2a" + bytes(600), "LIF", "bfconvert"),
     "ole": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "OIB", "bfconvert"),
     "deltavision": (bytes(96) + b"\xa0\xc0" + bytes(926), "DeltaVision", "bfconvert"),
     "dm4": (struct.pack(">iqi", 4, 600, 1) + bytes(600), "DM4", "dm2mrc"),

@@ -333,6 +333,33 @@ def _dicoms() -> dict[str, bytes]:
     return {name: (folder / f"{name}.dcm").read_bytes() for name in names}
 
 
+def _microscope(kind: str) -> Seeds:
+    """Small files by hand: two channels, three planes."""
+
+    def seeds() -> dict[str, bytes]:
+        import tempfile
+
+        import microscopes
+
+        values = np.arange(2 * 3 * 4 * 5, dtype=np.uint16).reshape(2, 3, 4, 5)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"a.{kind}"
+            if kind == "czi":
+                xml = "<D><Scaling><Items><Distance Id='X'><Value>1e-7</Value></Distance></Items></Scaling></D>"
+                tiles = [
+                    ({"X": 0, "Y": 0, "C": c, "Z": z, "M": 0}, values[c, z])
+                    for c, z in np.ndindex(2, 3)
+                ]
+                microscopes.czi(path, tiles, xml)
+            elif kind == "lif":
+                microscopes.lif(path, {"a": ("CZYX", values)}, {"X": 1e-7, "Y": 1e-7})
+            else:
+                microscopes.nd2(path, values.transpose(1, 0, 2, 3)[None, None])
+            return {"small": path.read_bytes()}
+
+    return seeds
+
+
 def _imaris() -> dict[str, bytes]:
     """One level, two channels, padded."""
     import h5py
@@ -778,6 +805,18 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "dicom", ".dcm", read_volume_file, _dicoms, ("formats/dicom/format.py", "formats/dicom/series.py", "formats/planes.py"),
         ("\x28\x00\x02\x01US\x02\x00", "\x20\x00\x32\x00DS", "\x28\x00\x30\x00DS", "\x28\x00\x08\x00IS", "1.2.840.10008.1.2.5", "RGB", "MOSAIC"),
+    ),
+    Target(
+        "czi", ".czi", read_volume_file, _microscope("czi"), ("formats/microscope/czi.py", "formats/planes.py"),
+        ("ZISRAWSUBBLOCK", "ZISRAWDIRECTORY", "DV", "X", "Y", "C", "Z", "T", "S", "M", "<Value>", "Distance"),
+    ),
+    Target(
+        "lif", ".lif", read_volume_file, _microscope("lif"), ("formats/microscope/lif.py", "formats/planes.py"),
+        tuple(w.encode("utf-16-le").decode("latin-1") for w in ("BytesInc", "NumberOfElements", "Length", "DimID", "Resolution", "-1", "9")),
+    ),
+    Target(
+        "nd2", ".nd2", read_volume_file, _microscope("nd2"), ("formats/microscope/nd2.py", "formats/planes.py"),
+        tuple(w.encode("utf-16-le").decode("latin-1") for w in ("uiWidth", "uiComp", "uiSequenceCount", "dCalibration", "uiCount")),
     ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),

@@ -40,6 +40,8 @@ def needed(target: Target) -> None:
         "hdf5": "h5py",
         "imaris": "h5py",
         "dicom": "pydicom",
+        "lif": "liffile",
+        "nd2": "nd2",
         "weights-keras": "h5py",
         "weights-h5": "h5py",
         "weights-onnx": "onnx",
