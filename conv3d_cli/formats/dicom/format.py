@@ -311,15 +311,15 @@ def _check_syntax(name: str, series: Series) -> None:
     from pydicom.uid import UID
 
     for syntax in sorted(series.syntaxes):
-        uid = UID(syntax)
-        shown = uid.name if uid.is_transfer_syntax else syntax
-        cure = f"gdcmconv --raw FILE NEW, or {CURE}"
         with dicom_errors(name):
+            uid = UID(syntax)
+            shown = (uid.name if uid.is_transfer_syntax else syntax)[:80]
+            cure = f"gdcmconv --raw FILE NEW, or {CURE}"
             try:
                 decoder = get_decoder(uid)
             except NotImplementedError:
                 raise FormatError(
-                    f"cannot read {name}: pydicom does not decode {shown[:80]}; {cure}"
+                    f"cannot read {name}: pydicom does not decode {shown!r}; {cure}"
                 ) from None
             if not decoder.is_available:
                 raise FormatError(

@@ -165,11 +165,12 @@ def _letters(
     if axes is not None:
         return axes, []
     notes = []
-    labels = [dimension.label for dimension in dataset.dims]
+    # read as a plain attribute: HDF5's own function crashes on damaged ones
+    labels = _names_of(dataset, "DIMENSION_LABELS")
     for source, names in (
         ("axistags", [str(tag.get("key", "")) for tag in _tags(dataset)]),
         ("labels of dimensions", labels if any(labels) else []),
-        ("axes", _axes_attribute(dataset)),
+        ("axes", _names_of(dataset, "axes")),
     ):
         if not names:
             continue
@@ -201,9 +202,9 @@ def _tags(dataset: Any) -> list[dict[str, Any]]:
     )
 
 
-def _axes_attribute(dataset: Any) -> list[str]:
-    """Names in the attribute `axes`: a string of letters, or a list of names."""
-    found = attribute(dataset, "axes")
+def _names_of(dataset: Any, name: str) -> list[str]:
+    """Names in an attribute: a string of letters, or a list of names."""
+    found = attribute(dataset, name)
     if isinstance(found, str | bytes):
         return list(text_of(found))
     if isinstance(found, np.ndarray) and found.ndim == 1 and len(found) <= 32:

@@ -25,8 +25,10 @@ def file_errors(path: str, what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (Conv3DError, MemoryError):
+    except Conv3DError:
         raise
+    except MemoryError as error:  # sizes that libraries believe
+        raise FormatError(f"cannot read {path}: damaged {what}, or too large for memory") from error
     except ImportError as error:
         raise FormatError(
             f"cannot read {path}: its compression needs imagecodecs: pip install 'conv3d[tiff]'"

@@ -27,7 +27,11 @@ def open_lif(name: str, *, axes: str | None = None, channels_first: bool = False
     Raises: FormatError if it is missing or damaged, or if liffile is not installed.
     """
     path, part = split_part(name)
-    check_input(path)
+    size = check_input(path)
+    with open(path, "rb") as start:
+        head = start.read(13).ljust(13, b"\0")
+    if 2 * int.from_bytes(head[9:13], "little") > size - 13:
+        raise FormatError(f"cannot read {path}: truncated or damaged LIF: its XML ends early")
     try:
         import liffile
     except ImportError as error:

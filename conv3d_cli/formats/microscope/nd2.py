@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from typing import Any
 
@@ -16,6 +17,8 @@ from conv3d_cli.formats.tiff.images import Listed
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
+
+MAX_FRAMES = 1_000_000
 
 
 def open_nd2(name: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
@@ -48,6 +51,8 @@ def _open(file: Any, name: str, path: str, part: str, axes: str | None) -> Volum
             f"cannot read {path}: its axes are {', '.join(f'{d} {n}' for d, n in sizes.items())}; "
             "those of t, p, z, c, y, x and s are read"
         )
+    if math.prod(n for d, n in sizes.items() if d in "TPZ") > MAX_FRAMES:
+        raise FormatError(f"cannot read {path}: damaged ND2: more than {MAX_FRAMES} frames")
     shape = tuple(n for d, n in sizes.items() if d != "P")
     names = _position_names(file, sizes.get("P", 1))
     listed = [Listed(names[k], shape) for k in range(sizes.get("P", 1))]
@@ -111,7 +116,7 @@ def _check_frames(file: Any, count: int, path: str) -> list[str]:
             f"cannot read {path}: truncated, or stopped early: it has {held} of {count} frames"
         )
     offsets = getattr(getattr(file, "_rdr", None), "_frame_offsets", None)
-    absent = 0 if offsets is None else sum(k not in offsets for k in range(count))
+    absent = 0 if offsets is None else count - sum(k < count for k in offsets)
     return [f"{absent} of its {count} frames are missing: they are read as 0"] if absent else []
 
 
