@@ -157,7 +157,6 @@ class TestAxesAndSizes:
             assert data.attrs["element_size_um"].tolist() == [0.3, 0.1, 0.2]
             found = json.loads(data.attrs["axistags"])["axes"]
             assert [(a["key"], a["typeFlags"]) for a in found] == [("c", 1), ("z", 2), ("y", 2), ("x", 2)]  # fmt: skip
-            assert [d.label for d in data.dims] == ["c", "z", "y", "x"]
 
     def test_the_dataset_keeps_its_name(self, tmp_path: Path, run: Any) -> None:
         path = h5(tmp_path / "a.h5", volumes__raw=VALUES, volumes__labels=VALUES)

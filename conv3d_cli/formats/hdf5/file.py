@@ -168,9 +168,13 @@ def text_of(value: Any) -> str:
 
 
 def attribute(thing: Any, name: str) -> Any:
-    """An attribute; None if it is missing, or if it cannot be read."""
+    """An attribute; None if it is missing, larger than any that is used, or cannot be read."""
     try:
-        return thing.attrs.get(name)
+        stored = thing.attrs.get_id(name)
+        count = math.prod(stored.shape or ())
+        if count * stored.dtype.itemsize > MAX_TEXT or (stored.dtype.kind == "O" and count > 64):
+            return None
+        return thing.attrs[name]
     except Exception:  # of a type that h5py does not know
         return None
 

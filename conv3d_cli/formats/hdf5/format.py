@@ -2,7 +2,7 @@
 
 Axes are read from ilastik's `axistags` and from HDF5's labels of dimensions, voxel sizes from
 `element_size_um` (Fiji) and from the resolutions in `axistags`. An output is one dataset in one
-piece, with all three; it keeps the name of its input's dataset.
+piece, with `axistags` and `element_size_um`; it keeps the name of its input's dataset.
 """
 
 from __future__ import annotations
@@ -268,9 +268,10 @@ class DatasetReader(ChunkedReader):
 
     def storage(self) -> dict[str, str]:
         found = {"dataset": self.header.metadata.name}
-        if self._dataset.chunks:
-            found["chunks"] = " x ".join(map(str, self._dataset.chunks))
-            found["codec"] = str(self._dataset.compression or "none")
+        with hdf5_errors(self.path):
+            if self._dataset.chunks:
+                found["chunks"] = " x ".join(map(str, self._dataset.chunks))
+                found["codec"] = str(self._dataset.compression or "none")
         return found
 
     def close(self) -> None:
@@ -349,8 +350,6 @@ def _write_header(file: Any, header: VolumeHeader, name: str, history: str, h5py
         space = h5py.h5s.create_simple(axes.shape)
         stored = h5py.h5d.create(content.id, name.encode(), kind, space, created, linked)
         dataset = h5py.Dataset(stored)
-        for number, letter in enumerate(axes.letters):
-            dataset.dims[number].label = letter
         spacing, _ = grid_in(header.grid, "um")
         steps = dict(zip(SPATIAL, spacing or (0.0,) * 3, strict=True))
         if spacing is not None and header.grid.unit is not None:
