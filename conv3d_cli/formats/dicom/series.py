@@ -102,6 +102,7 @@ class Series:
 
     @property
     def files(self) -> list[str]:
+        """The files of the images, each once."""
         return list(dict.fromkeys(frame.file for frame in self.frames))
 
     @property
