@@ -146,7 +146,7 @@ def recognize(path: str) -> VolumeFormat | Foreign | None:
 def input_format(path: str) -> VolumeFormat | None:
     """The format that an input is read in, by its content first; None if it is not read.
 
-    >>> input_format("missing.nii.gz").name, input_format("missing.dcm") is None
+    >>> input_format("missing.nii.gz").name, input_format("missing.dm4") is None
     ('NIfTI', True)
     """
     found = recognize(path)
