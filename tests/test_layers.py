@@ -45,7 +45,7 @@ HOMES = {
     "llvmlite": ["engine/machine_code.py", "engine/cpu.py", "engine/loops/*.py"],
     "nibabel": ["formats/nifti/*.py", "formats/minc/*.py", "kernels/files.py"],
     "tifffile": ["formats/tiff/*.py", "kernels/files.py"],
-    "imagecodecs": ["formats/tiff/*.py"],
+    "imagecodecs": ["formats/tiff/*.py", "formats/microscope/czi.py"],
     "isal": ["formats/*.py", "formats/*/*.py"],
     "zarr": ["formats/zarr/*.py"],
     "numcodecs": ["formats/zarr/*.py"],
@@ -54,7 +54,11 @@ HOMES = {
     "dask": ["cluster/run.py"],
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
     "backports": ["formats/codecs.py"],
-    "h5py": ["formats/minc/*.py", "kernels/weights/*.py"],
+    "h5py": ["formats/minc/*.py", "formats/hdf5/*.py", "kernels/weights/*.py"],
+    "pydicom": ["formats/dicom/*.py"],
+    "nd2": ["formats/microscope/nd2.py"],
+    "liffile": ["formats/microscope/lif.py"],
+    "hdf5plugin": ["formats/hdf5/file.py"],  # if it is installed: filters of HDF5
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
     "numpy": ["*.py"],

@@ -31,8 +31,11 @@ from conv3d_cli.errors import (
 from conv3d_cli.formats import (
     afni,
     analyze,
+    dicom,
+    hdf5,
     meta,
     mgh,
+    microscope,
     mif,
     minc,
     mrc,
@@ -75,6 +78,12 @@ FORMATS: tuple[VolumeFormat, ...] = (
     minc.MINC2,
     zarr.NIFTI,
     zarr.ZIP,
+    hdf5.IMARIS,
+    hdf5.FORMAT,
+    dicom.FORMAT,
+    microscope.CZI,
+    microscope.ND2,
+    microscope.LIF,
     zarr.FORMAT,
 )
 
@@ -139,7 +148,7 @@ def recognize(path: str) -> VolumeFormat | Foreign | None:
 def input_format(path: str) -> VolumeFormat | None:
     """The format that an input is read in, by its content first; None if it is not read.
 
-    >>> input_format("missing.nii.gz").name, input_format("missing.dcm") is None
+    >>> input_format("missing.nii.gz").name, input_format("missing.dm4") is None
     ('NIfTI', True)
     """
     found = recognize(path)
@@ -541,6 +550,11 @@ def output_format(path: str) -> VolumeFormat:
             f"name it {found.target_suffix}"
         )
     _check_url(found, path, "write")
+    file, part = split_part(path)
+    if part and found.has_parts and not is_url(path):
+        raise SpecError(
+            f"cannot write {path}: an output is a whole file; leave out ::{part}, and name {file}"
+        )
     return found
 
 

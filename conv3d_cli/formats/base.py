@@ -177,6 +177,7 @@ class VolumeFormat:
     reads_urls : bool       True if a name may be a URL
     has_parts : bool        True if `FILE::PART` names one of several volumes in a file; see
                             `system/parts.py`
+    kernels : bool          False if a kernel with its suffixes is a file of another kind
 
     Its files:
 
@@ -229,6 +230,7 @@ class VolumeFormat:
     target_suffix: str = ""
     reads_urls: bool = False
     has_parts: bool = False
+    kernels: bool = True
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
     lost_meaning: Callable[[VolumeHeader], str] = lambda header: ""

@@ -111,16 +111,6 @@ def _magic(*magics: bytes, at: int = 0) -> Signature:
     return lambda start: start.has(at, *magics)
 
 
-def _is_dicom(start: Start) -> bool:
-    """With the preamble, or without it: then the first element is of group 2 or 8."""
-    if start.has(128, b"DICM"):
-        return True
-    group, element = start.integer(0, "little", 2), start.integer(2, "little", 2)
-    explicit = start.has(4, b"UL", b"UI", b"CS", b"SH", b"DA", b"TM", b"OB", b"LO")
-    implicit = element == 0 and start.has(4, b"\x04\0\0\0")
-    return group in (2, 8) and 0 <= element <= 0x20 and (explicit or implicit)
-
-
 def _is_dm(start: Start) -> bool:
     """Gatan's DM3 or DM4: version, length of the file, and byte order."""
     if start.has(0, b"\0\0\0\3"):
@@ -142,12 +132,6 @@ _PICTURE = "a volume is a stack: save its slices as one TIFF of many pages"
 # The order matters for contents that belong to two kinds: the narrower one first.
 FOREIGN: tuple[Foreign, ...] = (
     Foreign(
-        "DICOM",
-        "convert its folder: dcm2niix -z y -o OUT FOLDER",
-        (".dcm", ".dicom", ".ima"),
-        _is_dicom,
-    ),
-    Foreign(
         "GIFTI, a surface and not a volume",
         "wb_command -metric-smoothing smooths along the surface",
         (".gii", ".gii.gz"),
@@ -165,14 +149,7 @@ FOREIGN: tuple[Foreign, ...] = (
         (".tck", ".trk", ".trx"),
         _magic(b"mrtrix tracks", b"TRACK\0"),
     ),
-    Foreign("Zeiss CZI", _BIOFORMATS.format("FILE.czi"), (".czi",), _magic(b"ZISRAWFILE")),
-    Foreign("Nikon ND2", _BIOFORMATS.format("FILE.nd2"), (".nd2",), _magic(b"\xda\xce\xbe\x0a")),
-    Foreign(
-        "Leica LIF",
-        _BIOFORMATS.format("FILE.lif"),
-        (".lif", ".lof", ".xlef"),
-        lambda start: start.begins(b"\x70\0\0\0") and start.has(8, b"\x2a"),
-    ),
+    Foreign("Leica LOF or XLEF", _BIOFORMATS.format("FILE.xlef"), (".lof", ".xlef", ".xlif")),
     Foreign(
         "Olympus OIB or another file in Microsoft's OLE2 container",
         _BIOFORMATS.format("FILE.oib"),
@@ -221,13 +198,6 @@ FOREIGN: tuple[Foreign, ...] = (
         "save the array: numpy.save(NAME, scipy.io.loadmat(FILE)[KEY])",
         (".mat",),
         _magic(b"MATLAB 5.0 MAT-file", b"MATLAB 7.3 MAT-file"),
-    ),
-    Foreign("Imaris", _BIOFORMATS.format("FILE.ims"), (".ims",), _magic(HDF5)),
-    Foreign(
-        "HDF5",
-        "save the dataset: numpy.save(NAME, h5py.File(FILE)[DATASET])",
-        (".h5", ".hdf5", ".hdf", ".he5"),
-        _magic(HDF5),
     ),
     Foreign(
         "netCDF",

@@ -768,7 +768,7 @@ def _volume_kinds() -> Iterator[KernelFile]:
     taken = {"-"}.union(*(kind.suffixes for kind in _OWN_KINDS))
     for volume_format in FORMATS:
         for suffix in volume_format.suffixes:
-            if suffix not in taken:
+            if suffix not in taken and volume_format.kernels:
                 yield KernelFile(
                     volume_format.name,
                     (suffix,),

@@ -311,6 +311,77 @@ def _afni(data: bytes, folder: Path) -> Path:
     return folder / "input+orig.HEAD"
 
 
+def _hdf5s() -> dict[str, bytes]:
+    """As this package writes them, and in packed chunks."""
+    import h5py
+
+    made = _volumes(".h5", ("uint8", "float32"), ("zyx", "tzyxc"))()
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        values = np.arange(60, dtype=">i2").reshape(3, 4, 5)
+        file.create_dataset("g/x", data=values, chunks=(2, 3, 4), compression="gzip", shuffle=True)
+        file["g/soft"] = h5py.SoftLink("x")
+    return made | {"chunks": buffer.getvalue()}
+
+
+def _dicoms() -> dict[str, bytes]:
+    """Small files that pydicom brings: one image, a dose of frames, colours, RLE."""
+    import pydicom
+
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    names = ("MR_small", "MR_small_RLE", "rtdose", "SC_rgb_small_odd", "MR_small_bigendian")
+    return {name: (folder / f"{name}.dcm").read_bytes() for name in names}
+
+
+def _microscope(kind: str) -> Seeds:
+    """Small files by hand: two channels, three planes."""
+
+    def seeds() -> dict[str, bytes]:
+        import tempfile
+
+        import microscopes
+
+        values = np.arange(2 * 3 * 4 * 5, dtype=np.uint16).reshape(2, 3, 4, 5)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"a.{kind}"
+            if kind == "czi":
+                xml = "<D><Scaling><Items><Distance Id='X'><Value>1e-7</Value></Distance></Items></Scaling></D>"
+                tiles = [
+                    ({"X": 0, "Y": 0, "C": c, "Z": z, "M": 0}, values[c, z])
+                    for c, z in np.ndindex(2, 3)
+                ]
+                microscopes.czi(path, tiles, xml)
+            elif kind == "lif":
+                microscopes.lif(path, {"a": ("CZYX", values)}, {"X": 1e-7, "Y": 1e-7})
+            else:
+                microscopes.nd2(path, values.transpose(1, 0, 2, 3)[None, None])
+            return {"small": path.read_bytes()}
+
+    return seeds
+
+
+def _imaris() -> dict[str, bytes]:
+    """One level, two channels, padded."""
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for c in range(2):
+            group = file.create_group(f"DataSet/ResolutionLevel 0/TimePoint 0/Channel {c}")
+            group.create_dataset(
+                "Data", data=np.arange(64, dtype="u1").reshape(4, 4, 4), chunks=(2, 4, 4)
+            )
+            for axis in "XYZ":
+                group.attrs[f"ImageSize{axis}"] = np.array([b"3"])
+        image = file.create_group("DataSetInfo/Image")
+        for i in range(3):
+            image.attrs[f"ExtMin{i}"], image.attrs[f"ExtMax{i}"] = (
+                np.array([b"0"]),
+                np.array([b"6"]),
+            )
+    return {"two": buffer.getvalue()}
+
+
 def _npys() -> dict[str, bytes]:
     made = {}
     for name, array in {
@@ -722,6 +793,30 @@ TARGETS: tuple[Target, ...] = (
         "minc2", ".mnc", read_volume_file, _nibabels("small.mnc", "minc2_4d.mnc", "minc2-no-att.mnc"),
         ("formats/minc/format.py",),
         ("minc-2.0", "image", "dimensions", "dimorder", "xspace", "time", "image-max", "valid_range", "step"),
+    ),
+    Target(
+        "hdf5", ".h5", read_volume_file, _hdf5s, ("formats/hdf5/format.py", "formats/hdf5/file.py"),
+        ("axistags", "element_size_um", '{"axes": [{"key": "z"}]}', "resolution", "unit", "history", "DIMENSION_LABELS"),
+    ),
+    Target(
+        "imaris", ".ims", read_volume_file, _imaris, ("formats/hdf5/imaris.py", "formats/hdf5/file.py"),
+        ("DataSet", "ResolutionLevel 0", "TimePoint 0", "Channel 1", "ImageSizeX", "ExtMin0", "ExtMax0", "Unit", "TimeInfo"),
+    ),
+    Target(
+        "dicom", ".dcm", read_volume_file, _dicoms, ("formats/dicom/format.py", "formats/dicom/series.py", "formats/planes.py"),
+        ("\x28\x00\x02\x01US\x02\x00", "\x20\x00\x32\x00DS", "\x28\x00\x30\x00DS", "\x28\x00\x08\x00IS", "1.2.840.10008.1.2.5", "RGB", "MOSAIC"),
+    ),
+    Target(
+        "czi", ".czi", read_volume_file, _microscope("czi"), ("formats/microscope/czi.py", "formats/planes.py"),
+        ("ZISRAWSUBBLOCK", "ZISRAWDIRECTORY", "DV", "X", "Y", "C", "Z", "T", "S", "M", "<Value>", "Distance"),
+    ),
+    Target(
+        "lif", ".lif", read_volume_file, _microscope("lif"), ("formats/microscope/lif.py", "formats/planes.py"),
+        tuple(w.encode("utf-16-le").decode("latin-1") for w in ("BytesInc", "NumberOfElements", "Length", "DimID", "Resolution", "-1", "9")),
+    ),
+    Target(
+        "nd2", ".nd2", read_volume_file, _microscope("nd2"), ("formats/microscope/nd2.py", "formats/planes.py"),
+        tuple(w.encode("utf-16-le").decode("latin-1") for w in ("uiWidth", "uiComp", "uiSequenceCount", "dCalibration", "uiCount")),
     ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),

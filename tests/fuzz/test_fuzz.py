@@ -37,6 +37,11 @@ def needed(target: Target) -> None:
     libraries = {
         "zarr": "zarr",
         "minc2": "h5py",
+        "hdf5": "h5py",
+        "imaris": "h5py",
+        "dicom": "pydicom",
+        "lif": "liffile",
+        "nd2": "nd2",
         "weights-keras": "h5py",
         "weights-h5": "h5py",
         "weights-onnx": "onnx",

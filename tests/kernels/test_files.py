@@ -1126,16 +1126,19 @@ def test_libraries_are_imported_only_when_needed() -> None:
 
 
 def test_every_kind_is_listed() -> None:
-    """Every format of volumes is one of kernels."""
+    """Every format of volumes is one of kernels, unless its suffixes are of weights."""
     own = ".npy .npz .json .toml .txt"
     volumes = " ".join(
-        suffix for found in FORMATS for suffix in found.suffixes if suffix not in (".npy", "-")
+        suffix
+        for found in FORMATS
+        for suffix in found.suffixes
+        if suffix not in (".npy", "-") and found.kernels
     )
     assert kernel_files.known_suffixes() == f"{own} .kern .kernel {volumes}"
     written = " ".join(
         suffix
         for found in FORMATS
-        if found.create is not None and found.holds_float64
+        if found.create is not None and found.holds_float64 and found.kernels
         for suffix in found.suffixes
         if suffix not in (".npy", "-")
     )
@@ -1148,7 +1151,7 @@ def test_every_kind_is_listed() -> None:
 VOLUMES = [
     suffix
     for found in FORMATS
-    if found.create is not None
+    if found.create is not None and found.kernels
     for suffix in found.suffixes
     if suffix not in (".npy", "-")
 ]
