@@ -12,7 +12,7 @@ import click
 
 from conv3d_cli.cli.jobs import plan_command
 from conv3d_cli.cli.messages import echo
-from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings
+from conv3d_cli.cli.options import ShortHelpCommand, apply_options, given_settings
 from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from conv3d_cli.settings.options import Settings
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=ShortHelpCommand)
 @click.argument("inputs", nargs=-1, metavar="INPUT...", type=FileName(File.READ))
 @apply_options
 @click.pass_context

@@ -11,7 +11,7 @@ import click
 
 from conv3d_cli.cli.jobs import MergedSettings
 from conv3d_cli.cli.layout import facts
-from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
+from conv3d_cli.cli.options import ShortHelpCommand, explain_options, given_settings, options
 from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.settings.option import File, Unit
@@ -50,7 +50,7 @@ cluster_options = options(
 )
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=ShortHelpCommand)
 @click.argument("source", metavar="INPUT", type=FileName(File.READ))
 @click.option(
     "-o",

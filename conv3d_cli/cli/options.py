@@ -41,6 +41,24 @@ _HINTS = {"like": "preset"}
 
 
 class SectionedCommand(click.Command):
+    """A command whose --help lists its options in sections.
+
+    Sections are in the order of `SECTIONS`; others follow in the order of their options.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options section by section, those without a section first, such as --help."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for title in _in_order(sections):
+            with formatter.section(title):
+                formatter.write_dl(sections[title])
+
+
+class ShortHelpCommand(SectionedCommand):
     """A command whose --help shows its common options, and whose --help-all lists all in sections.
 
     The options of the table say which are common; options without a section are. --help also leaves
@@ -63,30 +81,23 @@ class SectionedCommand(click.Command):
             self.help = whole
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options: the common ones in one list, or all of them section by section.
-
-        Sections are in the order of `SECTIONS`; others follow in the order of their options.
-        """
-        full = bool(ctx.meta.get(FULL_HELP))
+        """Write the options: the common ones in one list, or all of them section by section."""
+        if ctx.meta.get(FULL_HELP):
+            super().format_options(ctx, formatter)
+            return
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
-            record = _help_record(parameter, ctx, full)
-            if record is not None and (full or _is_common(parameter)):
+            record = _brief_record(parameter, ctx) if _is_common(parameter) else None
+            if record is not None:
                 title = getattr(parameter, "section", "Options")
-                if not full and title == "Options" and file_of(parameter) is File.WRITTEN:
+                if title == "Options" and file_of(parameter) is File.WRITTEN:
                     title = "Output"
                 sections.setdefault(title, []).append(record)
-        known = {title: number for number, title in enumerate(SECTIONS)}
-        titled = [title for title in sections if title != "Output"]
-        titles = sorted(titled, key=lambda title: known.get(title, len(known)))
-        if not full:  # the kernel comes first, then -o, and --help last
-            own, *others = titles
-            order = (*others[:1], "Output", *others[1:], own)
-            together = [record for title in order for record in sections.get(title, ())]
-            titles, sections = ["Options"], {"Options": together}
-        for title in titles:
-            with formatter.section(title):
-                formatter.write_dl(sections[title])
+        # the kernel comes first, then -o, and --help last
+        own, *others = _in_order(title for title in sections if title != "Output")
+        order = (*others[:1], "Output", *others[1:], own)
+        with formatter.section("Options"):
+            formatter.write_dl([record for title in order for record in sections.get(title, ())])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         """Completions: options that most people need come first."""
@@ -98,6 +109,12 @@ class SectionedCommand(click.Command):
         }
         found = super().shell_complete(ctx, incomplete)
         return sorted(found, key=lambda item: item.value not in common)
+
+
+def _in_order(titles: Iterable[str]) -> list[str]:
+    """Titles of sections in the order of `SECTIONS`; others behind them, as they come."""
+    known = {title: number for number, title in enumerate(SECTIONS)}
+    return sorted(titles, key=lambda title: known.get(title, len(known)))
 
 
 FULL_HELP = "conv3d.full_help"
@@ -132,17 +149,15 @@ def _is_common(parameter: click.Parameter) -> bool:
     return row.common if row is not None else not hasattr(parameter, "section")
 
 
-def _help_record(
-    parameter: click.Parameter, ctx: click.Context, full: bool
-) -> tuple[str, str] | None:
-    """The two columns of an option in the help; None for an argument or a hidden option.
+def _brief_record(parameter: click.Parameter, ctx: click.Context) -> tuple[str, str] | None:
+    """The two columns of an option in the short help: its first sentence, and no --no-x.
 
-    full : bool     the whole text; else the first sentence, and no --no-x
+    None for an argument or a hidden option.
     """
     if not isinstance(parameter, click.Option):
         return None
     record = parameter.get_help_record(ctx)
-    if full or record is None or not isinstance(parameter, TableOption):
+    if record is None or not isinstance(parameter, TableOption):
         return record
     row = OPTION[parameter.name or ""]
     default = "" if row.default is None else f"  [default: {row.default}]"

@@ -25,7 +25,7 @@ from conv3d_cli.cli import main
 from conv3d_cli.cli.boutiques import descriptor
 from conv3d_cli.cli.description import Command, describe_program
 from conv3d_cli.cli.man import man_pages
-from conv3d_cli.cli.options import SectionedCommand
+from conv3d_cli.cli.options import ShortHelpCommand
 from conv3d_cli.errors import EXIT_CODES
 from conv3d_cli.settings.option import KINDS, File, Unit
 from conv3d_cli.settings.options import OPTION, OPTIONS
@@ -90,8 +90,8 @@ def test_a_commands_own_json_is_its_part_of_the_whole(words: tuple[str, ...], ru
 def test_every_parameter_is_described(words: tuple[str, ...]) -> None:
     described = DESCRIBED[words]
     told = {flag for option in described.options for flag in option.flags + option.negative_flags}
-    sectioned = isinstance(COMMANDS[words], SectionedCommand)
-    assert told == flags_of(words) | {"-h", "--help"} | ({"--help-all"} if sectioned else set())
+    short = isinstance(COMMANDS[words], ShortHelpCommand)
+    assert told == flags_of(words) | {"-h", "--help"} | ({"--help-all"} if short else set())
     arguments = [p for p in COMMANDS[words].params if isinstance(p, click.Argument)]
     assert [(a.name, a.required) for a in described.arguments] == [
         (p.name, p.required) for p in arguments

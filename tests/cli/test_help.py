@@ -147,3 +147,10 @@ def test_common_options_are_completed_first(run: Any, monkeypatch: Any) -> None:
 def test_the_whole_help_is_printed_and_nothing_is_run(run: Any, desk: Any) -> None:
     run("apply", "a.nii.gz", "-k", "box", "-o", "o.nii.gz", "--help-all")
     assert not (desk / "o.nii.gz").exists()
+
+
+def test_a_command_of_few_options_shows_them_all(run: Any) -> None:
+    """Also those in sections: only `apply` and `explain` have a short help."""
+    shown = run("bench", "--help").stdout
+    assert "--patience" in shown
+    assert "--help-all" not in shown
