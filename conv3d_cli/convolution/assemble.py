@@ -118,6 +118,7 @@ def assemble(
     mask: Mask | None = None,
     several_parts: bool = False,
     reports_coverage: bool = False,
+    watches_losses: bool = False,
     plan: Plan | None = None,
 ) -> Convolution:
     """Plan the arithmetic of a convolution.
@@ -131,6 +132,7 @@ def assemble(
     several_parts : bool        the convolution will run over several volumes or channels, which may
                                 share their coverage
     reports_coverage : bool     the caller reads `Convolution.coverage` after each slab
+    watches_losses : bool       the caller reads `Convolution.losses` at the end
     plan : Plan or None         the plan of an earlier convolution that was the same and has ended
     Raises: SpecError for weights beyond the range of the precision; UnknownNameError for an unknown
         algorithm; ShapeError for an algorithm that cannot compute this, or a kernel of even size
@@ -152,11 +154,7 @@ def assemble(
         activity,
         filters_per_channel=kernel.filters_per_channel,
         magnitude=resolved.magnitude,
-        losses=Losses(
-            sums_weights=abs(kernel.sum) > 1e-6 * float(np.abs(kernel.weights).sum()),
-            is_linear=all(activation.is_linear for activation in resolved.activations),
-            gain=_gain(kernel),
-        ),
+        losses=_no_losses(resolved) if watches_losses else None,
     )
     if copies or not missing.applies_to(problem.boundary):
         return convolution
@@ -164,6 +162,16 @@ def assemble(
 
     check_centre(missing, convolution.problem, kernel)
     return masked_convolution(convolution, missing, kernel, mask, several_parts, reports_coverage)
+
+
+def _no_losses(resolved: ResolvedConvolution) -> Losses:
+    """The losses of a convolution before its first slab."""
+    kernel = resolved.kernel
+    return Losses(
+        sums_weights=abs(kernel.sum) > 1e-6 * float(np.abs(kernel.weights).sum()),
+        is_linear=all(activation.is_linear for activation in resolved.activations),
+        gain=_gain(kernel),
+    )
 
 
 def _gain(kernel: Kernel) -> float:

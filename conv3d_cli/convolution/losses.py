@@ -99,7 +99,7 @@ class Losses:
         ):
             self.spoiled += out.size - int(np.isfinite(out).sum())
         if self.only_zeros and self.is_linear:
-            self.only_zeros = not out.any()
+            self.only_zeros = not any(plane.any() for plane in out)  # mostly the first one has some
             if self.only_zeros and not self.has_input:
                 if inside is not None and inside.shape[:3] == source.shape[:3]:
                     source = source[inside[..., 0] > 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -45,7 +45,7 @@ class Convolution:
     filters_per_channel : int       filters of each channel, if this is no layer
     magnitude : bool                replace the filters of a channel by the root of the sum of their
                                     squares, after the bias and before the activations
-    losses : Losses                 of the slabs so far
+    losses : Losses or None         of the slabs so far; None: nobody asks for them
 
     Raises: SpecError for a bias or an activation's parameter beyond the range of the plan's dtype.
     """
@@ -59,7 +59,7 @@ class Convolution:
     activity_sum: float = 0.0
     filters_per_channel: int = 1
     magnitude: bool = False
-    losses: Losses = field(default_factory=Losses)
+    losses: Losses | None = None
 
     takes_boxes: ClassVar[bool] = True  # whether a box can be computed without the rest of its slab
 
@@ -204,15 +204,16 @@ class Convolution:
         Raises: ValueError for an array or a table that does not fit, see `Plan.convolve_slab`.
         """
         clipped = self._results(slab, out, team, scale, outputs, progress, around)
-        self.losses.see(
-            slab.source,
-            out,
-            scale,
-            self.exact_dtype(out.dtype),
-            team,
-            inside=None if slab.mask is None else slab.mask.source,
-            has_missing=self.has_missing,
-        )
+        if self.losses is not None:
+            self.losses.see(
+                slab.source,
+                out,
+                scale,
+                self.exact_dtype(out.dtype),
+                team,
+                inside=None if slab.mask is None else slab.mask.source,
+                has_missing=self.has_missing,
+            )
         return clipped
 
     def exact_dtype(self, out: np.dtype[Any]) -> np.dtype[Any]:

@@ -398,6 +398,7 @@ def _assemble_stages(
             mask=mask,
             several_parts=len(order.parts) > 1,
             reports_coverage=job.needs_coverage,
+            watches_losses=True,
         )
         stages.append(PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses))
     return stages, planning

@@ -357,10 +357,11 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
     first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
     out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
     is_copy = isinstance(first, Copy) and first is last
+    watched = [convolution.losses for convolution in convolutions if convolution.losses is not None]
     losses = replace(
-        last.losses,
-        largest=first.losses.largest,
-        spoiled=max(convolution.losses.spoiled for convolution in convolutions),
+        watched[-1],
+        largest=watched[0].largest,
+        spoiled=max(losses.spoiled for losses in watched),
     )
     real = out if is_copy else first.plan.dtype
     cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")

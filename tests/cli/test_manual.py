@@ -84,7 +84,10 @@ def test_a_command_shows_its_help_and_its_page(words: list[str], run: Any) -> No
             ["kernel", "mkae"],
             "'kernel mkae'; did you mean 'kernel'? `conv3d help` lists the topics",
         ),
-        (["mosaic"], "'mosaic'; the manual has it in memory, scanners: conv3d help --search mosaic"),
+        (
+            ["mosaic"],
+            "'mosaic'; the manual has it in memory, scanners: conv3d help --search mosaic",
+        ),
         (["xyzzy"], "'xyzzy'; `conv3d help` lists the topics"),
     ],
     ids=str,
