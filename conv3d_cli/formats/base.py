@@ -12,14 +12,16 @@ import itertools
 import math
 import mmap
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError
+from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.formats.signatures import Signature
 from conv3d_cli.model.volume import (
     SPATIAL,
@@ -255,6 +257,23 @@ class VolumeFormat:
     def only_reads(self, path: str) -> bool:
         """True if the file name ends with a suffix of files that are read, and never written."""
         return file_of(path).lower().endswith(self.read_suffixes) if self.read_suffixes else False
+
+
+@contextmanager
+def library_errors(path: str, what: str) -> Iterator[None]:
+    """Whatever a library raises for a damaged file becomes a FormatError; no warnings.
+
+    what : str      name of the format
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (Conv3DError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FormatError(f"cannot read {path}: damaged {what}: {text}") from error
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.base import library_errors
 from conv3d_cli.formats.dicom import FORMAT
 from conv3d_cli.formats.dicom.series import (
     AXIS_KEYS,
     CURE,
     Frame,
     Series,
-    dicom_errors,
     find_series,
 )
 from conv3d_cli.formats.planes import PlaneReader
@@ -311,7 +311,7 @@ def _check_syntax(name: str, series: Series) -> None:
     from pydicom.uid import UID
 
     for syntax in sorted(series.syntaxes):
-        with dicom_errors(name):
+        with library_errors(name, "DICOM"):
             uid = UID(syntax)
             shown = (uid.name if uid.is_transfer_syntax else syntax)[:80]
             cure = f"gdcmconv --raw FILE NEW, or {CURE}"
@@ -332,7 +332,7 @@ def _pixels(frame: Frame, stored: np.dtype[Any], samples: int, deflated: bool) -
     from pydicom import dcmread
     from pydicom.pixels.utils import pixel_array
 
-    with dicom_errors(frame.file):
+    with library_errors(frame.file, "DICOM"):
         source: Any = frame.file
         if deflated:  # the whole file is one stream
             source = dcmread(frame.file, force=True)

@@ -7,14 +7,13 @@ puts them together.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.formats.base import library_errors
 from conv3d_cli.formats.dicom import folder_files, is_dicom_file
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
@@ -112,20 +111,6 @@ class Series:
         return f"({about}{len(self.frames)} images)"
 
 
-@contextmanager
-def dicom_errors(path: str) -> Iterator[None]:
-    """Whatever the library raises for a damaged file becomes a FormatError; no warnings."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (Conv3DError, MemoryError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FormatError(f"cannot read {path}: damaged DICOM: {text}") from error
-
-
 def require_pydicom(path: str) -> None:
     """Raises: FormatError if pydicom is not installed."""
     try:
@@ -172,7 +157,7 @@ def read_frames(path: str) -> tuple[Series, list[Frame]] | None:
     """
     import pydicom
 
-    with dicom_errors(path):
+    with library_errors(path, "DICOM"):
         data: Any = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=TAGS)
         rows, columns = _number(data, "Rows"), _number(data, "Columns")
         if not rows or not columns or _number(data, "BitsAllocated") is None:

@@ -7,15 +7,14 @@ datasets are refused.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import Conv3DError, FormatError
-from conv3d_cli.formats.base import real_dtype
+from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.base import library_errors, real_dtype
 from conv3d_cli.model.volume import SPATIAL, Array, BoxAccess, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
 
@@ -24,20 +23,6 @@ MAX_LINKS = 40  # soft links on the way to one dataset
 MAX_TEXT = 64 << 10  # bytes of an attribute that is read as text
 ROW_BYTES = 256 << 20  # of a row of chunks that is kept decoded, at most
 LIBRARY_BYTES = 2 << 20  # HDF5's own buffers
-
-
-@contextmanager
-def hdf5_errors(path: str) -> Iterator[None]:
-    """Whatever the library raises for a damaged file becomes a FormatError; no warnings."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (Conv3DError, MemoryError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FormatError(f"cannot read {path}: damaged HDF5: {text}") from error
 
 
 def open_file(path: str) -> Any:
@@ -52,7 +37,7 @@ def open_file(path: str) -> Any:
         raise FormatError(
             f"cannot read {path}: HDF5 needs the package h5py: pip install 'conv3d[hdf5]'"
         ) from error
-    with hdf5_errors(path):
+    with library_errors(path, "HDF5"):
         # without HDF5's cache, whose many small pieces of memory are not given back
         return h5py.File(path, "r", rdcc_nbytes=0)
 
@@ -230,7 +215,7 @@ class ChunkedReader(VolumeReader):
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
-        with hdf5_errors(self.path):
+        with library_errors(self.path, "HDF5"):
             block = self.part(n, depth, rows, columns, channels)
             return np.asarray(block, self.header.dtype)
 

@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import Conv3DError, FormatError, WriteError
-from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions, RawWriter, real_dtype
+from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
+    RawWriter,
+    library_errors,
+    real_dtype,
+)
 from conv3d_cli.formats.hdf5 import FORMAT
 from conv3d_cli.formats.hdf5.file import (
     MAX_TEXT,
@@ -27,7 +33,6 @@ from conv3d_cli.formats.hdf5.file import (
     datasets,
     find,
     gaps_note,
-    hdf5_errors,
     open_file,
     text_of,
 )
@@ -70,7 +75,7 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
     path, part = split_part(name)
     file = open_file(path)
     try:
-        with hdf5_errors(path):
+        with library_errors(path, "HDF5"):
             if (not part or part.isdigit()) and find(file, "DataSet/ResolutionLevel 0", path):
                 from conv3d_cli.formats.hdf5.imaris import open_imaris
 
@@ -152,7 +157,7 @@ def holds_more(name: str) -> bool:
     """True if a file holds datasets besides the named one; False if it cannot be read."""
     path, _ = split_part(name)
     try:
-        with open_file(path) as file, hdf5_errors(path):
+        with open_file(path) as file, library_errors(path, "HDF5"):
             return len(datasets(file, path)) > 1
     except Conv3DError:
         return False
@@ -269,7 +274,7 @@ class DatasetReader(ChunkedReader):
 
     def storage(self) -> dict[str, str]:
         found = {"dataset": self.header.metadata.name}
-        with hdf5_errors(self.path):
+        with library_errors(self.path, "HDF5"):
             if self._dataset.chunks:
                 found["chunks"] = " x ".join(map(str, self._dataset.chunks))
                 found["codec"] = str(self._dataset.compression or "none")

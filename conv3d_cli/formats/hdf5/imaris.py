@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import real_dtype
+from conv3d_cli.formats.base import library_errors, real_dtype
 from conv3d_cli.formats.hdf5 import IMARIS
 from conv3d_cli.formats.hdf5.file import (
     ChunkedReader,
@@ -24,7 +24,6 @@ from conv3d_cli.formats.hdf5.file import (
     chunk_of,
     find,
     gaps_note,
-    hdf5_errors,
     open_file,
     text_of,
 )
@@ -48,7 +47,7 @@ def open_imaris(
     path, part = split_part(name)
     file = open_file(path)
     try:
-        with hdf5_errors(path):
+        with library_errors(path, "HDF5"):
             level = _level(file, part, path)
             steps = _names(level, "TimePoint")
             channels = _names(level[steps[0]], "Channel") if steps else []

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.base import library_errors
 from conv3d_cli.formats.minc import MINC1, MINC2
 from conv3d_cli.formats.signatures import HDF5
 from conv3d_cli.formats.stored import check_affine
@@ -27,20 +26,6 @@ LETTERS = {"xspace": "x", "yspace": "y", "zspace": "z", "time": "t", "vector_dim
 CACHE_BYTES = 1 << 20  # of HDF5, for chunks
 
 
-@contextmanager
-def _errors(path: str) -> Iterator[None]:
-    """Whatever the libraries raise for a damaged file becomes a FormatError; no warnings."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (Conv3DError, MemoryError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FormatError(f"cannot read {path}: damaged, or no MINC volume: {text}") from error
-
-
 def open_minc(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
     """Open a MINC file.
 
@@ -50,7 +35,7 @@ def open_minc(path: str, *, axes: str | None = None, channels_first: bool = Fals
     check_input(path)
     with open(path, "rb") as file:
         start = file.read(len(HDF5))
-    with _errors(path):
+    with library_errors(path, "MINC"):
         found, close = _open_hdf5(path) if start == HDF5 else _open_netcdf(path)
         try:
             return _reader(path, found, close, axes, start == HDF5)
@@ -167,7 +152,7 @@ class MincReader(VolumeReader):
         _, _, height, width, _ = self.header.shape
         size = (depth.stop - depth.start, height, width, channels.stop - channels.start)
         place = axes.place(n, (depth.start, 0, 0), channels.start, size)
-        with _errors(self.path):
+        with library_errors(self.path, "MINC"):
             values = np.asarray(self._found.get_scaled_data(place))
         part = Axes(axes.letters, values.shape)
         block = part.block(values, 0, slice(0, size[0]), slice(0, size[3]))
