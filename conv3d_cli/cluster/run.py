@@ -156,6 +156,7 @@ def _private_cluster(workers: int) -> Iterator[Any]:
         # another user could create Dask's usual folder in the shared temporary folder first
         scratch_folder("conv3d-dask-") as folder,
         dask.config.set({**no_pages, "temporary-directory": folder}),
+        _safe_python_path(),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -171,6 +172,24 @@ def _private_cluster(workers: int) -> Iterator[Any]:
         ) as cluster,
     ):
         yield cluster
+
+
+@contextmanager
+def _safe_python_path() -> Iterator[None]:
+    """In the body, let new Python processes import no module from the working folder.
+
+    The standard library starts its processes with `python -c`, which looks there first, and another
+    user may have put a file there that has the name of a module.
+    """
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def run_on_cluster(
