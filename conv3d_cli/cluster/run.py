@@ -32,6 +32,7 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
+from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 from conv3d_cli.system.scratch import scratch_folder
 
@@ -248,7 +249,7 @@ def run_on_cluster(
             all_done = time.perf_counter()
             writer.commit()
             seconds[2] += time.perf_counter() - all_done
-    notes = [*prepared.notes, *writer.notes]
+    notes = [*cleanup_notes(), *prepared.notes, *writer.notes]
     block, plural = "x".join(map(str, partition.block)), "s" if len(tasks) > 1 else ""
     notes.append(
         f"{len(tasks)} task{plural} of {block} voxels, "

@@ -36,6 +36,7 @@ from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prep
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
 from conv3d_cli.system.atomic import committed_together, takes_many
+from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of, percent
@@ -242,7 +243,14 @@ def run_job(
         compute_seconds=times.compute,
         write_seconds=times.write,
         losses=all_losses(prepared),
-        notes=[*prepared.notes, *late_notes, *writer.notes, *coverage_notes, *clipped_notes],
+        notes=[
+            *cleanup_notes(),
+            *prepared.notes,
+            *late_notes,
+            *writer.notes,
+            *coverage_notes,
+            *clipped_notes,
+        ],
         fwhm=kernel_fwhm(prepared) if statistics else None,
         statistics=None if observer is None else observer.statistics(),
     )

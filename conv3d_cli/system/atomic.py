@@ -29,6 +29,14 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting, words
+from conv3d_cli.system.leftovers import (
+    Hold,
+    Journal,
+    Rename,
+    clean_up,
+    exchange,
+    hidden_name,
+)
 from conv3d_cli.system.scratch import unnamed_file
 from conv3d_cli.system.standard_streams import output_bytes
 
@@ -148,7 +156,7 @@ def check_target(
     folder: bool = False,
     send: bool = True,
 ) -> None:
-    """Refuse a target that exists or cannot be written.
+    """Refuse a target that exists or cannot be written, after cleaning up after killed runs.
 
     overwrite : bool        an existing file (or folder, under `folder`) may be replaced
     make_folder : bool      the folder of the target may be missing if it can be made
@@ -159,7 +167,11 @@ def check_target(
     """
     with write_errors(path):
         target = Path(path)
-        if special := special_kind(target):
+        special = special_kind(target)
+        if special is None:
+            real = Path(os.path.realpath(target))
+            clean_up(real, suffix_of(real))
+        else:
             kind, takes_bytes = special
             if folder:
                 raise WriteError(
@@ -195,16 +207,42 @@ def check_target(
             raise WriteError(f"cannot write {path}: folder {parent} is not writable")
 
 
-def temporary_name(target: Path, mark: str = "tmp") -> Path:
-    """A hidden, unused name in the target's folder.
+def new_hidden_folder(target: Path, mark: str = "tmp", mode: int = 0o777) -> tuple[Path, Hold]:
+    """Make a hidden folder beside a target, with the lock that says that it is in use.
 
-    It has the target's suffix, so that format libraries accept it.
+    Raises: OSError.
     """
-    suffix = suffix_of(target)
-    stem = target.name[: len(target.name) - len(suffix)]
-    # a name may have 255 bytes, not characters
-    stem = os.fsencode(stem)[:80].decode(errors="ignore")
-    return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
+    while True:
+        folder = hidden_name(target, suffix_of(target), mark)
+        folder.mkdir(mode)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except OSError:
+            if os.name == "posix" and os.path.lexists(folder):
+                raise
+            return folder, Hold(None)  # Windows opens no folders
+        try:
+            hold = Hold(descriptor)
+        finally:
+            os.close(descriptor)
+        if os.path.lexists(folder):  # another run may have taken it for a leftover before the lock
+            return folder, hold
+        hold.release()
+
+
+def _new_hidden_file(target: Path, mode: int) -> tuple[BinaryIO, Path, Hold]:
+    """Make a hidden file beside a target; see `new_hidden_folder`. Raises: OSError."""
+    while True:
+        path = hidden_name(target, suffix_of(target))
+        # "x": never follow or truncate anything that happens to have this name
+        file: BinaryIO = open(  # noqa: SIM115 - closed by the caller
+            path, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
+        )
+        hold = Hold(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:
+            return file, path, hold
+        hold.release()
+        file.close()
 
 
 class AtomicFile:
@@ -237,19 +275,16 @@ class AtomicFile:
         self.path = Path(path)
         self.is_header = is_header
         self._target = Path(os.path.realpath(path))
-        self.temporary = temporary_name(self._target)
         self._overwrite = overwrite
         self._open = True
         self._placed = False
+        self._old_name: Path | None = None
         self._backup: Path | None = None
         with write_errors(path):
             # Users who may not read the old file must not read the new one, even while it is
             # being written.
             mode = 0o600 if os.path.lexists(self._target) else 0o666
-            # "x": never follow or truncate anything that happens to have this name
-            self.file: BinaryIO = open(  # noqa: SIM115 - closed by commit or abort
-                self.temporary, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
-            )
+            self.file, self.temporary, self._hold = _new_hidden_file(self._target, mode)
 
     def commit(self) -> None:
         """Flush the file to the disk and replace the target, or leave that to the `AtomicGroup`.
@@ -287,15 +322,21 @@ class AtomicFile:
             os.replace(self.temporary, self._target)
             self._placed = True
 
+    def planned(self) -> Rename:
+        """The renames that `back_up` and `place` will make, for the journal."""
+        old = _status(self._target)
+        kept = old is not None and self._overwrite and stat.S_ISREG(old.st_mode)
+        self._old_name = _old_name(self._target) if kept else None
+        return Rename(self._target, self.temporary, self._old_name)
+
     def back_up(self) -> None:
         """Give the old file a second, hidden name, so that `roll_back` can undo `place`.
 
         An old header loses its first name.
         """
-        old = _status(self._target)
-        if old is None or not self._overwrite or not stat.S_ISREG(old.st_mode):
+        old, backup = _status(self._target), self._old_name
+        if old is None or backup is None:
             return  # no old file, or `place` will refuse it
-        backup = temporary_name(self._target, "old")
         with write_errors(self.path):
             _copy_access(self.temporary, self._target, old)
             self._backup = backup
@@ -320,7 +361,8 @@ class AtomicFile:
         self.discard()
 
     def remove_backup(self) -> None:
-        """Remove the old file, if `back_up` kept it."""
+        """Remove the old file, if `back_up` kept it; the new one is no longer in use."""
+        self._hold.release()
         if self._backup is not None:
             with suppress(OSError):
                 self._backup.unlink(missing_ok=True)
@@ -329,6 +371,7 @@ class AtomicFile:
     def discard(self) -> None:
         """Remove the complete file, if it was not placed."""
         self.temporary.unlink(missing_ok=True)
+        self._hold.release()
 
     def abort(self) -> None:
         """Remove the temporary file; the target is unchanged. Does nothing after `commit`."""
@@ -339,7 +382,7 @@ class AtomicFile:
             except OSError:
                 pass  # a full disk may refuse the last buffered bytes, which nobody needs
             finally:
-                self.temporary.unlink(missing_ok=True)
+                self.discard()
 
     def __enter__(self) -> AtomicFile:
         return self
@@ -466,9 +509,10 @@ class AtomicFolder:
     overwrite : bool        an existing folder may be replaced, with everything in it
     temporary : Path        the folder to write to
 
-    A folder cannot be renamed over another. So the old one is renamed to a hidden name, the new one
-    is renamed to the target, and then the old one is removed: a complete folder exists at every
-    moment. Used as a context manager, it aborts unless `commit` was called.
+    A folder cannot be renamed over another. So both names are exchanged in one step, and then the
+    old folder is removed. Where the system cannot do that, the old one is first renamed to a hidden
+    name; a journal tells the next run if the process is killed meanwhile. Used as a context
+    manager, it aborts unless `commit` was called.
     Raises: OutputExistsError, WriteError.
 
     >>> import tempfile
@@ -484,13 +528,14 @@ class AtomicFolder:
         check_target(path, overwrite, folder=True)
         self.path = Path(path)
         self._target = Path(os.path.realpath(path))
-        self.temporary = temporary_name(self._target)
         self._overwrite = overwrite
         self._open = True
         self._placed = False
+        self._old_name: Path | None = None
         self._backup: Path | None = None
         with write_errors(path):
-            self.temporary.mkdir(0o700 if os.path.lexists(self._target) else 0o777)
+            mode = 0o700 if os.path.lexists(self._target) else 0o777
+            self.temporary, self._hold = new_hidden_folder(self._target, mode=mode)
 
     def commit(self) -> None:
         """Flush the folder to the disk and replace the target, or leave that to the `AtomicGroup`.
@@ -518,10 +563,19 @@ class AtomicFolder:
                     )
                 _copy_access(self.temporary, self._target, old)
                 _copy_access_within(self.temporary, self._target)
-                self._backup = temporary_name(self._target, "old")
+                if exchange(self.temporary, self._target):
+                    self._backup, self._placed = self.temporary, True
+                    return
+                self._backup = self._old_name or _old_name(self._target)
                 os.rename(self._target, self._backup)
             os.rename(self.temporary, self._target)
             self._placed = True
+
+    def planned(self) -> Rename:
+        """The renames that `place` may make, for the journal."""
+        exists = os.path.lexists(self._target)
+        self._old_name = _old_name(self._target) if exists and self._overwrite else None
+        return Rename(self._target, self.temporary, self._old_name)
 
     def back_up(self) -> None:
         """Do nothing: `place` renames the old folder itself."""
@@ -529,15 +583,19 @@ class AtomicFolder:
     def roll_back(self) -> None:
         """Undo `place`: restore the target and remove the new folder."""
         with _backup_named(self.path, self._backup):
-            if self._placed:
-                os.rename(self._target, self.temporary)
-            if self._backup is not None and os.path.lexists(self._backup):
-                os.rename(self._backup, self._target)
+            if self._placed and self._backup == self.temporary:
+                exchange(self.temporary, self._target)
+            else:
+                if self._placed:
+                    os.rename(self._target, self.temporary)
+                if self._backup is not None and os.path.lexists(self._backup):
+                    os.rename(self._backup, self._target)
         self._placed, self._backup = False, None
         self.discard()
 
     def remove_backup(self) -> None:
-        """Remove the old folder, if `place` replaced one."""
+        """Remove the old folder, if `place` replaced one; the new one is no longer in use."""
+        self._hold.release()
         if self._backup is not None:
             _remove_folder(self._backup)
             self._backup = None
@@ -545,12 +603,13 @@ class AtomicFolder:
     def discard(self) -> None:
         """Remove the complete folder, if it was not placed."""
         _remove_folder(self.temporary)
+        self._hold.release()
 
     def abort(self) -> None:
         """Remove the temporary folder; the target is unchanged. Does nothing after `commit`."""
         if self._open:
             self._open = False
-            _remove_folder(self.temporary)
+            self.discard()
 
     def __enter__(self) -> AtomicFolder:
         return self
@@ -628,6 +687,10 @@ def place_or_stage(output: AtomicFile | AtomicFolder) -> None:
         _place_all([output])
 
 
+def _old_name(target: Path) -> Path:
+    return hidden_name(target, suffix_of(target), "old")
+
+
 def _is_header(output: AtomicFile | AtomicFolder) -> bool:
     return isinstance(output, AtomicFile) and output.is_header
 
@@ -637,15 +700,29 @@ def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
     placed = False
     try:
         with signals_deferred():
+            journal = None
             try:
-                if len(outputs) > 1:  # a single output replaces the old one in one atomic step
+                planned = [output.planned() for output in outputs]
+                # a single file replaces the old one in one atomic step
+                if len(outputs) > 1 or (isinstance(outputs[0], AtomicFolder) and planned[0].old):
+                    with write_errors(outputs[0].path):
+                        journal = Journal(planned)
+                if len(outputs) > 1:
                     for output in reversed(outputs):
                         output.back_up()
                 for output in outputs:
                     output.place()
             except BaseException as error:
-                _roll_back(outputs, error)
+                try:
+                    _roll_back(outputs, error)
+                except WriteError:
+                    if journal is not None:
+                        journal.leave()
+                    raise
                 raise
+            finally:
+                if journal is not None:
+                    journal.remove()
             placed = True
             if (known := _placed.get()) is not None:
                 known += [os.fspath(output.path) for output in outputs]

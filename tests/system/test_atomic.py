@@ -14,13 +14,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import started
 
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
+from conv3d_cli.system import atomic, leftovers
 from conv3d_cli.system.atomic import (
     AtomicFile,
     AtomicFolder,
@@ -433,12 +435,46 @@ def test_a_swap_that_fails_brings_the_old_folder_back(
             raise error
         rename(*paths)
 
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)  # a system that cannot
     with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
         fill(output, "new")
         monkeypatch.setattr(os, "rename", failing)
         with pytest.raises((WriteError, KeyboardInterrupt)):
             output.commit()
     assert content(tmp_path) == {"a.zarr/old": "old"}
+    assert names(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="names that can be exchanged")
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+def test_two_names_of_folders_are_exchanged_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    """No moment without a folder of the name; in a group, what fails after it undoes it."""
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "old").write_text("old")
+
+    def never(*paths: Path) -> None:
+        raise AssertionError(paths)
+
+    def failing(*paths: Path) -> None:
+        raise error or AssertionError
+
+    monkeypatch.setattr(os, "rename", never)
+    with ExitStack() as stack:
+        if error is not None:
+            monkeypatch.setattr(os, "replace", failing)
+            stack.enter_context(pytest.raises((WriteError, KeyboardInterrupt)))
+        group = stack.enter_context(AtomicGroup())
+        with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
+            fill(output, "new")
+            output.commit()
+        if error is not None:
+            with AtomicFile(tmp_path / "b") as file:
+                file.commit()
+        group.commit()
+    kept = {"a.zarr/deep/file": "new"} if error is None else {"a.zarr/old": "old"}
+    assert content(tmp_path) == kept
     assert names(tmp_path) == ["a.zarr"]
 
 
@@ -587,10 +623,16 @@ def test_what_cannot_be_put_back_is_said(tmp_path: Path, monkeypatch: pytest.Mon
                 output.commit()
         monkeypatch.setattr(os, "replace", failing)
         group.commit()
-    (kept,) = tmp_path.iterdir()
+    (kept,) = (path for path in tmp_path.iterdir() if path.suffix != ".renames")
     restore = f"cannot restore {tmp_path / 'b'} (broken): its old version is now {kept}; rename it"
     assert restore in str(caught.value)
     assert kept.read_bytes() == b"old b"
+    # the next run can, and nothing else is lost
+    monkeypatch.undo()
+    monkeypatch.setattr(leftovers, "LISTING_SECONDS", 0)
+    check_target(tmp_path / "b", overwrite=True)
+    assert names(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"old b"
 
 
 def test_a_new_file_that_cannot_be_removed_is_named(
@@ -618,7 +660,11 @@ def test_a_new_file_that_cannot_be_removed_is_named(
         group.commit()
     assert f"cannot remove the new {tmp_path / 'a'} (broken); remove it" in str(caught.value)
     assert "None" not in str(caught.value)
-    assert names(tmp_path) == ["a"]
+    assert "a" in names(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(leftovers, "LISTING_SECONDS", 0)
+    check_target(tmp_path / "b", overwrite=False)  # the next run can remove it
+    assert names(tmp_path) == []
 
 
 def test_without_hard_links_a_group_does_as_well(
@@ -701,15 +747,16 @@ def test_an_interrupt_knows_what_took_its_place(
     (tmp_path / "a.zarr").mkdir()
     replace, rename = os.replace, os.rename
 
-    def interrupted(step: Callable[..., None]) -> Callable[..., None]:
-        def stopped(*paths: Path) -> None:
+    def interrupted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def stopped(*paths: Path) -> Any:
             signal.raise_signal(signal.SIGINT)
-            step(*paths)
+            return step(*paths)
 
         return stopped
 
     monkeypatch.setattr(os, "replace", interrupted(replace))
     monkeypatch.setattr(os, "rename", interrupted(rename))
+    monkeypatch.setattr(atomic, "exchange", interrupted(atomic.exchange))
     with placed_outputs() as outer:
         for make, name in ((AtomicFile, "a"), (AtomicFolder, "a.zarr")):
             output = make(tmp_path / name, overwrite=True)
