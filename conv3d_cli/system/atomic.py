@@ -169,8 +169,7 @@ def check_target(
         target = Path(path)
         special = special_kind(target)
         if special is None:
-            real = Path(os.path.realpath(target))
-            clean_up(real, suffix_of(real))
+            clean_up_output(target)
         else:
             kind, takes_bytes = special
             if folder:
@@ -205,6 +204,12 @@ def check_target(
             raise WriteError(f"cannot write {path}: folder {parent} does not exist; make it first")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise WriteError(f"cannot write {path}: folder {parent} is not writable")
+
+
+def clean_up_output(path: str | os.PathLike[str]) -> None:
+    """Undo or finish what killed runs left of an output, and remove their hidden files."""
+    real = Path(os.path.realpath(path))
+    clean_up(real, suffix_of(real))
 
 
 def new_hidden_folder(target: Path, mark: str = "tmp", mode: int = 0o777) -> tuple[Path, Hold]:
@@ -648,18 +653,25 @@ class AtomicGroup:
 
     def __init__(self) -> None:
         self.staged: list[AtomicFile | AtomicFolder] = []
+        self._around: AtomicGroup | None = None
 
     def commit(self) -> None:
-        """Place all outputs; after an error restore every target and remove all new files.
+        """Place all outputs, or leave that to the group around this one.
+
+        After an error every target is restored and all new files are removed.
 
         Old headers are removed first and new ones placed last. So if the process is killed
         meanwhile, no header describes another's voxels. Signals wait until this is done.
         Raises: OutputExistsError, WriteError.
         """
-        _place_all(sorted(self.staged, key=_is_header))
+        if self._around is not None:
+            self._around.staged += self.staged
+        else:
+            _place_all(sorted(self.staged, key=_is_header))
         self.staged = []
 
     def __enter__(self) -> AtomicGroup:
+        self._around = _group.get()
         self._before: Token[AtomicGroup | None] = _group.set(self)
         return self
 

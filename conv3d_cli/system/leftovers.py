@@ -258,7 +258,8 @@ def _entries(folder: str, name: str) -> tuple[list[dict[str, Any]], list[str]] |
                 return None
             if not all(os.path.basename(n) == n and _belongs(n, entry["target"]) for n in hidden):
                 return None
-        return found["renames"], [os.path.join(folder, other) for other in found["also"]]
+        also = [os.path.normpath(os.path.join(folder, other)) for other in found["also"]]
+        return found["renames"], also
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
