@@ -23,6 +23,7 @@ from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import EXIT_CODES, Conv3DError, for_command_line, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
 from conv3d_cli.system.standard_streams import lost_output
+from conv3d_cli.system.words import printable
 
 COMMANDS = (
     "apply",
@@ -92,7 +93,9 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
-    return "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
+    return printable(
+        "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
+    )
 
 
 class ErrorTranslator(CommandGroup):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.batch.results import TableRow
+from conv3d_cli.system.words import printable
 
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
@@ -36,7 +37,9 @@ def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:
             shown = [row for row in shown if row.status != status]
             shown.append(TableRow(status, f"{len(same)} volumes", _common_remark(same)))
     shown += [row for row in rows if row.status == "failed"]
-    return [(row.status, row.target, *_times(row), row.remark) for row in shown]
+    return [
+        (row.status, printable(row.target), *_times(row), printable(row.remark)) for row in shown
+    ]
 
 
 def _common_remark(rows: Sequence[TableRow]) -> str:
@@ -103,7 +106,7 @@ def table_lines(rows: Sequence[TableRow], width: int | None) -> list[tuple[str, 
     timed = any(row.seconds is not None for row in rows)
     lines = [list(texts) for texts in (HEAD, *cells(rows))]
     if width is not None:
-        folder = _common_folder([row.target for row in rows])
+        folder = _common_folder([printable(row.target) for row in rows])
         for line in lines[1:]:
             line[1] = line[1].removeprefix(folder)
         lines[0][1] += f" in {folder}" if folder else ""

@@ -37,20 +37,14 @@ if not case["exchange"]:
 steps, last = 0, 0
 
 
-in_a_row = [None, 0]
-
-
-def row_of(name):
-    in_a_row[1] = in_a_row[1] + 1 if in_a_row[0] == name else 1
-    in_a_row[0] = name
-    return in_a_row[1]
+occurrences = {}
 
 
 def step(name, half=None):
     global steps
-    # a store has many files: a few of each kind of step in a row are tried
-    row = row_of(name)
-    if row > 4 and row % 5:
+    # a store has many files: of each kind of step, the first are tried, and then some
+    occurrences[name] = occurrences.get(name, 0) + 1
+    if occurrences[name] > 7 and occurrences[name] % 9:
         return
     steps += 1
     if steps == last:
