@@ -33,6 +33,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.system.atomic import OutputFile, check_target, committed_together, write_errors
+from conv3d_cli.system.maps import WatchedMap, unwatch_map, watch_map
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
@@ -318,6 +319,10 @@ class RawReader(ArrayReader):
             raise FormatError(
                 f"cannot read {path}: its shape {header.axes.shape} is impossible ({error})"
             ) from error
+        self._watched: WatchedMap | None = None
+        if isinstance(buffer, np.ndarray):
+            start = buffer.__array_interface__["data"][0]
+            self._watched = watch_map(start, buffer.nbytes, os.fspath(file.name))
         self._released = 0
         self._start = offset
         super().__init__(array, header, path)
@@ -392,6 +397,9 @@ class RawReader(ArrayReader):
 
     def close(self) -> None:
         self.array = np.empty(0)
+        if self._watched is not None:
+            unwatch_map(self._watched)
+            self._watched = None
         if self._map is not None:
             try:
                 self._map.close()
