@@ -27,6 +27,7 @@ from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting, words
 from conv3d_cli.system.leftovers import (
@@ -250,6 +251,15 @@ def _new_hidden_file(target: Path, mode: int) -> tuple[BinaryIO, Path, Hold]:
         file.close()
 
 
+_unfinished: WeakSet[AtomicFile | AtomicFolder] = WeakSet()
+
+
+def abandon_outputs() -> None:
+    """Remove all temporary files and folders, before a process ends that cannot clean up."""
+    for output in list(_unfinished):
+        output.abort()
+
+
 class AtomicFile:
     """A binary file that replaces its target on `commit` and is removed on `abort`.
 
@@ -290,6 +300,7 @@ class AtomicFile:
             # being written.
             mode = 0o600 if os.path.lexists(self._target) else 0o666
             self.file, self.temporary, self._hold = _new_hidden_file(self._target, mode)
+        _unfinished.add(self)
 
     def commit(self) -> None:
         """Flush the file to the disk and replace the target, or leave that to the `AtomicGroup`.
@@ -541,6 +552,7 @@ class AtomicFolder:
         with write_errors(path):
             mode = 0o700 if os.path.lexists(self._target) else 0o777
             self.temporary, self._hold = new_hidden_folder(self._target, mode=mode)
+        _unfinished.add(self)
 
     def commit(self) -> None:
         """Flush the folder to the disk and replace the target, or leave that to the `AtomicGroup`.
