@@ -322,7 +322,10 @@ class RawReader(ArrayReader):
         self._watched: WatchedMap | None = None
         if isinstance(buffer, np.ndarray):
             start = buffer.__array_interface__["data"][0]
-            self._watched = watch_map(start, buffer.nbytes, os.fspath(file.name))
+            name = (
+                file.name if isinstance(file.name, str) else path
+            )  # an unnamed file's is a number
+            self._watched = watch_map(start, buffer.nbytes, name)
         self._released = 0
         self._start = offset
         super().__init__(array, header, path)

@@ -721,6 +721,8 @@ def _is_header(output: AtomicFile | AtomicFolder) -> bool:
 
 def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
     """Place all outputs or none; signals wait meanwhile."""
+    if not outputs:
+        return  # all were sent to devices
     placed = False
     try:
         with signals_deferred():
