@@ -3,11 +3,13 @@
 import atexit
 import gc
 
+from conv3d_cli.system.interrupts import leave_on_interrupt
 from conv3d_cli.system.standard_streams import standard_streams
 
 
 def main() -> None:
     """Run the command line with the garbage collector tuned for a short process."""
+    leave_on_interrupt()
     # Searching the imported objects for reference cycles, during the run and at exit, takes an
     # eighth of a short job. One job makes fewer objects than this threshold; a batch of many files
     # makes more, so its cycles are still collected.

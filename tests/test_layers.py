@@ -86,6 +86,8 @@ WITHOUT_NUMPY = [
     "settings/options.py",
     "settings/presets.py",
     "system/atomic.py",
+    "system/interrupts.py",
+    "system/leftovers.py",
     "system/machine.py",
     "system/standard_streams.py",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
-from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
+from conv3d_cli.errors import ConfigError, Conv3DError, SpecError, setting
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.settings.mask_rules import is_rule, located_mask
@@ -43,6 +43,7 @@ class BatchRequest:
     patterns : tuple of str     see `discover.find_volumes`
     stack : bool                each folder is one volume, of planes in files
     include_discrete : bool     take masks and label maps, too
+    allow_outside : bool        a manifest may name outputs outside `out_dir`
     bids : bool                 make a BIDS derivative dataset in `out_dir`
     history : bool              store the command in each output
     """
@@ -57,6 +58,7 @@ class BatchRequest:
     patterns: tuple[str, ...] = ()
     stack: bool = False
     include_discrete: bool = False
+    allow_outside: bool = False
     bids: bool = False
     history: bool = False
 
@@ -334,7 +336,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         kept.append(row)
         sources.append(source)
         labels.append(f"{source} (line {row.line})")
-        given.append(replace(own, **_row_options(options, row, folder, request.out_dir, where)))
+        given.append(replace(own, **_row_options(options, row, folder, request, where)))
     rows = kept
     with _errors_at(f"manifest {path}"):
         check_left(rows, left)
@@ -384,12 +386,9 @@ def _read_from(source: str) -> tuple[str, ...]:
 def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: str) -> str:
     """The output of a row: the text in its column, else a name made from the input's."""
     if "output" in row.cells:
-        target = _located(
-            row.cells["output"], folder if request.out_dir is None else Path(request.out_dir)
-        )
-        if target == "-":
+        if row.cells["output"] == "-":
             raise ConfigError(f"{where}, column output: a manifest names files, received '-'")
-        return target
+        return _written(row.cells["output"], request, folder, f"{where}, column output")
     if request.out_dir is None and not request.suffix and not request.prefix:
         raise ConfigError(
             f"{where}, column output: no output; name one, or pass --out-dir, --suffix or --prefix"
@@ -398,7 +397,7 @@ def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: s
 
 
 def _row_options(
-    options: JobOptions, row: Row, folder: Path, out_dir: str | None, where: str
+    options: JobOptions, row: Row, folder: Path, request: BatchRequest, where: str
 ) -> dict[str, Any]:
     """Parse a row's options. Raises: ConfigError, which names the column."""
     found: dict[str, Any] = {}
@@ -419,9 +418,31 @@ def _row_options(
         elif file is File.READ:
             value = _located(value, folder)
         elif file is File.WRITTEN:
-            value = _located(value, folder if out_dir is None else Path(out_dir))
+            value = _written(value, request, folder, f"{where}, column {column}")
         found[column] = value
     return found
+
+
+def _written(text: str, request: BatchRequest, folder: Path, where: str) -> str:
+    """The path of an output that a manifest names, relative to `out_dir`, else to the manifest.
+
+    Raises: ConfigError for a path that leaves `out_dir`, unless that is allowed.
+    """
+    out_dir = request.out_dir
+    if out_dir is None:
+        return _located(text, folder)
+    path = _located(text, Path(out_dir))
+    if "://" in path:
+        inside = path.startswith(f"{out_dir.rstrip('/')}/") and ".." not in path.split("/")
+    else:
+        top, place = os.path.realpath(out_dir), os.path.realpath(os.path.dirname(path) or ".")
+        inside = os.path.commonpath((top, place)) == top
+    if not inside and path != "-" and not request.allow_outside:
+        raise ConfigError(
+            f"{where}: {text} lies outside {setting('out_dir', out_dir)}; name a file in it, or "
+            f"pass {setting('allow_outside', True)}"
+        )
+    return path
 
 
 def _located(text: str, folder: Path) -> str:

@@ -33,7 +33,7 @@ from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import OPTIONS, fields_not_compared
-from conv3d_cli.system.atomic import sent_to, suffix_of, write_errors
+from conv3d_cli.system.atomic import clean_up_output, sent_to, suffix_of, write_errors
 from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import why_unreadable
 from conv3d_cli.system.parts import file_of, split_part, with_part
@@ -136,6 +136,9 @@ class ResumeLog:
             path: fingerprint_of(path) for paths in inputs.values() for path in paths
         }
         outputs = self._outputs(job)
+        if not self._read_only:
+            for path in (job.target, *outputs):
+                clean_up_output(path)
         if not any(os.path.lexists(path) for path in (job.target, *outputs)):
             return status
         known = self._folder_log(job).find(_name(job))
@@ -179,15 +182,14 @@ class ResumeLog:
         """
         job = status.job
         record = self._record("begun", job) | {"version": VERSION, "settings": status.settings}
-        found = {
-            role: [status.fingerprints[path] for path in paths]
-            for role, paths in input_files(job).items()
-        }
         inputs = {
             role: [
-                {"digest": None, "stamp": one if is_settled(one) else None} for one in fingerprints
+                {"digest": None, "stamp": status.fingerprints[path]}
+                if is_settled(status.fingerprints[path])
+                else {"digest": self._digest(path), "stamp": None}
+                for path in paths
             ]
-            for role, fingerprints in found.items()
+            for role, paths in input_files(job).items()
         }
         self._folder_log(job).add({**record, "inputs": inputs})
         status.begun = True

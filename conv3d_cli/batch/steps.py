@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.batch.results import JobResult, Say, failed, skipped
 from conv3d_cli.errors import Conv3DError
-from conv3d_cli.system.atomic import placed_outputs
+from conv3d_cli.system.atomic import committed_together, placed_outputs
 from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class BatchOptions:
     details : bool                  describe each job and its times in messages
     describe_plans : bool           with `dry_run`: describe each plan in messages, its notes too
     previews : bool                 take pictures of inputs and outputs
+    depfile : str or None           make rules to write together with the output of the only job
     recordings : dict               records to write beside outputs, by the output's path
     resume_log : ResumeLog or None  tells which jobs are done, and records those that finish
     """
@@ -53,6 +54,7 @@ class BatchOptions:
     details: bool = False
     describe_plans: bool = True
     previews: bool = False
+    depfile: str | None = None
     recordings: Mapping[str, Recording] = field(default_factory=dict)
     resume_log: ResumeLog | None = None
 
@@ -63,8 +65,10 @@ class FinishedOutputs:
 
     written : list of str       written by this batch; some may not be verified yet
     complete : list of str      verified if the user asked for that, or made by an earlier run
+    depfile : bool              the make rules of the only job are written
     """
 
+    depfile: bool = False
     written: list[str] = field(default_factory=list)
     complete: list[str] = field(default_factory=list)
 
@@ -236,13 +240,19 @@ def convolve(run: JobRun) -> None:
 
     placed: list[str] = []
     try:
-        with placed_outputs() as placed:
+        with placed_outputs() as placed, committed_together():
             if run.recording is None:
-                run.report = start(run.job, decided)
+                report = start(run.job, decided)
             else:
                 from conv3d_cli.provenance.run import run_recorded
 
-                run.report = run_recorded(run.job, run.recording, start, decided)
+                report = run_recorded(run.job, run.recording, start, decided)
+            if options.depfile is not None:
+                from conv3d_cli.batch.depfile import write_depfile
+
+                write_depfile(options.depfile, [run.job])
+        run.report = report
+        run.finished.depfile = options.depfile is not None
     finally:  # an interrupt may arrive while the output takes its place
         paths = map(os.path.normpath, placed)
         if run.report is not None or os.path.normpath(run.job.target) in paths:

@@ -21,8 +21,10 @@ from conv3d_cli.cli.help_json import add_help_json, help_json_option
 from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import EXIT_CODES, Conv3DError, for_command_line, one_line
-from conv3d_cli.system.atomic import cause_of, placed_outputs
+from conv3d_cli.system.atomic import abandon_outputs, cause_of, placed_outputs
+from conv3d_cli.system.interrupts import handle_interrupts, limit_cleaning_up, told
 from conv3d_cli.system.standard_streams import lost_output
+from conv3d_cli.system.words import printable
 
 COMMANDS = (
     "apply",
@@ -83,7 +85,13 @@ class Terminated(BaseException):
         self.signum = signum
 
 
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    limit_cleaning_up("interrupted", 130, abandon_outputs)
+    raise KeyboardInterrupt
+
+
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    limit_cleaning_up("terminated", 128 + signum, abandon_outputs)
     # ignore further ones while we clean up: a terminal that closes sends it twice
     signal.signal(signum, signal.SIG_IGN)
     raise Terminated(signum)
@@ -92,7 +100,9 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
-    return "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
+    return printable(
+        "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
+    )
 
 
 class ErrorTranslator(CommandGroup):
@@ -137,6 +147,8 @@ class ErrorTranslator(CommandGroup):
         except Terminated as error:
             click.echo(f"terminated; {_outputs_left(error, placed)}", err=True)
             code = 128 + error.signum
+        if code > 128:
+            told()
         ctx.exit(code)
 
 
@@ -176,6 +188,7 @@ def main() -> None:
     stdout, messages and progress to stderr. `conv3d help` lists the pages of the manual.
     """
     try:
+        handle_interrupts(_interrupt)
         signal.signal(signal.SIGTERM, _terminate)
         # under nohup, SIGHUP stays ignored
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:

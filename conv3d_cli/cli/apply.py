@@ -87,6 +87,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         details=bool(asked.verbose and not asked.quiet),
         describe_plans=bool(asked.verbose or not (asked.as_json or lists_plans)),
         previews=bool(asked.report),
+        depfile=asked.depfile if len(jobs) == 1 else None,
         recordings=recordings,
         resume_log=resume_log,
     )
@@ -105,7 +106,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         _run_with_page(batch, reporter, jobs, asked.jobs, asked.report, overwrite)
     else:
         batch.run(jobs, asked.jobs)
-    if asked.depfile and not batch.exit_code:
+    if asked.depfile and not batch.finished.depfile and not batch.exit_code:
         from conv3d_cli.batch.depfile import write_depfile
 
         write_depfile(asked.depfile, jobs)

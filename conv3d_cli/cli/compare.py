@@ -10,6 +10,7 @@ from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
 from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.settings.option import File, Unit
+from conv3d_cli.system.words import printable
 
 
 @click.command()
@@ -70,5 +71,5 @@ def compare(
     if as_json:
         click.echo(json.dumps(result.record()))
     elif not quiet:
-        click.echo("\n".join(result.lines()))
+        click.echo(printable("\n".join(result.lines())))
     ctx.exit(DifferenceError.exit_code if result.differences else 0)

@@ -48,6 +48,7 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
         patterns=given.glob or (),
         stack=bool(given.stack),
         include_discrete=bool(given.include_discrete),
+        allow_outside=bool(given.allow_outside),
         bids=bool(given.bids),
         history=bool(given.history),
     )

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli import layout
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import table_options
 from conv3d_cli.cli.parameters import FileName, spacing_option
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.settings.option import File
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.words import count_of, printable
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
@@ -203,10 +204,9 @@ def make(
         made = made.normalized()
     write_kernel(output, made, overwrite=overwrite)
     if made.is_bank:
-        click.echo(
+        echo(
             f"note: {text} has {count_of(made.filters_per_channel, 'filter')}; "
-            f"{output} is a Conv3D layer for one input channel",
-            err=True,
+            f"{output} is a Conv3D layer for one input channel"
         )
 
 
@@ -239,7 +239,7 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 
     check_target(target, overwrite)
     for note in convert_layers(source, target, overwrite=overwrite):
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def _read_fitted(
 
     made, notes = adapt_kernel(read_kernel(text, grid), text, grid, adaptation, normalize)
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}")
     return made
 
 
@@ -274,7 +274,7 @@ def _read_grid(like: str | None, spacing: str | None) -> Grid | None:
 
         with open_volume(like, spacing=given) as reader:
             for note in reader.notes if given is not None else ():
-                click.echo(f"note: {like}: {note}", err=True)
+                echo(f"note: {like}: {note}")
             return reader.header.grid
     return None if given is None else Grid(*given)
 
@@ -410,4 +410,4 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
         if picture.negative:
             legend += "; '-' after a character: negative"
     drawing.draw([picture.slices, picture.profiles], picture.voxel, most)
-    click.echo(drawing.wrapped([*caption, legend]))
+    click.echo(printable(drawing.wrapped([*caption, legend])))

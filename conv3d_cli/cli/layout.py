@@ -11,6 +11,8 @@ import sys
 import textwrap
 from typing import Any
 
+from conv3d_cli.system.words import printable
+
 PLAIN_COLUMNS = 80
 MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal is
 FACT_INDENT = 11  # of the text of a fact, behind its name
@@ -48,7 +50,11 @@ def hung(text: str, columns: int, indent: int = FACT_INDENT) -> str:
 
 
 def facts(text: str, stream: Any, indent: int = FACT_INDENT) -> str:
-    """Facts, a line each, as they are shown on a stream: wrapped if it is a terminal."""
+    """Facts, a line each, as they are shown on a stream: wrapped if it is a terminal.
+
+    Control characters, which names of files may hold, are escaped.
+    """
+    text = printable(text)
     stream = getattr(
         stream, "rich_proxied_file", stream
     )  # Rich's while a bar is shown, no terminal

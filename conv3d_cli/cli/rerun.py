@@ -22,6 +22,7 @@ from conv3d_cli.errors import DifferenceError, FormatError, SpecError
 from conv3d_cli.settings.merge import apply_settings
 from conv3d_cli.settings.option import File
 from conv3d_cli.system.machine import byte_size
+from conv3d_cli.system.words import printable
 
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.prepare import PreparedJob
@@ -128,7 +129,7 @@ def rerun(
     if not verdict.good:
         raise DifferenceError(f"{verdict.words} ({sidecar})")
     if not as_json and not quiet:
-        click.echo(verdict.words)
+        click.echo(printable(verdict.words))
 
 
 def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.batch.results import TableRow
+from conv3d_cli.system.words import printable
 
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
@@ -47,10 +48,10 @@ def cells(rows: Sequence[TableRow]) -> list[list[str]]:
     return [["", "output", *timed, *heads, ""]] + [
         [
             row.status,
-            row.target,
+            printable(row.target),
             *("" if row.seconds is None else f"{row.seconds:.2f}" for _ in timed),
             *(row.found.get(head, "") for head in heads),
-            row.remark,
+            printable(row.remark),
         ]
         for row in shown
     ]
@@ -111,7 +112,7 @@ def table_lines(rows: Sequence[TableRow], width: int | None) -> list[tuple[str, 
     lines = cells(rows)
     headed = len(lines[0]) > 3  # status, output and remark need no head
     if width is not None:
-        folder = _common_folder([row.target for row in rows])
+        folder = _common_folder([printable(row.target) for row in rows])
         for line in lines[1:]:
             line[1] = line[1].removeprefix(folder)
         lines[0][1] += f" in {folder}" if folder else ""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
+from conv3d_cli.system.words import printable
 
 if TYPE_CHECKING:
     from conv3d_cli.pictures.panels import Panel, Window
@@ -107,7 +109,7 @@ def view(
     shown = [read_slices(path, place, time_point, channel, axes, spacing=by_hand) for path in files]
     for slices in shown:
         for note in slices.notes:
-            click.echo(f"note: {slices.path}: {note}", err=True)
+            echo(f"note: {slices.path}: {note}")
     show(shown, given, output, overwrite)
 
 
@@ -164,7 +166,7 @@ def show(
                 + (f"; black 0, orange above, blue below, full at {full:.6g}" if full else "")
             )
         else:
-            click.echo(f"note: no difference is drawn: {reason}", err=True)
+            echo(f"note: no difference is drawn: {reason}")
     ways = [f"{'dhw'[i]}: {panel.directions}" for i, panel in enumerate(columns[0])]
     caption += ["; ".join(ways), *_by_file(headings, [geometry_words(slices) for slices in shown])]
     if _has_nan(shown):
@@ -192,14 +194,15 @@ def _print(
 
     if len(columns) == 1:
         lines = terminal_lines()
-        click.echo(headings[0])
+        click.echo(printable(headings[0]))
         draw([columns[0]], voxel, lines=None if lines is None else lines - len(caption) - 6)
     else:
         at_once = max(1, shutil.get_terminal_size((100, 24)).columns // NARROWEST)
         for start in range(0, len(columns), at_once):
             block = range(start, min(start + at_once, len(columns)))
             letters = {i: chr(ord("a") + i % 26) for i in block}
-            click.echo("\n".join(f"{letter}: {headings[i]}" for i, letter in letters.items()))
+            named = "\n".join(f"{letter}: {headings[i]}" for i, letter in letters.items())
+            click.echo(printable(named))
             rows = [
                 [
                     replace(columns[i][axis], title=f"{letter}: {columns[i][axis].title}")
@@ -208,7 +211,7 @@ def _print(
                 for axis in range(3)
             ]
             draw(rows, voxel)
-    click.echo(wrapped(caption))
+    click.echo(printable(wrapped(caption)))
 
 
 def column_names(paths: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
+from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 from conv3d_cli.system.scratch import scratch_folder
 
@@ -156,6 +157,7 @@ def _private_cluster(workers: int) -> Iterator[Any]:
         # another user could create Dask's usual folder in the shared temporary folder first
         scratch_folder("conv3d-dask-") as folder,
         dask.config.set({**no_pages, "temporary-directory": folder}),
+        _safe_python_path(),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -171,6 +173,24 @@ def _private_cluster(workers: int) -> Iterator[Any]:
         ) as cluster,
     ):
         yield cluster
+
+
+@contextmanager
+def _safe_python_path() -> Iterator[None]:
+    """In the body, let new Python processes import no module from the working folder.
+
+    The standard library starts its processes with `python -c`, which looks there first, and another
+    user may have put a file there that has the name of a module.
+    """
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def run_on_cluster(
@@ -229,7 +249,7 @@ def run_on_cluster(
             all_done = time.perf_counter()
             writer.commit()
             seconds[2] += time.perf_counter() - all_done
-    notes = [*prepared.notes, *writer.notes]
+    notes = [*cleanup_notes(), *prepared.notes, *writer.notes]
     block, plural = "x".join(map(str, partition.block)), "s" if len(tasks) > 1 else ""
     notes.append(
         f"{len(tasks)} task{plural} of {block} voxels, "

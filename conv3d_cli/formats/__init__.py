@@ -197,6 +197,10 @@ def is_stream(path: str, compression: str = "none") -> bool:
     return output_format(path).streamed(path, OutputOptions(compression=compression))
 
 
+MOST_BYTES = 1 << 60
+"""A volume with more bytes of voxels is a damaged header: planning it would not end."""
+
+
 def open_volume(
     path: str,
     *,
@@ -226,6 +230,13 @@ def open_volume(
     _check_url(found, path, "read")
     opener = (again and found.open_again) or found.open
     reader = opener(path, axes=axes, channels_first=channels_first)
+    if reader.header.nbytes > MOST_BYTES:
+        shape = " x ".join(map(str, reader.header.axes.shape))
+        reader.close()
+        raise FormatError(
+            f"cannot read {path}: its header promises {shape} voxels, "
+            f"{reader.header.nbytes:.1e} bytes, more than any disk holds"
+        )
     if not (found.claims(path) or found.only_reads(path)) and path != "-":
         named = find_format(path)
         says = "no format's" if named is None else f"{named.name}'s"

@@ -35,6 +35,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.system.atomic import OutputFile, check_target, committed_together, write_errors
+from conv3d_cli.system.maps import WatchedMap, unwatch_map, watch_map
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
@@ -339,6 +340,13 @@ class RawReader(ArrayReader):
             raise FormatError(
                 f"cannot read {path}: its shape {header.axes.shape} is impossible ({error})"
             ) from error
+        self._watched: WatchedMap | None = None
+        if isinstance(buffer, np.ndarray):
+            start = buffer.__array_interface__["data"][0]
+            name = (
+                file.name if isinstance(file.name, str) else path
+            )  # an unnamed file's is a number
+            self._watched = watch_map(start, buffer.nbytes, name)
         self._released = 0
         self._start = offset
         super().__init__(array, header, path)
@@ -413,6 +421,9 @@ class RawReader(ArrayReader):
 
     def close(self) -> None:
         self.array = np.empty(0)
+        if self._watched is not None:
+            unwatch_map(self._watched)
+            self._watched = None
         if self._map is not None:
             try:
                 self._map.close()

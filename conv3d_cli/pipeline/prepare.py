@@ -44,7 +44,6 @@ from conv3d_cli.pipeline.memory import (
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.settings.presets import PRESETS
-from conv3d_cli.system.atomic import left_behind, sent_to
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -210,12 +209,6 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
         notes.append(lost)
-    notes += [
-        f"{path} was left by a run that was killed; remove it"
-        for output in job.outputs
-        if not sent_to(output.path)
-        for path in left_behind(output.path)
-    ]
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(

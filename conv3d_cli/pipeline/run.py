@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from conv3d_cli.convolution.copying import Copy
-from conv3d_cli.errors import OutputExistsError, ShapeError, setting
+from conv3d_cli.errors import Conv3DError, OutputExistsError, ShapeError, setting
 from conv3d_cli.formats import (
     check_output,
     create_volume,
@@ -31,12 +31,15 @@ from conv3d_cli.formats import (
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
 from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
+from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
 from conv3d_cli.system.atomic import committed_together, takes_many
+from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.maps import check_maps, faults_noticed
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of, percent
 
@@ -172,6 +175,7 @@ def run_job(
 
     started = time.perf_counter()
     check_paths(job)
+    before = {path: _version_of(path) for path in _files_read(job)}
     with prepare_job(job) as prepared, ExitStack() as stack:
         if decided is not None:
             decided(prepared)
@@ -198,7 +202,7 @@ def run_job(
         streamed: VolumeWriter = writer
         if observer is not None:
             streamed = observer.writer(writer, output_mask)
-        with writer, naming(prepared.reader):
+        with writer, naming(prepared.reader), faults_noticed():
             load_loops(convolutions, prepared.reader.header, writer.header.dtype)
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
@@ -214,15 +218,30 @@ def run_job(
                     convolutions, partition, parts, reader, streamed, team, progress
                 )
             reader.finish()
+            check_maps(before)
             voxels = math.prod(prepared.header.shape)
             coverage_notes = _coverage_notes(prepared)
             clipped_notes = [
                 *clipped_note(job, prepared.header, times.clipped, voxels),
                 *loss_notes(prepared),
             ]
+            changed_notes = [
+                f"{'the input' if path == job.source else path} was modified while it was read; "
+                "the output may be of both versions"
+                for path, status in before.items()
+                if _version_of(path) != status
+            ]
             if job.strict:
                 read_notes = prepared.reader.losses
-                _refuse_losses([*clipped_notes, *coverage_notes, *read_notes, *writer.notes])
+                _refuse_losses(
+                    [
+                        *clipped_notes,
+                        *coverage_notes,
+                        *read_notes,
+                        *writer.notes,
+                        *changed_notes,
+                    ]
+                )
             commit_started = time.perf_counter()
             with committed_together():
                 for _, other in beside:
@@ -242,10 +261,36 @@ def run_job(
         compute_seconds=times.compute,
         write_seconds=times.write,
         losses=all_losses(prepared),
-        notes=[*prepared.notes, *late_notes, *writer.notes, *coverage_notes, *clipped_notes],
+        notes=[
+            *cleanup_notes(),
+            *prepared.notes,
+            *late_notes,
+            *writer.notes,
+            *coverage_notes,
+            *clipped_notes,
+            *changed_notes,
+        ],
         fwhm=kernel_fwhm(prepared) if statistics else None,
         statistics=None if observer is None else observer.statistics(),
     )
+
+
+def _files_read(job: Job) -> list[str]:
+    """The plain files that a job reads; a missing one is an error when it is opened."""
+    try:
+        found = [path for paths in input_files(job).values() for path in paths]
+    except Conv3DError:
+        return []
+    return [path for path in found if os.path.isfile(path)]
+
+
+def _version_of(path: str) -> tuple[int, int, int] | None:
+    """Size, time of modification and inode of a file; None if it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @contextmanager

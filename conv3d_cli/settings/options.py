@@ -381,6 +381,13 @@ class Settings:
         common=True,
         help="Folder for the outputs; created if it is missing.",
     )
+    allow_outside: bool | None = option(
+        FLAG,
+        Place.COMMAND,
+        "Many volumes",
+        shapes=False,
+        help="Let a manifest name outputs outside --out-dir.",
+    )
     suffix: str | None = option(
         TEXT,
         Place.COMMAND,

@@ -24,19 +24,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting
+from conv3d_cli.system.leftovers import (
+    Hold,
+    Journal,
+    Rename,
+    clean_up,
+    exchange,
+    hidden_name,
+)
 from conv3d_cli.system.scratch import unnamed_file
 from conv3d_cli.system.standard_streams import output_bytes
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
@@ -154,7 +157,7 @@ def check_target(
     folder: bool = False,
     send: bool = True,
 ) -> None:
-    """Refuse a target that exists or cannot be written.
+    """Refuse a target that exists or cannot be written, after cleaning up after killed runs.
 
     overwrite : bool        an existing file (or folder, under `folder`) may be replaced
     make_folder : bool      the folder of the target may be missing if it can be made
@@ -165,7 +168,10 @@ def check_target(
     """
     with write_errors(path):
         target = Path(path)
-        if special := special_kind(target):
+        special = special_kind(target)
+        if special is None:
+            clean_up_output(target)
+        else:
             kind, takes_bytes = special
             if folder:
                 raise WriteError(
@@ -201,73 +207,57 @@ def check_target(
             raise WriteError(f"cannot write {path}: folder {parent} is not writable")
 
 
-def temporary_name(target: Path, mark: str = "tmp") -> Path:
-    """A hidden, unused name in the target's folder.
+def clean_up_output(path: str | os.PathLike[str]) -> None:
+    """Undo or finish what killed runs left of an output, and remove their hidden files."""
+    real = Path(os.path.realpath(path))
+    clean_up(real, suffix_of(real))
 
-    It has the target's suffix, so that format libraries accept it.
+
+def new_hidden_folder(target: Path, mark: str = "tmp", mode: int = 0o777) -> tuple[Path, Hold]:
+    """Make a hidden folder beside a target, with the lock that says that it is in use.
+
+    Raises: OSError.
     """
-    before, after = _around_the_mark(target)
-    return target.with_name(f"{before}{os.urandom(4).hex()}.{mark}{after}")
+    while True:
+        folder = hidden_name(target, suffix_of(target), mark)
+        folder.mkdir(mode)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except OSError:
+            if os.name == "posix" and os.path.lexists(folder):
+                raise
+            return folder, Hold(None)  # Windows opens no folders
+        try:
+            hold = Hold(descriptor)
+        finally:
+            os.close(descriptor)
+        if os.path.lexists(folder):  # another run may have taken it for a leftover before the lock
+            return folder, hold
+        hold.release()
 
 
-def _around_the_mark(target: Path) -> tuple[str, str]:
-    """What stands before and after the random part and the mark of a temporary name."""
-    suffix = suffix_of(target)
-    stem = target.name[: len(target.name) - len(suffix)]
-    # a name may have 255 bytes, not characters
-    stem = os.fsencode(stem)[:80].decode(errors="ignore")
-    return f".{stem}.", suffix
+def _new_hidden_file(target: Path, mode: int) -> tuple[BinaryIO, Path, Hold]:
+    """Make a hidden file beside a target; see `new_hidden_folder`. Raises: OSError."""
+    while True:
+        path = hidden_name(target, suffix_of(target))
+        # "x": never follow or truncate anything that happens to have this name
+        file: BinaryIO = open(  # noqa: SIM115 - closed by the caller
+            path, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
+        )
+        hold = Hold(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:
+            return file, path, hold
+        hold.release()
+        file.close()
 
 
-# --------------------------------------------------------------------------------------------------
-# What a killed run leaves behind
+_unfinished: WeakSet[AtomicFile | AtomicFolder] = WeakSet()
 
 
-def _hold(descriptor: int) -> None:
-    """Lock a temporary file or folder as long as it is open, so that others see it is in use."""
-    if fcntl is not None:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _is_held(path: str) -> bool:
-    """Whether somebody holds a temporary file or folder; True if that cannot be known."""
-    if fcntl is None:
-        return True
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-@lru_cache(maxsize=16)  # a batch must not list its folder for each volume
-def _temporary_names(folder: str) -> tuple[str, ...]:
-    """Names in a folder that may be those of temporary files, when it was first looked at."""
-    try:
-        return tuple(name for name in os.listdir(folder) if name[:1] == "." and ".tmp" in name)
-    except OSError:
-        return ()
-
-
-def left_behind(path: str | os.PathLike[str]) -> list[str]:
-    """Temporary files and folders beside a target that belong to it, and to no run any more.
-
-    A run that is killed (SIGKILL, no memory) cannot remove its own. None are found on systems
-    without file locks, where nobody can tell a killed run from one at work.
-    """
-    target = Path(os.path.realpath(path))
-    before, after = map(re.escape, _around_the_mark(target))
-    pattern = re.compile(rf"{before}[0-9a-f]{{8}}\.tmp{after}")
-    found = sorted(filter(pattern.fullmatch, _temporary_names(str(target.parent))))
-    beside = [os.path.join(os.path.dirname(path), name) for name in found]
-    return [name for name in beside if os.path.lexists(name) and not _is_held(name)]
+def abandon_outputs() -> None:
+    """Remove all temporary files and folders, before a process ends that cannot clean up."""
+    for output in list(_unfinished):
+        output.abort()
 
 
 class AtomicFile:
@@ -300,20 +290,17 @@ class AtomicFile:
         self.path = Path(path)
         self.is_header = is_header
         self._target = Path(os.path.realpath(path))
-        self.temporary = temporary_name(self._target)
         self._overwrite = overwrite
         self._open = True
         self._placed = False
+        self._old_name: Path | None = None
         self._backup: Path | None = None
         with write_errors(path):
             # Users who may not read the old file must not read the new one, even while it is
             # being written.
             mode = 0o600 if os.path.lexists(self._target) else 0o666
-            # "x": never follow or truncate anything that happens to have this name
-            self.file: BinaryIO = open(  # noqa: SIM115 - closed by commit or abort
-                self.temporary, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
-            )
-            _hold(self.file.fileno())
+            self.file, self.temporary, self._hold = _new_hidden_file(self._target, mode)
+        _unfinished.add(self)
 
     def commit(self) -> None:
         """Flush the file to the disk and replace the target, or leave that to the `AtomicGroup`.
@@ -351,15 +338,21 @@ class AtomicFile:
             os.replace(self.temporary, self._target)
             self._placed = True
 
+    def planned(self) -> Rename:
+        """The renames that `back_up` and `place` will make, for the journal."""
+        old = _status(self._target)
+        kept = old is not None and self._overwrite and stat.S_ISREG(old.st_mode)
+        self._old_name = _old_name(self._target) if kept else None
+        return Rename(self._target, self.temporary, self._old_name)
+
     def back_up(self) -> None:
         """Give the old file a second, hidden name, so that `roll_back` can undo `place`.
 
         An old header loses its first name.
         """
-        old = _status(self._target)
-        if old is None or not self._overwrite or not stat.S_ISREG(old.st_mode):
+        old, backup = _status(self._target), self._old_name
+        if old is None or backup is None:
             return  # no old file, or `place` will refuse it
-        backup = temporary_name(self._target, "old")
         with write_errors(self.path):
             _copy_access(self.temporary, self._target, old)
             self._backup = backup
@@ -384,7 +377,8 @@ class AtomicFile:
         self.discard()
 
     def remove_backup(self) -> None:
-        """Remove the old file, if `back_up` kept it."""
+        """Remove the old file, if `back_up` kept it; the new one is no longer in use."""
+        self._hold.release()
         if self._backup is not None:
             with suppress(OSError):
                 self._backup.unlink(missing_ok=True)
@@ -393,6 +387,7 @@ class AtomicFile:
     def discard(self) -> None:
         """Remove the complete file, if it was not placed."""
         self.temporary.unlink(missing_ok=True)
+        self._hold.release()
 
     def abort(self) -> None:
         """Remove the temporary file; the target is unchanged. Does nothing after `commit`."""
@@ -403,7 +398,7 @@ class AtomicFile:
             except OSError:
                 pass  # a full disk may refuse the last buffered bytes, which nobody needs
             finally:
-                self.temporary.unlink(missing_ok=True)
+                self.discard()
 
     def __enter__(self) -> AtomicFile:
         return self
@@ -530,9 +525,10 @@ class AtomicFolder:
     overwrite : bool        an existing folder may be replaced, with everything in it
     temporary : Path        the folder to write to
 
-    A folder cannot be renamed over another. So the old one is renamed to a hidden name, the new one
-    is renamed to the target, and then the old one is removed: a complete folder exists at every
-    moment. Used as a context manager, it aborts unless `commit` was called.
+    A folder cannot be renamed over another. So both names are exchanged in one step, and then the
+    old folder is removed. Where the system cannot do that, the old one is first renamed to a hidden
+    name; a journal tells the next run if the process is killed meanwhile. Used as a context
+    manager, it aborts unless `commit` was called.
     Raises: OutputExistsError, WriteError.
 
     >>> import tempfile
@@ -548,17 +544,15 @@ class AtomicFolder:
         check_target(path, overwrite, folder=True)
         self.path = Path(path)
         self._target = Path(os.path.realpath(path))
-        self.temporary = temporary_name(self._target)
         self._overwrite = overwrite
         self._open = True
         self._placed = False
+        self._old_name: Path | None = None
         self._backup: Path | None = None
         with write_errors(path):
-            self.temporary.mkdir(0o700 if os.path.lexists(self._target) else 0o777)
-        self._lock: int | None = None
-        with suppress(OSError):  # a system that opens no folders
-            self._lock = os.open(self.temporary, os.O_RDONLY)
-            _hold(self._lock)
+            mode = 0o700 if os.path.lexists(self._target) else 0o777
+            self.temporary, self._hold = new_hidden_folder(self._target, mode=mode)
+        _unfinished.add(self)
 
     def commit(self) -> None:
         """Flush the folder to the disk and replace the target, or leave that to the `AtomicGroup`.
@@ -574,12 +568,6 @@ class AtomicFolder:
             self.abort()
             raise
         self._open = False
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def place(self) -> None:
         """Rename the complete folder to the target. Raises: OutputExistsError, WriteError."""
@@ -592,10 +580,19 @@ class AtomicFolder:
                     )
                 _copy_access(self.temporary, self._target, old)
                 _copy_access_within(self.temporary, self._target)
-                self._backup = temporary_name(self._target, "old")
+                if exchange(self.temporary, self._target):
+                    self._backup, self._placed = self.temporary, True
+                    return
+                self._backup = self._old_name or _old_name(self._target)
                 os.rename(self._target, self._backup)
             os.rename(self.temporary, self._target)
             self._placed = True
+
+    def planned(self) -> Rename:
+        """The renames that `place` may make, for the journal."""
+        exists = os.path.lexists(self._target)
+        self._old_name = _old_name(self._target) if exists and self._overwrite else None
+        return Rename(self._target, self.temporary, self._old_name)
 
     def back_up(self) -> None:
         """Do nothing: `place` renames the old folder itself."""
@@ -603,15 +600,19 @@ class AtomicFolder:
     def roll_back(self) -> None:
         """Undo `place`: restore the target and remove the new folder."""
         with _backup_named(self.path, self._backup):
-            if self._placed:
-                os.rename(self._target, self.temporary)
-            if self._backup is not None and os.path.lexists(self._backup):
-                os.rename(self._backup, self._target)
+            if self._placed and self._backup == self.temporary:
+                exchange(self.temporary, self._target)
+            else:
+                if self._placed:
+                    os.rename(self._target, self.temporary)
+                if self._backup is not None and os.path.lexists(self._backup):
+                    os.rename(self._backup, self._target)
         self._placed, self._backup = False, None
         self.discard()
 
     def remove_backup(self) -> None:
-        """Remove the old folder, if `place` replaced one."""
+        """Remove the old folder, if `place` replaced one; the new one is no longer in use."""
+        self._hold.release()
         if self._backup is not None:
             _remove_folder(self._backup)
             self._backup = None
@@ -619,13 +620,13 @@ class AtomicFolder:
     def discard(self) -> None:
         """Remove the complete folder, if it was not placed."""
         _remove_folder(self.temporary)
+        self._hold.release()
 
     def abort(self) -> None:
         """Remove the temporary folder; the target is unchanged. Does nothing after `commit`."""
         if self._open:
             self._open = False
-            self._let_go()
-            _remove_folder(self.temporary)
+            self.discard()
 
     def __enter__(self) -> AtomicFolder:
         return self
@@ -664,18 +665,25 @@ class AtomicGroup:
 
     def __init__(self) -> None:
         self.staged: list[AtomicFile | AtomicFolder] = []
+        self._around: AtomicGroup | None = None
 
     def commit(self) -> None:
-        """Place all outputs; after an error restore every target and remove all new files.
+        """Place all outputs, or leave that to the group around this one.
+
+        After an error every target is restored and all new files are removed.
 
         Old headers are removed first and new ones placed last. So if the process is killed
         meanwhile, no header describes another's voxels. Signals wait until this is done.
         Raises: OutputExistsError, WriteError.
         """
-        _place_all(sorted(self.staged, key=_is_header))
+        if self._around is not None:
+            self._around.staged += self.staged
+        else:
+            _place_all(sorted(self.staged, key=_is_header))
         self.staged = []
 
     def __enter__(self) -> AtomicGroup:
+        self._around = _group.get()
         self._before: Token[AtomicGroup | None] = _group.set(self)
         return self
 
@@ -703,24 +711,44 @@ def place_or_stage(output: AtomicFile | AtomicFolder) -> None:
         _place_all([output])
 
 
+def _old_name(target: Path) -> Path:
+    return hidden_name(target, suffix_of(target), "old")
+
+
 def _is_header(output: AtomicFile | AtomicFolder) -> bool:
     return isinstance(output, AtomicFile) and output.is_header
 
 
 def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
     """Place all outputs or none; signals wait meanwhile."""
+    if not outputs:
+        return  # all were sent to devices
     placed = False
     try:
         with signals_deferred():
+            journal = None
             try:
-                if len(outputs) > 1:  # a single output replaces the old one in one atomic step
+                planned = [output.planned() for output in outputs]
+                # a single file replaces the old one in one atomic step
+                if len(outputs) > 1 or (isinstance(outputs[0], AtomicFolder) and planned[0].old):
+                    with write_errors(outputs[0].path):
+                        journal = Journal(planned)
+                if len(outputs) > 1:
                     for output in reversed(outputs):
                         output.back_up()
                 for output in outputs:
                     output.place()
             except BaseException as error:
-                _roll_back(outputs, error)
+                try:
+                    _roll_back(outputs, error)
+                except WriteError:
+                    if journal is not None:
+                        journal.leave()
+                    raise
                 raise
+            finally:
+                if journal is not None:
+                    journal.remove()
             placed = True
             if (known := _placed.get()) is not None:
                 known += [os.fspath(output.path) for output in outputs]

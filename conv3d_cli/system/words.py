@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def count_of(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun, in the singular or the plural.
@@ -49,3 +51,17 @@ def _plain(character: str) -> str:
     if code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE:
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Text for a terminal: it obeys no character of it, but for new lines and tabs.
+
+    A file's name may hold sequences that clear the screen, or turn the direction of letters.
+
+    >>> printable("a\x1b[2Jb.npy\n"), printable("a\u202eyp.npy")
+    ('a\\x1b[2Jb.npy\n', 'a\\u202eyp.npy')
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

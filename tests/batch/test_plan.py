@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,24 @@ def test_a_manifest(folder: Path) -> None:
     assert plan.given == [Settings(kernel="box:size=5", threads=3), Settings(kernel="identity")]
     # without a folder for outputs, names start from the manifest's
     assert pairs(BatchRequest(manifest="in/m.csv"))[1] == ("in/b.npy", "in/deep/y.npy")
+
+
+@pytest.mark.parametrize("output", ["../x.npy", "{}/x.npy", "deep/../../x.npy", "link/x.npy"])
+def test_a_manifest_writes_into_its_folder_alone(folder: Path, output: str) -> None:
+    """It may be a stranger's. tar and unzip refuse such names, too."""
+    (folder / "out").mkdir()
+    (folder / "out" / "link").symlink_to(folder / "in")
+    output = output.format(folder)
+    (folder / "in" / "m.csv").write_text(f"input,output\na.npy,{output}\n")
+    outside = BatchRequest(manifest="in/m.csv", out_dir="out")
+    words = f"line 2, column output: {output} lies outside out_dir='out'; name a file in it"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        plan_jobs(outside, Options({"kernel": "box:size=5"}))
+    assert len(pairs(replace(outside, allow_outside=True), kernel="identity")) == 1
+    assert len(pairs(replace(outside, out_dir=None), kernel="identity")) == 1
+    (folder / "in" / "m.csv").write_text(f"input,coverage_out\na.npy,{output}\n")
+    with pytest.raises(ConfigError, match=r"column coverage_out: .* lies outside"):
+        plan_jobs(outside, Options({"kernel": "box:size=5"}))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import subprocess
+import sys
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,3 +82,52 @@ def test_ome_xml_holds_only_what_xml_can(tmp_path: Path, run: Any) -> None:
     text, _ = ome_xml(odd, header.axes, np.dtype(np.uint8))
     value = next(e for e in ElementTree.fromstring(text).iter() if e.tag.endswith("Value"))
     assert value.text == r"conv3d 1: \x00\x0b\ufffe\ud800 end"
+
+
+HOSTILE = "t\x1b]0;pwn\x07\x1b[2J\u202e.npy"  # another title, no text, letters from right to left
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["apply", HOSTILE, "x.npy", "-k", "identity", "--out-dir", "out"],
+        ["apply", HOSTILE, "-k", "identity", "-o", "o.npy", "-v"],
+        ["apply", HOSTILE, "x.npy", "-k", "identity", "--out-dir", "out", "--dry-run"],
+        ["explain", HOSTILE, "-k", "identity"],
+        ["info", HOSTILE],
+        ["compare", HOSTILE, "x.npy"],
+        ["view", HOSTILE],
+        ["view", HOSTILE, "x.npy"],
+        ["kernel", "show", HOSTILE],
+        ["kernel", "make", HOSTILE, "-o", HOSTILE],
+        ["apply", HOSTILE, "-k", "none", "-o", "o.npy"],
+        ["nothing", HOSTILE],
+        ["info", "--nothing", HOSTILE],
+        ["info", "--nothing=" + HOSTILE],
+        ["info", f"missing{HOSTILE}"],
+    ],
+    ids=lambda command: " ".join(command[:1]),
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_obeys_no_name(command: list[str], terminal: bool, tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).random((5, 5, 5), np.float32)
+    try:
+        np.save(tmp_path / HOSTILE, volume)
+    except OSError:
+        pytest.skip("this file system holds no such names")
+    np.save(tmp_path / "x.npy", volume)
+    words = [sys.executable, "-m", "conv3d_cli", *command]
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    with subprocess.Popen(words, cwd=tmp_path, stdout=writing, stderr=writing):
+        os.close(writing)
+        text = b""
+        with suppress(OSError):  # a terminal that ends
+            while more := os.read(reading, 4096):
+                text += more
+    os.close(reading)
+    assert b"\x1b]0" not in text
+    assert b"\x07" not in text
+    assert b"\x1b[2J" not in text
+    assert "\u202e".encode() not in text
+    if not any(word.startswith(("no", "--no")) for word in command):
+        assert b"pwn" in text.replace(b"\r\n", b"")

@@ -482,6 +482,39 @@ def test_a_local_cluster_writes_into_no_folder_of_others(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["dask-scratch-space"]
 
 
+def test_a_local_cluster_runs_no_file_of_the_working_folder(tmp_path: Path) -> None:
+    """Python starts processes with `python -c`, which would import modules from there."""
+    np.save(tmp_path / "x.npy", np.ones((8, 8, 8), np.float32))
+    conv3d = [Path(sys.executable).with_name("conv3d"), "apply", "-k", "box:size=3", "-q"]
+    subprocess.run([*conv3d, "x.npy", "-o", "x.zarr"], cwd=tmp_path, check=True)
+    for module in ("multiprocessing", "distributed", "dask", "numpy", "json", "numba"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').close()\n")
+    done = subprocess.run(
+        [*conv3d, "x.zarr", "-o", "y.zarr", "--scheduler", "local:1"],
+        cwd=tmp_path,
+        env={**os.environ, "CONV3D_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not (tmp_path / "ran").exists()
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_key_of_a_local_cluster_is_seen_by_nobody_else() -> None:
+    """Not on the command lines of its processes, which all users can read, nor in open files."""
+    import psutil
+
+    with connect("local:1") as client:
+        client.wait_for_workers(1)
+        processes = psutil.Process().children(recursive=True)
+        assert processes
+        assert not any("PRIVATE KEY" in word for one in processes for word in one.cmdline())
+        folder = Path(client.cluster.workers[0].local_directory)
+        private = folder if folder.parent.name == "tmp" else folder.parent
+        assert private.stat().st_mode & 0o077 == 0
+
+
 def test_a_local_cluster_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
     import distributed
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -407,6 +408,90 @@ def test_code_without_the_folders_key_is_not_read(folder: Path) -> None:
     sealed(folder, KEY, b"symbol\nother", secret)
     (folder / machine_code.KEY_FILE).chmod(0o644)  # no secret any more
     assert machine_code._read(KEY) is None
+
+
+READ_AS_ALICE = """
+import json, os, sys
+from conv3d_cli.engine import machine_code
+key = tuple(json.loads(sys.argv[1]))
+machine_code.source_key()  # while it may read the sources
+os.setgroups([])
+os.setgid(12001)
+os.setuid(12001)
+os.environ.clear()
+os.environ.update(word.split("=", 1) for word in sys.argv[2:])
+print(machine_code._read(key))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users"
+)
+def test_another_user_cannot_plant_code() -> None:
+    """Bob puts whole, sealed object code, and links to it, wherever Alice might look for hers."""
+    alice, bob = 12001, 12002
+    with tempfile.TemporaryDirectory(dir=os.path.realpath(tempfile.gettempdir())) as parent:
+        os.chmod(parent, 0o755)
+        shared, home = Path(parent, "tmp"), Path(parent, "home")
+        shared.mkdir()
+        os.chmod(shared, 0o1777)  # as /tmp
+        home.mkdir(0o700)
+        os.chown(home, alice, alice)
+
+        def planted(folder: Path, owner: int) -> Path:
+            """A cache whose files are right in every way but their owner."""
+            own = folder / machine_code.source_key()
+            own.mkdir(parents=True)
+            (own / machine_code.KEY_FILE).write_bytes(bytes(machine_code.KEY_BYTES))
+            (own / machine_code.KEY_FILE).chmod(0o600)
+            sealed(own, KEY, b"symbol\nplanted", bytes(machine_code.KEY_BYTES))
+            for path in (folder, own, *own.iterdir()):
+                os.chown(path, owner, owner)
+            return folder
+
+        def read(**environment: object) -> str:
+            words = [f"{name}={value}" for name, value in environment.items()]
+            done = subprocess.run(
+                [sys.executable, "-c", READ_AS_ALICE, json.dumps(KEY), f"TMPDIR={shared}", *words],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            return done.stdout.strip()
+
+        bobs = planted(shared / "conv3d-cache-12001", bob)
+        assert read(HOME=home) == "None"
+        for variable in ("CONV3D_CACHE_DIR", "NUMBA_CACHE_DIR"):
+            assert read(HOME=home, **{variable: bobs}) == "None"
+        assert read(HOME=home, XDG_CACHE_HOME=shared, XDG_RUNTIME_DIR=shared) == "None"
+        # her own folder counts, but not through a link of his, nor below a folder that he may write
+        hers = planted(home / "hers", alice)
+        assert "planted" in read(HOME=home, CONV3D_CACHE_DIR=hers)
+        (shared / "link").symlink_to(hers)
+        os.chown(shared / "link", bob, bob, follow_symlinks=False)
+        assert read(HOME=home, CONV3D_CACHE_DIR=shared / "link") == "None"
+        os.chmod(home, 0o777)
+        assert read(HOME=home, CONV3D_CACHE_DIR=hers) == "None"
+        os.chmod(home, 0o700)
+        # one file of his in her folder
+        for name in (machine_code.KEY_FILE, f"{machine_code._name(KEY)}.o"):
+            os.chown(hers / machine_code.source_key() / name, bob, bob)
+            assert read(HOME=home, CONV3D_CACHE_DIR=hers) == "None"
+            os.chown(hers / machine_code.source_key() / name, alice, alice)
+        assert "planted" in read(HOME=home, CONV3D_CACHE_DIR=hers)
+
+
+def test_a_config_file_of_the_working_folder_does_not_change_what_is_compiled(
+    cache: Path, tmp_path: Path
+) -> None:
+    """Numba would read it, whoever wrote it; without its compiler the loops cannot be compiled."""
+    (tmp_path / ".numba_config.yaml").write_text("disable_jit: 1\n")
+    assert run(tmp_path, ONE_LOOP, CONV3D_CACHE_DIR=str(tmp_path / "new"))[0] == 1
+    script = "import numba.core.config as c; before = c.OPT\n" + ONE_LOOP.replace(
+        "folder = cache_folder()", "import yaml; folder = cache_folder(); assert yaml.safe_load"
+    )
+    (tmp_path / ".numba_config.yaml").write_text("debug_array_opt: 0\n")
+    assert run(tmp_path, script, CONV3D_CACHE_DIR=str(tmp_path / "third"))[0] == 1
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1153,3 +1153,39 @@ def test_other_formats_have_no_chunks(
         run_job(job)
     with pytest.raises(SpecError, match=option):
         replace(job, target=str(tmp_path / "b.zarr"), **{option: 0})
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("size", [2**21, 2**40])
+def test_a_size_that_no_disk_holds_is_refused_at_once(
+    zarr_format: int, size: int, tmp_path: Path
+) -> None:
+    """A few hundred bytes of metadata, and no chunk: whatever loops over planes would not end."""
+    store = tmp_path / "x.zarr"
+    store.mkdir()
+    shape = [size] * 3
+    two = {
+        "zarr_format": 2,
+        "shape": shape,
+        "chunks": shape,
+        "dtype": "<f4",
+        "compressor": None,
+        "fill_value": 0,
+        "order": "C",
+        "filters": None,
+    }
+    three = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
+        "chunk_key_encoding": {"name": "default"},
+        "fill_value": 0,
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "attributes": {},
+    }
+    name, metadata = (".zarray", two) if zarr_format == 2 else ("zarr.json", three)
+    (store / name).write_text(json.dumps(metadata))
+    with pytest.raises(FormatError, match=r"promises .* bytes, more than any disk holds"):
+        open_volume(str(store))

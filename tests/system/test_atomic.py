@@ -14,21 +14,21 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import LIMIT, started
+from processes import started
 
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
+from conv3d_cli.system import atomic, leftovers
 from conv3d_cli.system.atomic import (
     AtomicFile,
     AtomicFolder,
     AtomicGroup,
     check_target,
     committed_together,
-    left_behind,
     output_file,
     placed_outputs,
     suffix_of,
@@ -435,12 +435,46 @@ def test_a_swap_that_fails_brings_the_old_folder_back(
             raise error
         rename(*paths)
 
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)  # a system that cannot
     with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
         fill(output, "new")
         monkeypatch.setattr(os, "rename", failing)
         with pytest.raises((WriteError, KeyboardInterrupt)):
             output.commit()
     assert content(tmp_path) == {"a.zarr/old": "old"}
+    assert names(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="names that can be exchanged")
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+def test_two_names_of_folders_are_exchanged_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    """No moment without a folder of the name; in a group, what fails after it undoes it."""
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "old").write_text("old")
+
+    def never(*paths: Path) -> None:
+        raise AssertionError(paths)
+
+    def failing(*paths: Path) -> None:
+        raise error or AssertionError
+
+    monkeypatch.setattr(os, "rename", never)
+    with ExitStack() as stack:
+        if error is not None:
+            monkeypatch.setattr(os, "replace", failing)
+            stack.enter_context(pytest.raises((WriteError, KeyboardInterrupt)))
+        group = stack.enter_context(AtomicGroup())
+        with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
+            fill(output, "new")
+            output.commit()
+        if error is not None:
+            with AtomicFile(tmp_path / "b") as file:
+                file.commit()
+        group.commit()
+    kept = {"a.zarr/deep/file": "new"} if error is None else {"a.zarr/old": "old"}
+    assert content(tmp_path) == kept
     assert names(tmp_path) == ["a.zarr"]
 
 
@@ -589,10 +623,16 @@ def test_what_cannot_be_put_back_is_said(tmp_path: Path, monkeypatch: pytest.Mon
                 output.commit()
         monkeypatch.setattr(os, "replace", failing)
         group.commit()
-    (kept,) = tmp_path.iterdir()
+    (kept,) = (path for path in tmp_path.iterdir() if path.suffix != ".renames")
     restore = f"cannot restore {tmp_path / 'b'} (broken): its old version is now {kept}; rename it"
     assert restore in str(caught.value)
     assert kept.read_bytes() == b"old b"
+    # the next run can, and nothing else is lost
+    monkeypatch.undo()
+    monkeypatch.setattr(leftovers, "LISTING_SECONDS", 0)
+    check_target(tmp_path / "b", overwrite=True)
+    assert names(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"old b"
 
 
 def test_a_new_file_that_cannot_be_removed_is_named(
@@ -620,7 +660,11 @@ def test_a_new_file_that_cannot_be_removed_is_named(
         group.commit()
     assert f"cannot remove the new {tmp_path / 'a'} (broken); remove it" in str(caught.value)
     assert "None" not in str(caught.value)
-    assert names(tmp_path) == ["a"]
+    assert "a" in names(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(leftovers, "LISTING_SECONDS", 0)
+    check_target(tmp_path / "b", overwrite=False)  # the next run can remove it
+    assert names(tmp_path) == []
 
 
 def test_without_hard_links_a_group_does_as_well(
@@ -703,15 +747,16 @@ def test_an_interrupt_knows_what_took_its_place(
     (tmp_path / "a.zarr").mkdir()
     replace, rename = os.replace, os.rename
 
-    def interrupted(step: Callable[..., None]) -> Callable[..., None]:
-        def stopped(*paths: Path) -> None:
+    def interrupted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def stopped(*paths: Path) -> Any:
             signal.raise_signal(signal.SIGINT)
-            step(*paths)
+            return step(*paths)
 
         return stopped
 
     monkeypatch.setattr(os, "replace", interrupted(replace))
     monkeypatch.setattr(os, "rename", interrupted(rename))
+    monkeypatch.setattr(atomic, "exchange", interrupted(atomic.exchange))
     with placed_outputs() as outer:
         for make, name in ((AtomicFile, "a"), (AtomicFolder, "a.zarr")):
             output = make(tmp_path / name, overwrite=True)
@@ -1006,43 +1051,3 @@ def test_a_plain_output_is_atomic(tmp_path: Path) -> None:
         assert (tmp_path / "a").read_bytes() == b"old"
         output.commit()
     assert (tmp_path / "a").read_bytes() == b"new"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a killed run leaves behind
-
-KILLED = """
-import os, signal, sys
-from conv3d_cli.system.atomic import AtomicFile, AtomicFolder
-made = (AtomicFolder if sys.argv[1].endswith(".zarr") else AtomicFile)(sys.argv[1])
-print(made.temporary, flush=True)
-if sys.argv[2] == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.zarr"])
-def test_what_a_killed_run_left_is_found_and_what_is_in_use_is_not(
-    name: str, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / name)]
-    died = subprocess.run([*command, "kill"], capture_output=True, text=True, timeout=LIMIT)
-    assert died.returncode == -signal.SIGKILL
-    (tmp_path / f".b.0123abcd.tmp{Path(name).suffix}").touch()  # of another output
-    with started(
-        [*command, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as alive:
-        assert os.path.lexists(alive.stdout.readline().strip())
-        assert left_behind(tmp_path / name) == [died.stdout.strip()]
-
-
-def test_the_next_run_of_an_output_names_what_a_killed_one_left(desk: Path, run: Any) -> None:
-    Path(".o.0123abcd.tmp.nii.gz").write_bytes(b"x" * 99)
-    Path(".p.0123abcd.tmp.nii.gz").write_bytes(b"x" * 99)
-    said = run("apply", "a.nii.gz", "-k", "box", "-o", "o.nii.gz").stderr
-    assert said.count("note: ") == 1
-    assert ".o.0123abcd.tmp.nii.gz was left by a run that was killed; remove it" in said
-    assert Path(".o.0123abcd.tmp.nii.gz").exists()
-    assert "killed" not in run("apply", "a.nii.gz", "-k", "box", "-o", "q.nii.gz").stderr

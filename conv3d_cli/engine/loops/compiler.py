@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,20 @@ if os.environ.get("CONV3D_CPU"):  # set LLVM's target, too, before Numba reads i
     os.environ.setdefault("NUMBA_CPU_NAME", cpu_class().llvm_cpu)
     os.environ.setdefault("NUMBA_CPU_FEATURES", cpu_class().llvm_features)
 
-from numba import cfunc, types
+# Numba would read settings from `.numba_config.yaml` in the working folder, which another user may
+# have put there. It cannot without a module for YAML.
+_yaml = sys.modules.get("yaml")
+sys.modules["yaml"] = None  # type: ignore[assignment]
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it cannot
+        from numba import cfunc, types
+        from numba.core import config
+finally:
+    del sys.modules["yaml"]
+    if _yaml is not None:
+        sys.modules["yaml"] = _yaml
+config._config_fname = os.devnull  # which Numba looks for again before it compiles
 
 # "contract" merges a multiplication and an addition into one FMA, "nsz" ignores the sign of zero.
 # The rest of fastmath stays off: it would remove NaN tests and reorder sums.

@@ -44,8 +44,8 @@ from conv3d_cli.formats.zarr.names import (
 from conv3d_cli.system.atomic import (
     AtomicFolder,
     check_target,
+    new_hidden_folder,
     output_file,
-    temporary_name,
     write_errors,
 )
 from conv3d_cli.system.inputs import check_input, near_names
@@ -522,10 +522,9 @@ class StoreArchive:
             raise SpecError(f"cannot write {path}: a zipped store is written as a whole")
         self.path = path
         self._output = output_file(path, overwrite)
-        self._folder = temporary_name(Path(os.path.realpath(path)), "store")
         try:
             with write_errors(path):
-                self._folder.mkdir()
+                self._folder, self._hold = new_hidden_folder(Path(os.path.realpath(path)), "store")
         except BaseException:
             self._output.abort()
             raise
@@ -564,6 +563,7 @@ class StoreArchive:
 
     def _remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._hold.release()
 
 
 class RemoteStore:

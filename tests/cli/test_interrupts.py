@@ -1,0 +1,115 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command within seconds, whatever it waits for."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import started, wait_until
+
+from conv3d_cli.system import interrupts
+
+CONV3D = [sys.executable, "-m", "conv3d_cli"]
+SLACK = 4.0  # seconds that a busy machine may add to the limit; without a limit it takes 600
+
+
+@pytest.fixture
+def stalled(tmp_path: Path, run: Any) -> Iterator[tuple[str, threading.Event]]:
+    """The URL of an image whose server sends ten bytes of a chunk and no more; set once asked."""
+    np.save(tmp_path / "x.npy", np.ones((32, 32, 32), np.float32))
+    run("apply", tmp_path / "x.npy", "-k", "identity", "-o", tmp_path / "x.ome.zarr")
+    asked, end = threading.Event(), threading.Event()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            path = Path(self.translate_path(self.path))
+            if path.is_file() and path.suffix != ".json":
+                self.send_response(200)
+                self.send_header("Content-Length", "1024")
+                self.end_headers()
+                self.wfile.write(bytes(10))
+                self.wfile.flush()
+                asked.set()
+                end.wait(600)
+            else:
+                super().do_GET()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/x.ome.zarr", asked
+        end.set()
+        server.shutdown()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    "sent",
+    [["INT"], ["TERM"], ["HUP"], ["INT", "INT"], ["TERM", "INT"], ["TERM", "HUP"]],
+    ids=" ".join,
+)
+def test_a_server_that_stalls_does_not_hold_a_command(
+    stalled: tuple[str, threading.Event], sent: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    url, asked = stalled
+    command = [*CONV3D, "apply", url, "-k", "box:size=3", "-o", "o.npy", "-q"]
+    with started(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(asked.is_set, process)
+        began = time.monotonic()
+        for name in sent:
+            process.send_signal(signal.Signals[f"SIG{name}"])
+            time.sleep(0.05)
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < interrupts.SECONDS + SLACK
+    first = signal.Signals[f"SIG{sent[0]}"]
+    assert process.returncode == 128 + first
+    word = "interrupted" if sent[0] == "INT" else "terminated"
+    assert errors.startswith(f"{word}; ")
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    assert sorted(os.listdir(tmp_path)) == ["x.npy", "x.ome.zarr"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("module", ["click", "numpy", "conv3d_cli.cli.apply", "conv3d_cli.formats"])
+def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
+    """One line, and no traceback through the importing modules."""
+    np.save(tmp_path / "x.npy", np.ones((8, 8, 8), np.float32))
+    script = f"""
+import signal, sys
+from importlib.abc import MetaPathFinder
+
+class Interrupting(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+
+from conv3d_cli.__main__ import main
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["apply", "x.npy", "-k", "box:size=3", "-o", "o.npy"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "interrupted; no output was left behind\n"
+    assert done.returncode == 130
+    assert os.listdir(tmp_path) == ["x.npy"]
