@@ -76,7 +76,7 @@ def test_a_server_that_stalls_does_not_hold_a_command(
         for name in sent:
             process.send_signal(signal.Signals[f"SIG{name}"])
             time.sleep(0.05)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=LIMIT)
     assert time.monotonic() - began < interrupts.SECONDS + SLACK
     first = signal.Signals[f"SIG{sent[0]}"]
     assert process.returncode == 128 + first
