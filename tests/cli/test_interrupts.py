@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import started, wait_until
+from processes import LIMIT, started, wait_until
 
 from conv3d_cli.system import interrupts
 
