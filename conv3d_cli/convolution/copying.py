@@ -25,6 +25,8 @@ class Copy(Convolution):
     Strides pick voxels. Values change only where the output's dtype cannot hold them.
     """
 
+    runs_plan_alone = False
+
     def memory(self, planes: int, computed: int) -> dict[str, int]:
         height, width = self.problem.out_size[1:]
         # float64 copies of a plane in each thread

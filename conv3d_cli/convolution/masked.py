@@ -268,6 +268,7 @@ class MaskedConvolution(Convolution):
     """
 
     takes_boxes = False
+    runs_plan_alone = False
 
     missing: Missing = NOTHING
     mask: Mask | None = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
     from conv3d_cli.engine.machine_code import MachineCode
     from conv3d_cli.engine.plan import SlabResult
+    from conv3d_cli.engine.repetition import Repetition
     from conv3d_cli.engine.weighting import Certainty
     from conv3d_cli.layer.activations import Activation
     from conv3d_cli.model.box import Slices
@@ -62,6 +63,7 @@ class Convolution:
     losses: Losses | None = None
 
     takes_boxes: ClassVar[bool] = True  # whether a box can be computed without the rest of its slab
+    runs_plan_alone: ClassVar[bool] = True  # whether the plan, once over the source, gives all sums
 
     @property
     def coverage(self) -> Array | None:
@@ -224,6 +226,16 @@ class Convolution:
     def has_missing(self) -> bool:
         """Whether outputs may be NaN by request."""
         return False
+
+    def repetition(self, slab: SlabInput, out: Array) -> Repetition | None:
+        """A whole volume, ready to be computed again; None if it takes more than the plan's tiles.
+
+        slab, out : its arrays; see `Plan.repetition`
+        """
+        if not self.runs_plan_alone or self.on_slabs or self.losses is not None:
+            return None
+        activate = self._activate if self._in_tiles else None
+        return self.plan.repetition(slab.source, out, slab.planes, self.bias, activate)
 
     def _results(
         self,

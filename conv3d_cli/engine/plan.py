@@ -30,6 +30,7 @@ from conv3d_cli.engine.algorithms import (
 )
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
+from conv3d_cli.engine.repetition import Filled, Repetition
 from conv3d_cli.engine.step import (
     HAS_INCOMPLETE,
     HAS_NONFINITE,
@@ -48,9 +49,10 @@ from conv3d_cli.engine.step import (
     StepResults,
     Sums,
     Tasks,
+    address_of,
     fill,
 )
-from conv3d_cli.engine.team import Team
+from conv3d_cli.engine.team import SerialWorker, Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, WeightBytes
 from conv3d_cli.engine.views import (
     OUTSIDE,
@@ -389,36 +391,18 @@ class Plan:
         multiples of `block_alignment`, or at the volume's edge.
         Raises: IndexError, ValueError if a table or an array would lead the loops outside memory.
         """
-        problem = self.problem
         if certainty is not None and certainty.changes_nothing(source.dtype, scale):
             certainty = None
-        whole_rows, whole_columns = _plane_indices(problem)
-        rows = whole_rows if rows is None else rows
-        columns = whole_columns if columns is None else columns
-        _check_tables(problem, source, out, (planes, rows, columns), bias, certainty, division)
+        tables = self._tables(planes, rows, columns)
+        _check_tables(self.problem, source, out, tables, bias, certainty, division)
         if out.size == 0:
             return SlabResult(0, [])
         _check_memory(out, division, certainty, self.dtype)
         if not is_flattenable(source):
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
-        source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
-        out_view = flat_view(out)
-        mask_tables: Offsets | tuple[()] = ()
-        if certainty is not None and certainty.mask is not None:
-            mask_tables = _offset_tables(
-                certainty.positions, certainty.mask.strides, certainty.mask.itemsize
-            )
-        region = _Region(
-            groups=range(problem.groups),
-            tables=_offset_tables((planes, rows, columns), source_view.strides),
-            run=inner_run(columns),
-            out_start=out_view.start,
-            size=Size(*out.shape[:3]),
-            mask_tables=mask_tables,
-        )
         run = _Run(
-            source=source_view,
-            out=out_view,
+            source=flat_view(source.view(np.uint8) if source.dtype == bool else source),
+            out=flat_view(out),
             team=team,
             scale=scale,
             bias=None if bias is None else np.ascontiguousarray(bias, self.dtype),
@@ -428,7 +412,70 @@ class Plan:
             division=division,
             sums_channels=out.shape[3],
         )
-        return self._convolve_region(region, run, progress)
+        return self._convolve_region(self._region(run, out.shape, tables), run, progress)
+
+    def repetition(
+        self,
+        source: NDArray[Any],
+        out: NDArray[Any],
+        planes: list[int],
+        bias: NDArray[Any] | None = None,
+        activation: Activation | None = None,
+    ) -> Repetition | None:
+        """A whole volume's convolution, ready to be repeated for other arrays of the same layout.
+
+        Arguments as of `convolve_slab`, at most one of whose threads it takes; arrays that the
+        loops cannot read where they lie give None. The plan serves this purpose alone from now on.
+        """
+        tables = self._tables(planes, None, None)
+        _check_tables(self.problem, source, out, tables, bias, None, None)
+        _check_memory(out, None, None, self.dtype)
+        if not out.size or source.dtype == bool or not is_flattenable(source):
+            return None
+        run = _Run(
+            source=flat_view(source),
+            out=flat_view(out),
+            team=SerialWorker(0),
+            scale=(1.0, 0.0),
+            bias=None if bias is None else np.ascontiguousarray(bias, self.dtype),
+            activation=activation,
+        )
+        _, filled = self._fill(self._region(run, out.shape, tables), run)
+        step = self._worker(0).step
+        return Repetition(
+            step,
+            filled,
+            step[F.source] - address_of(source),
+            step[F.out] - address_of(out),
+            self.prepared,
+            self.scratch_bytes + self.weight_bytes.kept,
+        )
+
+    def _tables(
+        self, planes: list[int], rows: list[int] | None, columns: list[int] | None
+    ) -> Tables:
+        whole_rows, whole_columns = _plane_indices(self.problem)
+        return (
+            planes,
+            whole_rows if rows is None else rows,
+            whole_columns if columns is None else columns,
+        )
+
+    def _region(self, run: _Run, shape: Sequence[int], tables: Tables) -> _Region:
+        """All outputs (d, h, w, filters) of a run."""
+        mask_tables: Offsets | tuple[()] = ()
+        if (certainty := run.certainty) is not None and certainty.mask is not None:
+            mask_tables = _offset_tables(
+                certainty.positions, certainty.mask.strides, certainty.mask.itemsize
+            )
+        return _Region(
+            groups=range(self.problem.groups),
+            tables=_offset_tables(tables, run.source.strides),
+            run=inner_run(tables[2]),
+            out_start=run.out.start,
+            size=Size(*shape[:3]),
+            mask_tables=mask_tables,
+        )
 
     def make_ready(self, workers: Iterable[int]) -> None:
         """Allocate the memory of workers that will run slabs concurrently (see `SerialWorker`)."""
@@ -468,10 +515,8 @@ class Plan:
         """The loop by which `store` stores values as this dtype."""
         return machine_code("store", "store", self.dtype.name, out.name)
 
-    def _convolve_region(
-        self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None
-    ) -> SlabResult:
-        """Run a region as tasks of the team, then recompute steps with NaN or infinity."""
+    def _fill(self, region: _Region, run: _Run) -> tuple[_TaskGrid, Filled]:
+        """Divide a region into tasks, and fill the step records of their workers."""
         source, out, certainty, division = run.source, run.out, run.certainty, run.division
         grid = self._task_grid(region.size, len(region.groups), run.team.threads)
         steps = grid.tasks * grid.steps_per_task
@@ -501,7 +546,14 @@ class Plan:
         fill([self._worker(number).step for number in workers], *groups)
         failures: list[BaseException] = []
         epilogues = [self._add_epilogue(self._worker(number), run, failures) for number in workers]
+        return grid, Filled(grid.tasks, drive, clipped, flags, failures, groups, epilogues)
 
+    def _convolve_region(
+        self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None
+    ) -> SlabResult:
+        """Run a region as tasks of the team, then recompute steps with NaN or infinity."""
+        grid, filled = self._fill(region, run)
+        flags, clipped = filled.flags, filled.clipped
         batch_size = max(1, grid.tasks // (BATCHES_PER_THREAD * run.team.threads))
         filters = self.problem.filters_per_group * self.prepared.groups_together
         output_values = _output_values(filters, grid, region.size)
@@ -510,22 +562,23 @@ class Plan:
             step = self._workers[number].step
             first, last = batch * batch_size, min((batch + 1) * batch_size, grid.tasks)
             step[F.first_task], step[F.last_task] = first, last
-            drive(step)
-            if failures:
-                raise failures[0]
+            filled.drive(step)
+            if filled.failures:
+                raise filled.failures[0]
             if progress is not None:
                 progress(sum(output_values(task) for task in range(first, last)))
 
         run.team.run(-(-grid.tasks // batch_size), work)
-        del groups, epilogues  # alive until here, since the loops read their addresses
         flagged = []
         if run.flags_incomplete and flags is not None:
             numbers = np.flatnonzero(flags & HAS_INCOMPLETE).tolist()
             flagged = [self._box_of_step(number, grid, region) for number in numbers]
-        if finds_nonfinite and flags is not None:
+        if flags is not None and self._must_find_nonfinite(
+            run.source.flat.dtype, run.scale, run.certainty
+        ):
             for number in np.flatnonzero(flags & HAS_NONFINITE).tolist():
                 clipped[number] = self._recompute_nonfinite(number, grid, region, run)
-        counts = out.flat.dtype.kind != "f" or division is not None
+        counts = run.out.flat.dtype.kind != "f" or run.division is not None
         return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
     def _task_grid(self, size: Size, groups: int, threads: int) -> _TaskGrid:

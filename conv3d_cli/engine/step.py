@@ -45,11 +45,11 @@ Memory = NDArray[Any] | Pointer | None
 _real, _long = struct.Struct("d"), struct.Struct("q")
 
 
-def _address(memory: Memory) -> int:
+def address_of(memory: Memory) -> int:
     """The address of the first byte; 0 for None.
 
     >>> numbers = np.zeros(4, np.float32)
-    >>> _address(Pointer(numbers, 3)) - _address(numbers), _address(None)
+    >>> address_of(Pointer(numbers, 3)) - address_of(numbers), address_of(None)
     (12, 0)
     """
     if memory is None:
@@ -77,7 +77,7 @@ class FieldGroup:
         """The fields as int64, as the record stores them: bits of floats, addresses of memory."""
         found = list(type(self).values(self))
         for place in self.memories:
-            found[place] = _address(found[place])
+            found[place] = address_of(found[place])
         for place in self.reals:
             (found[place],) = _long.unpack(_real.pack(found[place]))
         return found
@@ -338,7 +338,7 @@ class StepRecord:
 
     def __init__(self, *groups: FieldGroup) -> None:
         self.numbers = np.zeros(len(FIELDS), np.int64)
-        self.address = _address(self.numbers)
+        self.address = address_of(self.numbers)
         self.groups = groups
         fill([self], *groups)
 
