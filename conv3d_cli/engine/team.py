@@ -87,7 +87,7 @@ class Team:
                 state_changed.wait_for(lambda: active + waiting == 0)
         finally:
             # Wait for all workers, since a task writes to the caller's memory. They are counted: an
-            # interrupt may come between an order and the wait, and those who find `stop` do nothing.
+            # interrupt may come before all have begun, and those who find `stop` do nothing.
             with state_changed:
                 stop = True
                 state_changed.wait_for(lambda: active == 0)

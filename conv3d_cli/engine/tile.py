@@ -241,6 +241,8 @@ class PreparedAlgorithm:
     spreads_nonfinite : bool        NaN and infinity would spread beyond the outputs whose windows
                                     contain them, so `direct` recomputes steps with one in their
                                     window
+    rounds_tiles : bool             the voxels of a tile are rounded together, as in a transform, so
+                                    that a tile is never cut along height and width
     checks_nonfinite : bool         `absorb` and `convolve` find such steps themselves, so packing
                                     does not
     calls : dict                    functions that `convolve` calls: index in `parameters` ->
@@ -258,6 +260,7 @@ class PreparedAlgorithm:
     parameters: NDArray[np.int64]
     absorb: MachineCode | None = None
     spreads_nonfinite: bool = False
+    rounds_tiles: bool = False
     checks_nonfinite: bool = False
     calls: dict[int, MachineCode] = field(default_factory=dict)
     packs_weights: MachineCode | None = None
