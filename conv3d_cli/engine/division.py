@@ -26,14 +26,15 @@ ENOUGH_TILES = 8
 # The least useful task: a thread spends about 5 us in the interpreter, which all threads share,
 # before it computes the next one.
 LEAST_TASK_SECONDS = 10e-6
-# All tasks take at most this many times as long as whole tiles: each packs its halo once more.
-MOST_REPEATED = 2.0
+# All tasks together may take longer than whole tiles, since each packs its halo once more: by this
+# share for each further thread, and at most so many times as long.
+REPEATED_PER_THREAD, MOST_REPEATED = 1 / 32, 2.0
 # TASKS_PER_THREAD are worth this share of the time for each doubling of the threads: no CPU is
 # always equally fast, and the slowest one of many is slower.
 WORTH_MORE_TASKS = 0.03
 ROW_COLUMNS = 16  # a row takes as much longer as so many columns would take
-ROWS, COLUMNS = 8, 64  # tasks end at multiples of these: whole register tiles and cache lines
-PACK_SECONDS = 0.25e-9  # of a packed voxel
+COLUMNS = 64  # tasks end at multiples of these: whole register tiles and cache lines
+PACK_SECONDS = 0.35e-9  # of a packed voxel
 
 
 class Cuts(NamedTuple):
@@ -41,6 +42,7 @@ class Cuts(NamedTuple):
 
     tile : Size             output voxels of the largest task; its depth is in whole steps
     step_depth : int        planes that are computed together; no task cuts them
+    rows : int          tasks end at multiples of these rows, of a register tile
     strides, extent : (D, H, W)     of the problem
     across : str            how height and width may be cut: "anywhere"; "evenly", so that a tile
                             is a number of whole tasks; "never"
@@ -51,6 +53,7 @@ class Cuts(NamedTuple):
 
     tile: Size
     step_depth: int
+    rows: int
     strides: Triple
     extent: Triple
     across: Literal["anywhere", "evenly", "never"]
@@ -97,7 +100,7 @@ def divide(size: Size, blocks: int, threads: int, cuts: Cuts) -> TaskGrid:
     size : Size         outputs of the region
     blocks : int        sets of groups that are packed together
 
-    >>> cuts = Cuts(Size(32, 64, 256), 1, (1, 1, 1), (3, 3, 3), "anywhere", False, 1, 1e-9)
+    >>> cuts = Cuts(Size(32, 64, 256), 1, 8, (1, 1, 1), (3, 3, 3), "anywhere", False, 1, 1e-9)
     >>> divide(Size(32, 256, 256), 1, 1, cuts).tile
     Size(depth=32, height=64, width=256)
     >>> [divide(Size(32, 256, 256), 1, threads, cuts).tasks for threads in (1, 2, 8, 64)]
@@ -112,7 +115,7 @@ def divide(size: Size, blocks: int, threads: int, cuts: Cuts) -> TaskGrid:
     if threads == 1:
         if cuts.across != "anywhere":
             return grid
-        tile = tile._replace(height=_parts(size.height, ROWS, tile.height)[0])
+        tile = tile._replace(height=_parts(size.height, cuts.rows, tile.height)[0])
         return _grid(tile, size, blocks, cuts)
     return _grid(_smaller_tile(tile, size, blocks, threads, cuts), size, blocks, cuts)
 
@@ -129,7 +132,7 @@ def _smaller_tile(tile: Size, size: Size, blocks: int, threads: int, cuts: Cuts)
     never fewer threads work because there are more of them.
     """
     lengths: list[list[int]] = [_parts(size.depth, cuts.step_depth, tile.depth)]
-    for axis, unit in ((1, ROWS), (2, COLUMNS)):
+    for axis, unit in ((1, cuts.rows), (2, COLUMNS)):
         if cuts.across == "anywhere" or (cuts.across == "evenly" and tile[axis] >= size[axis]):
             lengths.append(_parts(size[axis], unit, tile[axis]))
         elif cuts.across == "evenly":
@@ -143,7 +146,8 @@ def _smaller_tile(tile: Size, size: Size, blocks: int, threads: int, cuts: Cuts)
     one = cuts.seconds(tuple(np.minimum(tiles, np.array(size)[:, None])))
     all_tasks = blocks * cuts.seconds(tuple(size), tuple(counts))
     outputs = tiles.prod(axis=0) * cuts.voxel_seconds
-    useful = (outputs >= LEAST_TASK_SECONDS) & (all_tasks <= MOST_REPEATED * all_tasks[0])
+    repeated = min(MOST_REPEATED, 1 + REPEATED_PER_THREAD * (threads - 1))
+    useful = (outputs >= LEAST_TASK_SECONDS) & (all_tasks <= repeated * all_tasks[0])
     useful[0] = True
     useful &= tasks >= min(threads, tasks[useful].max())
     # the end if tasks are equal, or by Graham's bound, whichever is earlier

@@ -549,6 +549,7 @@ class Plan:
         return Cuts(
             tile=layout.tile,
             step_depth=layout.step_depth,
+            rows=prepared.rows,
             strides=problem.strides,
             extent=problem.extent,
             across=across,
