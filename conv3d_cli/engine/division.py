@@ -29,9 +29,9 @@ LEAST_TASK_SECONDS = 10e-6
 # All tasks together may take longer than whole tiles, since each packs its halo once more: by this
 # share for each further thread, and at most so many times as long.
 REPEATED_PER_THREAD, MOST_REPEATED = 1 / 32, 2.0
-# TASKS_PER_THREAD are worth this share of the time for each doubling of the threads: no CPU is
-# always equally fast, and the slowest one of many is slower.
-WORTH_MORE_TASKS = 0.03
+# TASKS_PER_THREAD may end later by this share for each doubling of the threads, since no CPU is
+# always equally fast, and the slowest of many is slower; but by no more than they can save.
+WORTH_PER_DOUBLING, MOST_WORTH = 0.05, 1 / TASKS_PER_THREAD
 ROW_COLUMNS = 16  # a row takes as much longer as so many columns would take
 COLUMNS = 64  # tasks end at multiples of these: whole register tiles and cache lines
 PACK_SECONDS = 0.35e-9  # of a packed voxel
@@ -154,7 +154,7 @@ def _smaller_tile(tile: Size, size: Size, blocks: int, threads: int, cuts: Cuts)
     end = np.where(
         useful, np.minimum(-(-tasks // threads) * one, all_tasks / threads + one), np.inf
     )
-    worth = 1 + WORTH_MORE_TASKS * math.log2(threads)
+    worth = 1 + min(WORTH_PER_DOUBLING * math.log2(threads), MOST_WORTH)
     many = (tasks >= TASKS_PER_THREAD * threads) & (end <= worth * end.min())
     if many.any():
         end[~many] = np.inf

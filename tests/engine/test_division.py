@@ -177,32 +177,32 @@ def test_no_task_is_useless(case: Case, threads: int) -> None:
     assert math.prod(packed) <= (2 * MOST_REPEATED - 1) * 2 * math.prod(packed_alone)
 
 
-CUT: list[tuple[str, NDArray[Any]]] = [
-    ("sparse", ball(3)),
-    ("separable", two_terms(7)),
-    ("direct", numbers(3, 3, 3, 1, 1)),
-    ("fft", numbers(7, 7, 7, 1, 1)),
-]
-
-
-@pytest.mark.parametrize(("algorithm", "weights"), CUT, ids=[name for name, _ in CUT])
+@pytest.mark.parametrize(
+    ("algorithm", "weights"),
+    [
+        pytest.param("separable", two_terms(7), id="separable"),
+        pytest.param("direct", numbers(3, 3, 3, 1, 1), id="direct"),
+        pytest.param("sparse", ball(3), id="sparse", marks=pytest.mark.slow),
+        pytest.param("fft", numbers(7, 7, 7, 1, 1), id="fft", marks=pytest.mark.slow),
+    ],
+)
 def test_same_bits_where_tiles_are_cut_for_many_threads(
     algorithm: str, weights: NDArray[Any]
 ) -> None:
     """NaN, infinity and huge numbers, too: the same voxels are computed again by the direct sum."""
-    case = Case("", (48, 70, 200, 1), weights, algorithm)
+    case = Case("", (32, 70, 200, 1), weights, algorithm)
     volume = np.random.default_rng(1).standard_normal(case.volume).astype(np.float32)
     volume[3, 5, 7], volume[30, 40, 150], volume[20, 69, 199] = np.nan, np.inf, 1e30
     results, clipped, tiles = [], [], set()
-    for threads in (1, 2, 16, 64):
+    for threads in (1, 2, 32):
         plan = case.plan(threads)
-        planes = plan.problem.source_indices(0, 0, 48)
+        planes = plan.problem.source_indices(0, 0, 32)
         out, whole = np.empty(case.volume, np.float32), np.empty(case.volume, np.uint8)
         with Team(threads) as team:
             plan.convolve_slab(volume, out, planes, team)
             clipped.append(plan.convolve_slab(volume, whole, planes, team).clipped)
         results.append(out.view(np.uint32))
-        tiles.add(plan._task_grid(Size(48, 70, 200), 1, threads).tile)
+        tiles.add(plan._task_grid(Size(32, 70, 200), 1, threads).tile)
     assert len(tiles) > 1
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
