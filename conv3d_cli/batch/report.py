@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import triple_text
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.pipeline.outputs import ROLES
@@ -33,14 +34,17 @@ def grid_record(grid: Grid) -> dict[str, Any]:
     }
 
 
-def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
+def stage_record(stage: PreparedStage, parts: int, at_once: Size) -> dict[str, Any]:
     """The plan of one convolution as JSON.
 
     parts : int     how many times it runs: once for each part of the volume
+    at_once : Size  outputs of a slab or of a box, which the threads share
     """
     from conv3d_cli.engine.cpu import cpu_class
 
     problem, plan, kernel = stage.problem, stage.plan, stage.kernel
+    at_once = Size(*map(min, at_once, problem.out_size))
+    sharing = stage.convolution.sharing(at_once)
     return {
         "kernel": kernel.name,
         "kernel_shape": list(kernel.weights.shape),
@@ -62,7 +66,11 @@ def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
         "flops": problem.flops,
         "bytes": plan.bytes_moved * parts,
         "limit": cpu_class().limit_seconds(problem.flops, plan.bytes_moved * parts, plan.threads),
-        "scratch": plan.scratch_bytes,
+        "scratch": plan.scratch_for(at_once),
+        "tasks": sharing.tasks,
+        "threads_at_work": sharing.at_work,
+        "idle": round(sharing.idle, 4),
+        "speedup": round(sharing.speedup, 2),
         "losses": stage.losses,
     }
 
@@ -73,9 +81,9 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
     The facts of a single convolution are keys of the record; those of a stack are in `layers`.
     """
     job, source = prepared.job, prepared.reader.header
-    count = source.shape[0]
-    stages = [stage_record(stage, count) for stage in prepared.stages[:-1]]
-    stages.append(stage_record(prepared.stages[-1], len(prepared.stream_plan.parts)))
+    count, at_once = source.shape[0], prepared.computed_at_once
+    stages = [stage_record(stage, count, at_once) for stage in prepared.stages[:-1]]
+    stages.append(stage_record(prepared.stages[-1], len(prepared.stream_plan.parts), at_once))
     return {
         "input": job.source,
         "output": job.target,
@@ -170,7 +178,7 @@ def describe(prepared: PreparedJob) -> str:
             rows.append(heading)
             planned.append(heading)
         rows += _layer_rows(layer, fwhm)
-        planned += _plan_rows(layer, stage, record)
+        planned += _plan_rows(layer, stage, record, prepared.job.on_cluster)
     rows += [("missing", text) for text in _missing_words(prepared.job.missing)]
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
@@ -255,8 +263,22 @@ def _layer_rows(layer: dict[str, Any], fwhm: KernelFwhm | None) -> list[tuple[st
     return rows
 
 
+def _threads_text(layer: dict[str, Any], record: dict[str, Any]) -> str:
+    """How the threads share a slab or a box."""
+    threads, at_work = record["threads"], layer["threads_at_work"]
+    of_these = "" if threads == at_work else f" of {threads}"
+    piece = "slab" if record["boxes"] is None else "box"
+    text = f"{at_work}{of_these} at work, on {count_of(layer['tasks'], 'task')} of a {piece}"
+    if threads == 1:
+        return text
+    return (
+        f"{text}; predicted {layer['speedup']:.3g} times as fast as one thread, "
+        f"idle {percent(layer['idle'])} of the time"
+    )
+
+
 def _plan_rows(
-    layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]
+    layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any], on_cluster: bool
 ) -> list[tuple[str, str]]:
     """How one convolution is computed: pairs (name, text)."""
     seconds = layer["predicted_seconds"][layer["algorithm"]]
@@ -270,10 +292,12 @@ def _plan_rows(
     work = (
         f"{layer['flops'] / 1e9:.3g} Gflop as a direct sum",
         f"{format_bytes(layer['bytes'])} through memory",
-        f"about {seconds:.2g} s on {count_of(record['threads'], 'thread')}",
+        f"about {seconds * record['threads'] / layer['speedup']:.2g} s",
         f"{format_bytes(layer['scratch'])} of scratch",
     )
     rows.append(("work", ", ".join(work)))
+    if not on_cluster:
+        rows.append(("threads", _threads_text(layer, record)))
     if layer["limit"] is not None:
         least, bound = layer["limit"]
         limit = f"a direct sum takes at least {least:.2g} s on a CPU of this kind; {bound} binds"

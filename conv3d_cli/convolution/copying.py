@@ -16,6 +16,7 @@ from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
+    from conv3d_cli.engine.division import Sharing
 
 
 @dataclass
@@ -31,7 +32,18 @@ class Copy(Convolution):
         height, width = self.problem.out_size[1:]
         # float64 copies of a plane in each thread
         plane = height * width * self.problem.filters * 8
-        return {"sums": 4 * plane * self.plan.threads}
+        return {"sums": 4 * plane * min(self.plan.threads, computed)}
+
+    def tasks_for(self, size: Triple) -> int:
+        return size[0]
+
+    def sharing(self, size: Triple) -> Sharing:
+        from conv3d_cli.engine.division import Sharing  # imports Numba
+
+        planes, threads = size[0], self.plan.threads
+        turns = max(1, -(-planes // threads))
+        idle = 1 - planes / (threads * turns)
+        return Sharing(planes, min(threads, planes), idle, planes / turns)
 
     def exact_dtype(self, out: np.dtype[Any]) -> np.dtype[Any]:
         return out

@@ -718,7 +718,7 @@ class MaskedConvolution(Convolution):
         small = by_size[len(large) :]
         counts = [run(number, team) for number in large]
         for plan in plans if small else []:
-            plan.make_ready(team.workers(len(small)))
+            plan.make_ready()
         team.run(
             len(small), lambda worker, task: counts.append(run(small[task], SerialWorker(worker)))
         )

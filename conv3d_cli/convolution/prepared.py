@@ -19,6 +19,7 @@ from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.engine.division import Sharing
     from conv3d_cli.engine.machine_code import MachineCode
     from conv3d_cli.engine.plan import SlabResult
     from conv3d_cli.engine.repetition import Repetition
@@ -90,6 +91,19 @@ class Convolution:
     def plans(self) -> list[Plan]:
         """All plans that run."""
         return [self.plan]
+
+    def use_threads(self, threads: int) -> None:
+        """Plan for another number of threads."""
+        for plan in self.plans:
+            plan.use_threads(threads)
+
+    def tasks_for(self, size: Triple) -> int:
+        """The number of tasks of a box of outputs (d, h, w), which can all run at once."""
+        return self.plan.tasks_for(size)
+
+    def sharing(self, size: Triple) -> Sharing:
+        """How the threads are predicted to share a box of outputs (d, h, w)."""
+        return self.plan.sharing(size)
 
     def loops_to_load(
         self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from conv3d_cli.engine.algorithms import (
     winograd,
 )
 from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.division import Cuts, Sharing, TaskGrid, divide, share
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.repetition import Filled, Repetition
 from conv3d_cli.engine.step import (
@@ -92,10 +93,6 @@ STREAMING_BYTES = 8 << 20
 # at the end.
 BATCHES_PER_THREAD = 64
 
-# With fewer tasks per thread than FEW_TASKS, tasks of unequal size leave threads idle, so bands are
-# made equal. Bands lower than LEAST_BAND rows would pack too much halo.
-FEW_TASKS, LEAST_BAND = 8, 32
-
 _callback_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -154,21 +151,6 @@ class _Region(NamedTuple):
     out_start: int
     size: Size
     mask_tables: Offsets | tuple[()] = ()
-
-
-class _TaskGrid(NamedTuple):
-    """The tasks of a region: see `Tasks` of the step record.
-
-    tile : Size         output voxels of a task; its depth is a multiple of the step's
-    counts : Size       tasks along each axis, for one set of groups packed together
-    steps_per_task : int
-    tasks : int         tasks in total
-    """
-
-    tile: Size
-    counts: Size
-    steps_per_task: int
-    tasks: int
 
 
 @dataclass
@@ -248,8 +230,24 @@ class Plan:
         """
         layout = self.prepared.layout
         elements = layout.scratch_size + layout.accumulator_size
-        tasks = self._task_grid(Size(*size), self.problem.groups, self.threads).tasks
-        return (elements * self.dtype.itemsize + layout.workspace_bytes) * min(self.threads, tasks)
+        of_thread = elements * self.dtype.itemsize + layout.workspace_bytes
+        return of_thread * min(self.threads, self.tasks_for(size))
+
+    def tasks_for(self, size: tuple[int, int, int]) -> int:
+        """The number of tasks of a box of outputs (d, h, w), which can all run at once."""
+        return self._task_grid(Size(*size), self.problem.groups, self.threads).tasks
+
+    def sharing(self, size: tuple[int, int, int]) -> Sharing:
+        """How the threads are predicted to share a box of outputs (d, h, w)."""
+        blocks = self.problem.groups // self.prepared.groups_together
+        return share(Size(*size), blocks, self.threads, self._cuts)
+
+    def use_threads(self, threads: int) -> None:
+        """Plan for another number of threads, by which all predicted times are divided."""
+        if threads != self.threads:
+            share = self.threads / threads
+            self.seconds = {name: seconds * share for name, seconds in self.seconds.items()}
+            self.threads = threads
 
     @property
     def weight_bytes(self) -> WeightBytes:
@@ -441,6 +439,7 @@ class Plan:
             activation=activation,
         )
         _, filled = self._fill(self._region(run, out.shape, tables), run)
+        self._prepare_workers(filled, run, 0)
         step = self._worker(0).step
         return Repetition(
             step,
@@ -477,11 +476,10 @@ class Plan:
             mask_tables=mask_tables,
         )
 
-    def make_ready(self, workers: Iterable[int]) -> None:
-        """Allocate the memory of workers that will run slabs concurrently (see `SerialWorker`)."""
+    def make_ready(self) -> None:
+        """Pack the weights, which workers share, before any of them needs them (`SerialWorker`)."""
         for plan in (self, self.fallback) if self.prepared.spreads_nonfinite else (self,):
-            for number in workers:
-                plan._worker(number)
+            plan.prepared.weights  # noqa: B018
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
         """Store values (d, h, w, c) as a convolution does: integers are rounded and saturated.
@@ -515,8 +513,8 @@ class Plan:
         """The loop by which `store` stores values as this dtype."""
         return machine_code("store", "store", self.dtype.name, out.name)
 
-    def _fill(self, region: _Region, run: _Run) -> tuple[_TaskGrid, Filled]:
-        """Divide a region into tasks, and fill the step records of their workers."""
+    def _fill(self, region: _Region, run: _Run) -> tuple[TaskGrid, Filled]:
+        """Divide a region into tasks, with the fields of its workers' step records."""
         source, out, certainty, division = run.source, run.out, run.certainty, run.division
         grid = self._task_grid(region.size, len(region.groups), run.team.threads)
         steps = grid.tasks * grid.steps_per_task
@@ -542,11 +540,15 @@ class Plan:
         if division is not None:
             repeat = max(1, run.sums_channels // self.problem.filters)
             groups.append(division.fields(self.dtype, repeat))
-        workers = list(run.team.workers(grid.tasks))
-        fill([self._worker(number).step for number in workers], *groups)
-        failures: list[BaseException] = []
-        epilogues = [self._add_epilogue(self._worker(number), run, failures) for number in workers]
-        return grid, Filled(grid.tasks, drive, clipped, flags, failures, groups, epilogues)
+        self.prepared.weights  # noqa: B018 (packed before the workers, which share them)
+        return grid, Filled(grid.tasks, drive, clipped, flags, [], groups, {})
+
+    def _prepare_workers(self, filled: Filled, run: _Run, *numbers: int) -> None:
+        """Fill the step records of these workers, which are made at their first use."""
+        workers = [self._worker(number) for number in numbers]
+        fill([worker.step for worker in workers], *filled.groups)
+        for number, worker in zip(numbers, workers, strict=True):
+            filled.epilogues[number] = self._add_epilogue(worker, run, filled.failures)
 
     def _convolve_region(
         self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None
@@ -554,11 +556,16 @@ class Plan:
         """Run a region as tasks of the team, then recompute steps with NaN or infinity."""
         grid, filled = self._fill(region, run)
         flags, clipped = filled.flags, filled.clipped
+        known = [number for number in run.team.workers(grid.tasks) if number in self._workers]
+        self._prepare_workers(filled, run, *known)
         batch_size = max(1, grid.tasks // (BATCHES_PER_THREAD * run.team.threads))
         filters = self.problem.filters_per_group * self.prepared.groups_together
         output_values = _output_values(filters, grid, region.size)
 
         def work(number: int, batch: int) -> None:
+            if number not in filled.epilogues:
+                # here, since memory is near the CPU that first writes to it
+                self._prepare_workers(filled, run, number)
             step = self._workers[number].step
             first, last = batch * batch_size, min((batch + 1) * batch_size, grid.tasks)
             step[F.first_task], step[F.last_task] = first, last
@@ -569,6 +576,8 @@ class Plan:
                 progress(sum(output_values(task) for task in range(first, last)))
 
         run.team.run(-(-grid.tasks // batch_size), work)
+        filled.groups.clear()  # alive until here, since the loops read their addresses
+        filled.epilogues.clear()
         flagged = []
         if run.flags_incomplete and flags is not None:
             numbers = np.flatnonzero(flags & HAS_INCOMPLETE).tolist()
@@ -576,25 +585,33 @@ class Plan:
         if flags is not None and self._must_find_nonfinite(
             run.source.flat.dtype, run.scale, run.certainty
         ):
-            for number in np.flatnonzero(flags & HAS_NONFINITE).tolist():
-                clipped[number] = self._recompute_nonfinite(number, grid, region, run)
+            self._recompute_nonfinite(flags, clipped, grid, region, run)
         counts = run.out.flat.dtype.kind != "f" or run.division is not None
         return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
-    def _task_grid(self, size: Size, groups: int, threads: int) -> _TaskGrid:
+    def _task_grid(self, size: Size, groups: int, threads: int) -> TaskGrid:
         """Divide a region of outputs into tasks."""
-        layout, together = self.prepared.layout, self.prepared.groups_together
-        tile = Size(*(min(n, whole) for n, whole in zip(layout.tile, size, strict=True)))
-        # whole steps per task, so that a step covers the same planes however tasks are divided
-        tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
-        if not self.prepared.spreads_nonfinite:
-            tile = _even_bands(tile, size, groups // together, threads)
-        counts = Size(*(-(-whole // n) for whole, n in zip(size, tile, strict=True)))
-        return _TaskGrid(
-            tile=tile,
-            counts=counts,
-            steps_per_task=tile.depth // layout.step_depth,
-            tasks=groups // together * counts.voxels,
+        return divide(size, groups // self.prepared.groups_together, threads, self._cuts)
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        """Where tasks may be cut, and what they cost."""
+        problem, prepared, layout = self.problem, self.prepared, self.prepared.layout
+        values = problem.batch * math.prod(problem.out_size) * problem.groups
+        seconds = self.seconds[self.algorithm.name] * self.threads / max(1, values)
+        across: Literal["anywhere", "evenly", "never"] = "anywhere"
+        if prepared.spreads_nonfinite:
+            across = "never" if prepared.rounds_tiles else "evenly"
+        return Cuts(
+            tile=layout.tile,
+            step_depth=layout.step_depth,
+            rows=prepared.rows,
+            strides=problem.strides,
+            extent=problem.extent,
+            across=across,
+            filters_planes=prepared.absorb is not None,
+            channels=problem.channels_per_group * prepared.groups_together,
+            voxel_seconds=seconds * prepared.groups_together,
         )
 
     def _functions(self, pack: MachineCode, store: MachineCode) -> Functions:
@@ -602,7 +619,7 @@ class Plan:
         absorb = 0 if prepared.absorb is None else prepared.absorb.address
         return Functions(pack.address, absorb, prepared.convolve.address, store.address)
 
-    def _task_fields(self, region: _Region, grid: _TaskGrid) -> Tasks:
+    def _task_fields(self, region: _Region, grid: TaskGrid) -> Tasks:
         return Tasks(
             first_group=region.groups.start // self.prepared.groups_together,
             depth_blocks=grid.counts.depth,
@@ -647,7 +664,7 @@ class Plan:
         fill([worker.step], epilogue)
         return epilogue, callback
 
-    def _box_of_step(self, number: int, grid: _TaskGrid, region: _Region) -> Box:
+    def _box_of_step(self, number: int, grid: TaskGrid, region: _Region) -> Box:
         """The outputs of a step, relative to the region."""
         task, index = divmod(number, grid.steps_per_task)
         rest, w = divmod(task, grid.counts.width)
@@ -657,14 +674,58 @@ class Plan:
         extent = (self.depth_step, grid.tile.height, grid.tile.width)
         return Box.at(start, extent).intersect(Box.whole(region.size))
 
-    def _recompute_nonfinite(self, number: int, grid: _TaskGrid, region: _Region, run: _Run) -> int:
-        """Recompute a step by the direct sum; its window contains NaN, infinity or huge numbers.
+    def _recompute_nonfinite(
+        self,
+        flags: NDArray[np.uint8],
+        clipped: NDArray[np.int64],
+        grid: TaskGrid,
+        region: _Region,
+        run: _Run,
+    ) -> None:
+        """Recompute by the direct sum where windows contain NaN, infinity or huge numbers.
 
+        flags, clipped : (steps,)   HAS_NONFINITE marks the steps to recompute; receives the number
+                                    of values that the output's dtype cannot represent
+
+        The step of a whole tile is recomputed, in however many tasks it was cut, so that the
+        same voxels are recomputed for any number of threads.
+        """
+        flagged = np.flatnonzero(flags & HAS_NONFINITE)
+        if not flagged.size:
+            return
+        tile, counts = self.prepared.layout.tile, grid.counts
+        tasks, index = np.divmod(np.arange(len(flags)), grid.steps_per_task)
+        blocks, depth, height, width = np.unravel_index(
+            tasks, (grid.tasks // counts.voxels, *counts)
+        )
+        # the steps of each tile, as one number
+        extents = (grid.tasks // counts.voxels, counts.depth * grid.steps_per_task, *counts[1:])
+        places = (
+            blocks,
+            depth * grid.steps_per_task + index,
+            height * grid.tile.height // tile.height,
+            width * grid.tile.width // tile.width,
+        )
+        of_step, first, number = np.unique(
+            np.ravel_multi_index(places, extents), return_index=True, return_inverse=True
+        )
+        again = np.zeros(len(of_step), bool)
+        again[number[flagged]] = True
+        clipped[again[number]] = 0
+        for found in np.flatnonzero(again).tolist():
+            block, step, row, column = map(int, np.unravel_index(of_step[found], extents))
+            start = (step * self.depth_step, row * tile.height, column * tile.width)
+            box = Box.at(start, (self.depth_step, *tile[1:])).intersect(Box.whole(region.size))
+            clipped[first[found]] = self._recompute(block, box, region, run)
+
+    def _recompute(self, block: int, box: Box, region: _Region, run: _Run) -> int:
+        """Recompute a box by the direct sum.
+
+        block : int     number of the groups that are packed together
+        box : Box       outputs, relative to the region
         Returns the number of values that the output's dtype cannot represent.
         """
         problem, together = self.problem, self.prepared.groups_together
-        box = self._box_of_step(number, grid, region)
-        block = number // grid.steps_per_task // grid.counts.voxels
         places = [
             slice(start * stride, (stop - 1) * stride + extent)
             for (start, stop), stride, extent in zip(
@@ -883,23 +944,7 @@ def _check_table(owner: str, axis: int, indices: list[int], size: int) -> None:
         )
 
 
-def _even_bands(tile: Size, size: Size, groups: int, threads: int) -> Size:
-    """The tile; with few tasks, its height is reduced so that all threads get equal work.
-
-    >>> _even_bands(Size(32, 64, 256), Size(32, 200, 256), groups=1, threads=2)
-    Size(depth=32, height=56, width=256)
-    """
-    bands = -(-size.height // tile.height)
-    others = groups * -(-size.depth // tile.depth) * -(-size.width // tile.width)
-    if bands * others >= FEW_TASKS * threads:
-        return tile
-    shared = next(count for count in range(bands, bands + threads) if count * others % threads == 0)
-    if size.height < LEAST_BAND * shared:
-        return tile
-    return tile._replace(height=min(tile.height, -(-size.height // shared // 8) * 8))
-
-
-def _output_values(filters: int, grid: _TaskGrid, size: Size) -> Callable[[int], int]:
+def _output_values(filters: int, grid: TaskGrid, size: Size) -> Callable[[int], int]:
     """A function that returns the number of output values of a task, by the task's number."""
 
     def count(task: int) -> int:

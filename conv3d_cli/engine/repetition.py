@@ -26,7 +26,7 @@ class Filled(NamedTuple):
     flags : (steps,) or None    uint8, receives `HAS_NONFINITE` and `HAS_INCOMPLETE` of each step
     failures : list         receives what a Python activation raises
     groups : list           must live as long as the loops run, since they read its memory
-    callbacks : list        likewise
+    epilogues : dict        those of the workers, by number; likewise
     """
 
     tasks: int
@@ -35,7 +35,7 @@ class Filled(NamedTuple):
     flags: NDArray[np.uint8] | None
     failures: list[BaseException]
     groups: list[FieldGroup]
-    callbacks: list[Any]
+    epilogues: dict[int, Any]
 
 
 @dataclass(eq=False)

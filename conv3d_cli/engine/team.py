@@ -13,16 +13,18 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
 
 class Team:
-    """A pool of worker threads, to be used as a context manager.
+    """A team of worker threads, to be used as a context manager.
 
     threads : int       number of workers
-    Leaving the context waits for the threads to end.
+    A worker's number belongs to one thread, which starts when a run first needs it. So the memory
+    that a worker allocates and writes first stays near the CPU that works on it. Leaving the
+    context waits for the threads to end.
 
     >>> with Team(2) as team:
     ...     seen = []
@@ -33,7 +35,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="conv3d-compute")
+        self._members: list[_Member] = []
 
     def workers(self, count: int) -> Iterable[int]:
         """The numbers of the workers that `run` may use for `count` tasks."""
@@ -46,13 +48,16 @@ class Team:
         """
         next_task = itertools.count()
         stop = False
-        active = 0
+        active = waiting = 0
+        failures: list[BaseException] = []
         state_changed = threading.Condition()
 
         def take_tasks(worker: int) -> None:
-            nonlocal stop, active
+            nonlocal active, stop, waiting
             with state_changed:
+                waiting -= 1
                 if stop:
+                    state_changed.notify_all()
                     return
                 active += 1
             try:
@@ -61,24 +66,38 @@ class Team:
                     if task >= count:
                         return
                     work(worker, task)
-            except BaseException:
+            except BaseException as error:
                 stop = True
-                raise
+                failures.append(error)
             finally:
                 with state_changed:
                     active -= 1
                     state_changed.notify_all()
 
         try:
-            futures = [self._pool.submit(take_tasks, worker) for worker in self.workers(count)]
-            for future in futures:
-                future.result()
+            for worker in self.workers(count):
+                if worker == len(self._members):
+                    member = _Member(worker)
+                    self._members.append(member)  # before an interrupt can come out of `start`
+                    member.start()
+                with state_changed:
+                    waiting += 1
+                self._members[worker].orders.put(take_tasks)
+            with state_changed:
+                state_changed.wait_for(lambda: active + waiting == 0)
         finally:
             # Wait for all workers, since a task writes to the caller's memory. They are counted: an
-            # interrupt may come after a worker has started and before its future is returned.
+            # interrupt may come before all have begun, and those who find `stop` do nothing.
             with state_changed:
                 stop = True
                 state_changed.wait_for(lambda: active == 0)
+        if failures:
+            error = failures[0]
+            failures.clear()  # its traceback leads back to the list
+            try:
+                raise error
+            finally:
+                del error
 
     def __enter__(self) -> Team:
         return self
@@ -89,7 +108,26 @@ class Team:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(wait=True)
+        for member in self._members:
+            member.orders.put(None)
+        for member in self._members:
+            if member.is_alive():
+                member.join()
+        self._members.clear()
+
+
+class _Member(threading.Thread):
+    """The thread of one worker of a team; it carries out orders, `order(number)`, until None."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=f"conv3d-compute-{number}")
+        self.number = number
+        self.orders: SimpleQueue[Callable[[int], None] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        while (order := self.orders.get()) is not None:
+            order(self.number)
+            del order  # it holds the memory of the run
 
 
 class SerialWorker(Team):

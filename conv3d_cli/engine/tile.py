@@ -4,8 +4,8 @@ The output of a volume and group is divided into *tasks*: columns of `tile.heigh
 voxels, `tile.depth` planes long. A task sweeps along depth in *steps* of `step_depth` planes. Input
 planes are packed into a ring of scratch memory (`loops/pack.py`) when the sweep reaches them, so
 each is packed once per task; the algorithm sums a step into the accumulator, and the store
-(`loops/store.py`) writes it to the output. Sizes depend on the problem alone, never on threads or
-slabs.
+(`loops/store.py`) writes it to the output. Sizes depend on the problem alone; `division.py` cuts
+tiles into smaller tasks for many threads.
 """
 
 from __future__ import annotations
@@ -241,6 +241,8 @@ class PreparedAlgorithm:
     spreads_nonfinite : bool        NaN and infinity would spread beyond the outputs whose windows
                                     contain them, so `direct` recomputes steps with one in their
                                     window
+    rounds_tiles : bool             the voxels of a tile are rounded together, as in a transform, so
+                                    that a tile is never cut along height and width
     checks_nonfinite : bool         `absorb` and `convolve` find such steps themselves, so packing
                                     does not
     calls : dict                    functions that `convolve` calls: index in `parameters` ->
@@ -249,6 +251,8 @@ class PreparedAlgorithm:
     keep : list                     arrays whose addresses are in `parameters`
     groups_together : int           groups that a task packs, sums and stores as one; a divisor of
                                     their number
+    rows : int                      rows of a register tile, or a good number of them; tasks end
+                                    at multiples of it
     weight_bytes : WeightBytes      memory of the packed weights
     """
 
@@ -258,11 +262,13 @@ class PreparedAlgorithm:
     parameters: NDArray[np.int64]
     absorb: MachineCode | None = None
     spreads_nonfinite: bool = False
+    rounds_tiles: bool = False
     checks_nonfinite: bool = False
     calls: dict[int, MachineCode] = field(default_factory=dict)
     packs_weights: MachineCode | None = None
     keep: list[Any] = field(default_factory=list)
     groups_together: int = 1
+    rows: int = 8
     weight_bytes: WeightBytes = NO_WEIGHTS
 
     @cached_property

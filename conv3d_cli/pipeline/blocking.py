@@ -10,6 +10,7 @@ from conv3d_cli.pipeline.memory import MemoryUse, SlabJob, megabytes
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 
 if TYPE_CHECKING:
+    from conv3d_cli.convolution.prepared import Convolution
     from conv3d_cli.pipeline.boxes.partition import Partition, Redundancy
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 # processes its halo once more.
 SLAB_BYTES, DEEP_SLAB_BYTES = 8 << 20, 24 << 20
 SLAB_HALOS = 4  # slab planes per plane of the halo, up to DEEP_SLAB_BYTES
+# Bytes of a slab for each thread, and slabs of a volume: larger and fewer ones are read, computed
+# and written one after another rather than at the same time.
+THREAD_SLAB_BYTES, LEAST_SLABS = 512 << 10, 4
 LEAST_SLAB = 8  # planes, if memory allows: thinner slabs pack their halos over and over
 
 
@@ -36,11 +40,13 @@ class Blocking(NamedTuple):
     depth : int             output planes of a slab
     memory : MemoryUse      the peak of the process
     boxes : Boxes or None   boxes to compute in place of slabs
+    full_memory : int       bytes at which no threads would have been left out; 0 if none were
     """
 
     depth: int
     memory: MemoryUse
     boxes: Boxes | None = None
+    full_memory: int = 0
 
 
 def choose_blocking(
@@ -48,28 +54,43 @@ def choose_blocking(
 ) -> Blocking:
     """The largest slabs that are useful and fit into memory, or boxes if no slab fits.
 
+    Where the memory of all threads does not fit, fewer threads take part: the convolutions are
+    planned for them (`Convolution.use_threads`).
+
     job : SlabJob               slabs are multiples of its plan's `depth_step`
     max_memory : int or None    ceiling of the whole process in bytes; None: see `memory_ceiling`
     box_job : callable          () -> the job in boxes, or None if it cannot be computed in boxes
     Raises: MemoryLimitError if nothing fits; the message names a ceiling that would do.
     """
     plan = job.last.plan
-    step, limit = plan.depth_step, memory_ceiling(max_memory)
-    for depth in _slab_depths(job):
-        use = job.memory(depth)
-        if use.total <= limit:
-            return Blocking(depth, use)
-    least, needed = (
-        use,
-        "one plane at a time needs" if step == 1 else f"{step} planes at a time need",
-    )
+    threads, limit = plan.threads, memory_ceiling(max_memory)
+    slabs = _choose_slabs(job, limit)
+    if slabs is not None and slabs.threads == threads:
+        return Blocking(slabs.depth, job.memory(slabs.depth))
+    job.use_threads(threads)
     boxes = box_job()
     if boxes is not None:
         partition = boxes.choose_partition(limit)
+        while partition is None and slabs is None and plan.threads > 1:
+            job.use_threads(plan.threads // 2)
+            partition = boxes.choose_partition(limit)
         if partition is not None:
-            return Blocking(
-                depth, boxes.memory(partition), Boxes(partition, boxes.redundancy(partition))
-            )
+            repeated = boxes.redundancy(partition)
+            speed = min(plan.threads, job.last.tasks_for(partition.block)) / max(repeated)
+            if slabs is None or speed >= slabs.speed:
+                use = boxes.memory(partition)
+                full = _with_threads(job, threads, lambda: boxes.memory(partition).total)
+                found = Boxes(partition, repeated)
+                return Blocking(plan.depth_step, use, found, full if plan.threads < threads else 0)
+    if slabs is not None:
+        full = _with_threads(job, threads, lambda: job.memory(slabs.depth).total)
+        job.use_threads(slabs.threads)
+        return Blocking(slabs.depth, job.memory(slabs.depth), full_memory=full)
+    job.use_threads(1)
+    step = plan.depth_step
+    least = job.memory(step)
+    needed = "one plane at a time needs" if step == 1 else f"{step} planes at a time need"
+    if boxes is not None:
         smallest = boxes.smallest_partition()
         if boxes.memory(smallest).total < least.total:
             least = boxes.memory(smallest)
@@ -84,6 +105,67 @@ def choose_blocking(
     raise error
 
 
+class _Slabs(NamedTuple):
+    """Slabs that fit into memory.
+
+    threads : int       that fit, too
+    speed : float       threads at work, times the share of their work that is not done again in
+                        the next slab
+    """
+
+    depth: int
+    threads: int
+    speed: float
+
+
+def _choose_slabs(job: SlabJob, limit: int) -> _Slabs | None:
+    """The largest useful slabs at which all threads fit; else those with the most speed.
+
+    Returns None if no slab fits with one thread.
+    """
+    problem, threads = job.last.problem, job.last.plan.threads
+    halo = max(0, problem.extent[0] - problem.strides[0]) / problem.strides[0]
+    best: _Slabs | None = None
+    for depth in _slab_depths(job):
+        fitting = _threads_that_fit(job, depth, limit)
+        if fitting:
+            job.use_threads(fitting)
+            working = min(fitting, job.last.tasks_for((depth, *problem.out_size[1:])))
+            speed = working * depth / (depth + halo)
+            if best is None or speed > best.speed:
+                best = _Slabs(depth, fitting, speed)
+            job.use_threads(threads)
+        if fitting == threads:
+            break
+    if best is not None:
+        job.use_threads(best.threads)
+    return best
+
+
+def _threads_that_fit(job: SlabJob, depth: int, limit: int) -> int:
+    """The most threads, up to those planned for, whose memory fits with slabs of `depth` planes."""
+    threads = job.last.plan.threads
+    if job.memory(depth).total <= limit:
+        return threads
+    fits, too_many = 0, threads
+    while too_many - fits > 1:
+        between = (fits + too_many) // 2
+        if _with_threads(job, between, lambda: job.memory(depth).total) <= limit:
+            fits = between
+        else:
+            too_many = between
+    return fits
+
+
+def _with_threads(job: SlabJob, threads: int, find: Callable[[], int]) -> int:
+    """What a function finds while the job is planned for a number of threads."""
+    planned = job.last.plan.threads
+    job.use_threads(threads)
+    found = find()
+    job.use_threads(planned)
+    return found
+
+
 def _slab_depths(job: SlabJob) -> Iterator[int]:
     """Slab depths to try in planes, from the largest useful one down to one step."""
     problem, step = job.last.problem, job.last.plan.depth_step
@@ -94,8 +176,39 @@ def _slab_depths(job: SlabJob) -> Iterator[int]:
     plane = max(1, problem.strides[0] * job.in_plane(len(job.convolutions) - 1) + job.out_plane)
     halo = -(-(problem.extent[0] - problem.strides[0]) // problem.strides[0])
     useful = max(SLAB_BYTES // plane, min(DEEP_SLAB_BYTES // plane, SLAB_HALOS * halo))
-    depth = min(whole_steps(max(useful, LEAST_SLAB)), whole_steps(problem.out_size[0]))
+    whole = whole_steps(problem.out_size[0])
+    depth = min(whole_steps(max(useful, LEAST_SLAB)), whole)
+    depth = _depth_for_all_threads(job.last, depth, whole, plane)
     yield depth
     while depth > step:
         depth = whole_steps(-(-depth // 2))
         yield depth
+
+
+def _depth_for_all_threads(last: Convolution, depth: int, whole: int, plane_bytes: int) -> int:
+    """The slab depth, increased until all threads have tasks.
+
+    Each thread gets TASKS_PER_THREAD, if the volume has so many. Where that takes large slabs, of
+    which a volume has few, it is enough that no more time is lost than so many tasks lose at worst.
+
+    plane_bytes : int       bytes of input and output for an output plane
+    """
+    from conv3d_cli.engine.division import TASKS_PER_THREAD  # imports Numba
+
+    threads, step, plane = last.plan.threads, last.plan.depth_step, last.problem.out_size[1:]
+    increment = max(step, depth // 2 // step * step)
+    while depth < whole and threads > 1:
+        tasks = last.tasks_for((depth, *plane))
+        if tasks >= TASKS_PER_THREAD * threads:
+            break
+        deeper = min(depth + increment, whole)
+        is_large = deeper * plane_bytes > THREAD_SLAB_BYTES * threads
+        if (
+            is_large
+            and deeper * LEAST_SLABS > whole
+            and tasks >= threads
+            and last.sharing((depth, *plane)).idle <= 1 / (TASKS_PER_THREAD + 1)
+        ):
+            break
+        depth = deeper
+    return depth

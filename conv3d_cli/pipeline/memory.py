@@ -222,6 +222,11 @@ class SlabJob:
         """The convolution whose output is written."""
         return self.convolutions[-1]
 
+    def use_threads(self, threads: int) -> None:
+        """Plan all convolutions for another number of threads."""
+        for convolution in self.convolutions:
+            convolution.use_threads(threads)
+
     def in_plane(self, layer: int) -> int:
         """Bytes of a plane of a convolution's input; `layer` counts from 0."""
         problem = self.convolutions[layer].problem

@@ -26,6 +26,7 @@ from conv3d_cli.formats import (
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_regularizer
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import Grid, Spacing, grid_after, triple_text
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING
@@ -38,13 +39,15 @@ from conv3d_cli.pipeline.memory import (
     MemoryUse,
     SlabJob,
     check_planning,
+    megabytes,
     reading_kernels,
     weight_memory,
 )
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.settings.presets import PRESETS
-from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.masks import Mask
@@ -98,6 +101,19 @@ class PreparedJob:
     memory_use: MemoryUse
     mask: Mask | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that compute: as many as given, or as fit into memory."""
+        return self.stages[0].plan.threads
+
+    @property
+    def computed_at_once(self) -> Size:
+        """Outputs (d, h, w) of the last convolution that the threads share: a slab or a box."""
+        if self.boxes is not None:
+            return Size(*self.boxes.partition.block)
+        depth, height, width = self.stages[-1].problem.out_size
+        return Size(min(self.stream_plan.slab_depth, depth), height, width)
 
     @property
     def memory(self) -> int:
@@ -217,6 +233,13 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
     blocking = _choose_blocking(job, reader, stages, header, order)
+    if blocking.full_memory:
+        notes.append(
+            f"{stages[0].plan.threads} of {count_of(thread_count(job.threads), 'thread')} compute, "
+            f"since the memory of more is above the ceiling of "
+            f"{format_bytes(memory_ceiling(_ceiling(job)))}; all would with "
+            f"{setting('max_memory', megabytes(blocking.full_memory))}"
+        )
     # boxes are only used with readers that give any box of voxels
     spool_input = order.spool_input if blocking.boxes is None else [False] * len(stages)
     if any(spool_input):

@@ -38,7 +38,6 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
 from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.leftovers import cleanup_notes
-from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.maps import check_maps, faults_noticed
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of, percent
@@ -179,7 +178,7 @@ def run_job(
     with prepare_job(job) as prepared, ExitStack() as stack:
         if decided is not None:
             decided(prepared)
-        team = stack.enter_context(Team(thread_count(job.threads)))
+        team = stack.enter_context(Team(prepared.threads))
         reader, stages = prepared.reader, prepared.stages
         convolutions = [stage.convolution for stage in stages]
         observer: StreamObserver | None = None

@@ -94,3 +94,22 @@ def test_the_process_does_not_end_under_what_was_begun_apart() -> None:
         [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=LIMIT
     )
     assert (done.returncode, done.stdout.split()) == (0, ["left", "finished"]), done.stderr
+
+
+def test_a_worker_is_one_thread_which_starts_when_it_is_needed() -> None:
+    """So memory that a worker touches first stays near the CPU that works on it."""
+    threads: dict[int, set[int]] = {}
+    all_at_once = threading.Barrier(3, timeout=LIMIT)
+
+    def work(worker: int, task: int) -> None:
+        all_at_once.wait()
+        threads.setdefault(worker, set()).add(threading.get_ident())
+
+    before = threading.active_count()
+    with Team(64) as team:
+        for _ in range(20):
+            team.run(3, work)
+        assert threading.active_count() == before + 3
+    assert threading.active_count() == before
+    assert sorted(threads) == [0, 1, 2]
+    assert all(len(of_worker) == 1 for of_worker in threads.values())

@@ -165,6 +165,7 @@ def prepare_items(
         pack_weights=lambda: np.ascontiguousarray(packed),
         parameters=parameters,
         keep=keep,
+        rows=rows * gap,
         weight_bytes=weight_bytes(problem, dtype, taps),
     )
 

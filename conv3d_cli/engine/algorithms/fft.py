@@ -439,6 +439,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         parameters=np.array([fields[name] for name in P._fields], np.int64),
         absorb=absorb_plane,
         spreads_nonfinite=True,
+        rounds_tiles=True,
         checks_nonfinite=True,
         calls={P.convolve_depth: convolve_depth},
         packs_weights=products_code(dtype),

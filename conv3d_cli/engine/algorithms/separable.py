@@ -434,6 +434,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         absorb=machine_code("separable", "filter_plane", *filter_plane),
         spreads_nonfinite=factors.depth_terms * factors.height_terms > 1,
         keep=[offsets],
+        rows=_sums(),
         weight_bytes=WeightBytes(packed.nbytes, packed.nbytes + 2 * weights.size * dtype.itemsize),
     )
 
