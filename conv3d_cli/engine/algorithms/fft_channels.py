@@ -42,14 +42,14 @@ from conv3d_cli.model.spec import ConvProblem
 
 # Indices of the loops' int64 parameters. `convolve_depth` is an address; `table`, `lines`,
 # `products`, `results` and `buffer` are byte offsets into the workspace, which begins with the
-# spectra; those that end in `_step`, `_row`, `_plane` or `_frequency` are distances in bytes, and
-# `group_weights` is a size in bytes.
+# spectra; those that end in `_step`, `_row` or `_plane` are distances in bytes, and `group_weights`
+# is a size in bytes. `few` frequencies of the plane are convolved along depth at once.
 P: Any = namedtuple(
     "P",
-    "kept_rows kept_columns channel_vectors filter_vectors frequencies ring turns chunk_turns "
-    "spectrum_plane spectrum_frequency result_plane result_frequency lines_step products_step "
-    "buffer_row group_weights table lines products results buffer convolve_depth",
-)(*range(22))
+    "kept_rows kept_columns channel_vectors filter_vectors frequencies few ring turns chunk_turns "
+    "spectrum_plane result_plane lines_step products_step buffer_row group_weights table lines "
+    "products results buffer convolve_depth",
+)(*range(21))
 
 # Lengths of transforms along depth and height, and, even, along width.
 SIZES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24)
@@ -71,6 +71,8 @@ TASKS, MOST_STEPS = 8, 8  # least tasks, if the volume has so many steps; most s
 
 VECTOR = 16  # elements of a vector, for predictions: the same on every CPU
 UNROLL = 4  # channels per iteration of the product's loop
+LINES_BYTES = 1 << 18  # lines along depth and their products: a quarter of a common L2
+MOST_FREQUENCIES = 16
 CHUNK = 64  # channels that are summed from zero, then added to the sum
 
 
@@ -117,35 +119,40 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     ring = kept_planes - tiles.kept.depth + tiles.size.depth
 
     # an odd number of cache lines apart, so that they do not share cache sets
-    spectrum_plane = odd_lines(in_plane * vectors * element)
-    spectrum_frequency = odd_lines((ring + 1) * spectrum_plane)
-    result_plane = odd_lines(in_plane * filter_vectors * element)
-    result_frequency = odd_lines(kept_planes * result_plane)
+    spectrum_plane = odd_lines(in_plane * vectors * tiles.frequencies * element)
+    result_plane = odd_lines(in_plane * filter_vectors * tiles.frequencies * element)
+    lines_step = odd_lines(in_step * vectors * element)
+    products_step = odd_lines(in_step * filter_vectors * element)
+    few = max(
+        n
+        for n in range(1, MOST_FREQUENCIES + 1)
+        if tiles.frequencies % n == 0
+        and (n == 1 or n * tiles.size.depth * (lines_step + products_step) <= LINES_BYTES)
+    )
     fields = {
         "kept_rows": tiles.kept.height,
         "kept_columns": tiles.kept.width,
         "channel_vectors": vectors,
         "filter_vectors": filter_vectors,
         "frequencies": tiles.frequencies,
+        "few": few,
         "ring": ring,
         "turns": padded // unroll,
         "chunk_turns": CHUNK // unroll,
         "spectrum_plane": spectrum_plane,
-        "spectrum_frequency": spectrum_frequency,
         "result_plane": result_plane,
-        "result_frequency": result_frequency,
-        "lines_step": odd_lines(in_step * vectors * element),
-        "products_step": odd_lines(in_step * filter_vectors * element),
+        "lines_step": lines_step,
+        "products_step": products_step,
         "buffer_row": odd_lines(tiles.size.width // 2 * element),
         "group_weights": tiles.frequencies * tiles.size.depth * filter_vectors * padded * element,
         "convolve_depth": 0,
     }
-    workspace = tiles.frequencies * spectrum_frequency
+    workspace = (ring + 1) * spectrum_plane
     for name, part in (
         ("table", tiles.step.depth * tiles.size.depth * 8),
-        ("lines", tiles.size.depth * fields["lines_step"]),
-        ("products", tiles.size.depth * fields["products_step"]),
-        ("results", tiles.frequencies * result_frequency),
+        ("lines", few * tiles.size.depth * lines_step),
+        ("products", few * tiles.size.depth * products_step),
+        ("results", kept_planes * result_plane),
         ("buffer", tiles.size.height * fields["buffer_row"]),
     ):
         fields[name] = workspace

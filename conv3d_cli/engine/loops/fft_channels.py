@@ -14,10 +14,11 @@ t^N + 1 = (t^(N/2) - i) (t^(N/2) + i), is determined by its remainder for either
 what wraps around has the opposite sign, in outputs that are discarded.
 
 Layouts, with elements (re | im) of `lanes` numbers each:
-- the ring of spectra: (frequency of the plane, plane, tile, vector of channels)
-- lines along depth: (frequency along depth, tile, vector of channels or filters)
+- the ring of spectra: (plane, tile, vector of channels, frequency of the plane)
+- lines along depth: (frequency of the plane, frequency along depth, tile, vector of channels or
+  filters), for a few frequencies of the plane
 - the weights: (group, frequency of the plane, frequency along depth, vector of filters, channel)
-- the results: (frequency of the plane, plane, tile, vector of filters)
+- the results: (plane, tile, vector of filters, frequency of the plane)
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class _Lines(Complex):
     def store_pair(self, x, at):
         self.store(x[0], at)
         self.store(x[1], self.b.add(at, self.half))
+
+    def fetch(self, at):
+        """Fetch an element into L1."""
+        for part in range(0, 2 * self.v.lanes * self.v.bytes, 64):
+            emit_prefetch(self.b, self.b.add(at, const(part)), level=1)
 
     def places(self, start, step, count):
         """The addresses of `count` elements, `step` bytes apart."""
@@ -112,46 +118,51 @@ def _inverse_width(typingctx, size, kept, lanes, double, source, target, step):
 
 @intrinsic(prefer_literal=True)
 def _transform(
-    typingctx, size, kept, sign, lanes, double, ahead, source, source_step, target, target_step
+    typingctx, size, kept, sign, lanes, double, source, source_step, target, target_step, ahead
 ):
     """Transform `size` complex elements; store the first `kept`.
 
     sign : int          -1: forward, 1: back
-    ahead : int         bytes from each element to another one to fetch into L1; 0: none
+    ahead : int         bytes from each stored element to another one to fetch into L1; literal 0:
+                        none
     """
     sig = types.void(
-        size, kept, sign, lanes, double, ahead, source, source_step, target, target_step
+        size, kept, sign, lanes, double, source, source_step, target, target_step, ahead
     )
-    N, count, direction, width, is_double, distance = (t.literal_value for t in sig.args[:6])
+    N, count, direction, width, is_double = (t.literal_value for t in sig.args[:5])
+    fetches = getattr(ahead, "literal_value", None) != 0
 
     def codegen(context, b, sig, args):
         cx = _Lines(b, width, is_double)
-        source, source_step, target, target_step = args[6:]
-        places = cx.places(source, source_step, N)
-        x = [cx.load_pair(at) for at in places]
-        if distance:
-            for at in places:
-                for part in range(0, 2 * width * cx.v.bytes, 64):
-                    emit_prefetch(b, b.add(at, const(distance + part)), level=1)
+        source, source_step, target, target_step, ahead = args[5:]
+        x = [cx.load_pair(at) for at in cx.places(source, source_step, N)]
         y = cx.dft(x, direction)
         for value, at in zip(y[:count], cx.places(target, target_step, count), strict=True):
             cx.store_pair(value, at)
+            if fetches:
+                cx.fetch(b.add(at, ahead))
         return context.get_dummy_value()
 
     return sig, codegen
 
 
 @intrinsic(prefer_literal=True)
-def _transform_gathered(typingctx, size, lanes, double, source, table, target, target_step):
-    """Transform `size` complex elements; element i is at source + table[i] (int64)."""
-    sig = types.void(size, lanes, double, source, table, target, target_step)
+def _transform_gathered(typingctx, size, lanes, double, source, table, ahead, target, target_step):
+    """Transform `size` complex elements; element i is at source + table[i] (int64).
+
+    ahead : int         bytes from each element to another one to fetch into L1
+    """
+    sig = types.void(size, lanes, double, source, table, ahead, target, target_step)
     N, width, is_double = (t.literal_value for t in sig.args[:3])
 
     def codegen(context, b, sig, args):
         cx = _Lines(b, width, is_double)
-        source, table, target, target_step = args[3:]
+        source, table, ahead, target, target_step = args[3:]
         table = b.inttoptr(table, I64.as_pointer())
-        x = [cx.load_pair(b.add(source, b.load(b.gep(table, [const(i)])))) for i in range(N)]
+        places = [b.add(source, b.load(b.gep(table, [const(i)]))) for i in range(N)]
+        x = [cx.load_pair(at) for at in places]
+        for at in places:
+            cx.fetch(b.add(at, ahead))
         for value, at in zip(cx.dft(x, -1), cx.places(target, target_step, N), strict=True):
             cx.store_pair(value, at)
         return context.get_dummy_value()
@@ -264,7 +275,6 @@ def absorb_plane(tile_h, tile_w, lanes, real):
             for k in range((columns - start) * step[F.pitch]):
                 line[k] = kind(0)
         buffer, buffer_row = step[F.workspace] + p[P.buffer], p[P.buffer_row]
-        frequency_step = p[P.spectrum_frequency]
         out = step[F.workspace] + step[F.position] % p[P.ring] * p[P.spectrum_plane]
         for t in range(tile_rows):
             for u in range(tile_columns):
@@ -286,13 +296,13 @@ def absorb_plane(tile_h, tile_w, lanes, real):
                             -1,
                             lanes,
                             double,
-                            0,
                             source=buffer + k * whole,
                             source_step=buffer_row,
-                            target=out + k * frequency_step,
-                            target_step=tile_w // 2 * frequency_step,
+                            target=out + k * whole,
+                            target_step=tile_w // 2 * whole,
+                            ahead=0,
                         )
-                    out += whole
+                    out += tile_h * (tile_w // 2) * whole
 
     return loops
 
@@ -333,20 +343,25 @@ def convolve_depth(tile_d, kept_d, rows, lanes, real):
         weights = step[F.weights] + step[F.group] * p[P.group_weights]
         chunks = (tiles + rows - 1) // rows
         low, taller = tiles // chunks, tiles % chunks
-        for frequency in range(p[P.frequencies]):
-            spectrum = step[F.workspace] + frequency * p[P.spectrum_frequency]
+        spectrum_bytes, few = p[P.frequencies] * whole, p[P.few]
+        for block in range(p[P.frequencies] // few):
+            first = block * few
             for t in range(depth_tiles):
                 for k in range(in_plane * vectors):
-                    _transform_gathered(
-                        tile_d,
-                        lanes,
-                        double,
-                        source=spectrum + k * whole,
-                        table=step[F.workspace] + p[P.table] + 8 * t * tile_d,
-                        target=lines + (t * in_plane * vectors + k) * whole,
-                        target_step=lines_step,
-                    )
-            for d in range(tile_d):
+                    for f in range(few):
+                        _transform_gathered(
+                            tile_d,
+                            lanes,
+                            double,
+                            source=step[F.workspace] + k * spectrum_bytes + (first + f) * whole,
+                            table=step[F.workspace] + p[P.table] + 8 * t * tile_d,
+                            ahead=spectrum_bytes,
+                            target=lines
+                            + f * tile_d * lines_step
+                            + (t * in_plane * vectors + k) * whole,
+                            target_step=lines_step,
+                        )
+            for d in range(few * tile_d):
                 for vector in range(filter_vectors):
                     turn = 0
                     while turn < turns:
@@ -372,21 +387,24 @@ def convolve_depth(tile_d, kept_d, rows, lanes, real):
                             out += count * out_pitch
                         weights += here * unroll * whole
                         turn += here
-            results = step[F.workspace] + p[P.results] + frequency * p[P.result_frequency]
             for t in range(depth_tiles):
+                results = step[F.workspace] + p[P.results] + t * kept_d * p[P.result_plane]
                 for k in range(in_plane * filter_vectors):
-                    _transform(
-                        tile_d,
-                        kept_d,
-                        1,
-                        lanes,
-                        double,
-                        0,
-                        source=products + (t * in_plane * filter_vectors + k) * whole,
-                        source_step=products_step,
-                        target=results + t * kept_d * p[P.result_plane] + k * whole,
-                        target_step=p[P.result_plane],
-                    )
+                    for f in range(few):
+                        _transform(
+                            tile_d,
+                            kept_d,
+                            1,
+                            lanes,
+                            double,
+                            source=products
+                            + f * tile_d * products_step
+                            + (t * in_plane * filter_vectors + k) * whole,
+                            source_step=products_step,
+                            target=results + k * spectrum_bytes + (first + f) * whole,
+                            target_step=p[P.result_plane],
+                            ahead=spectrum_bytes,
+                        )
 
     return loops
 
@@ -405,7 +423,7 @@ def convolve_tiles(tile_h, kept_h, tile_w, kept_w, lanes, real):
         call(p[P.convolve_depth], step)
         tile_rows = (step[F.height] + kept_h - 1) // kept_h
         tile_columns = (step[F.width] + kept_w - 1) // kept_w
-        vectors, frequency_step = p[P.filter_vectors], p[P.result_frequency]
+        vectors = p[P.filter_vectors]
         buffer, buffer_row = step[F.workspace] + p[P.buffer], p[P.buffer_row]
         row, column = step[F.acc_row_step] * itemsize, step[F.acc_column_step] * itemsize
         first, count = step[F.step_plane], step[F.step_planes]
@@ -423,11 +441,11 @@ def convolve_tiles(tile_h, kept_h, tile_w, kept_w, lanes, real):
                                 1,
                                 lanes,
                                 double,
-                                whole,
-                                source=source + k * frequency_step,
-                                source_step=tile_w // 2 * frequency_step,
+                                source=source + k * whole,
+                                source_step=tile_w // 2 * whole,
                                 target=buffer + k * whole,
                                 target_step=buffer_row,
+                                ahead=0,
                             )
                         out = (
                             step[F.accumulator]
@@ -445,7 +463,7 @@ def convolve_tiles(tile_h, kept_h, tile_w, kept_w, lanes, real):
                                 target=out + j * row,
                                 step=column,
                             )
-                        source += whole
+                        source += tile_h * (tile_w // 2) * whole
             if i < count - 1:  # the driver stores the last plane
                 if step[F.activate] != 0:
                     call(step[F.activate], step)
