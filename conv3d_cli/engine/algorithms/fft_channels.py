@@ -70,6 +70,7 @@ STEP_TILES = (8, 16, 32, 64)
 TASKS, MOST_STEPS = 8, 8  # least tasks, if the volume has so many steps; most steps of a task
 
 VECTOR = 16  # elements of a vector, for predictions: the same on every CPU
+TILE_ROWS = 12  # most tiles of a register tile
 UNROLL = 4  # channels per iteration of the product's loop
 LINES_BYTES = 1 << 18  # lines along depth and their products: a quarter of a common L2
 MOST_FREQUENCIES = 16
@@ -98,7 +99,7 @@ class Tiles(NamedTuple):
 
 def tile_rows() -> int:
     """Tiles of a register tile: two sums each, besides a weight and a value of two parts each."""
-    return min((cpu_class().registers - 4) // 2, 12)
+    return min((cpu_class().registers - 4) // 2, TILE_ROWS)
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
@@ -299,33 +300,43 @@ def transform_factors(problem: ConvProblem, size: Size) -> list[NDArray[np.compl
 
 
 class Rates(NamedTuple):
-    """Nanoseconds on one thread for each field of `Work`."""
+    """Nanoseconds on one thread, fitted to 59 runs of kernels from 3^3 to 7^3 between 16 to 128
+    channels (2026-11, AVX-512), and scaled as `channels` was faster than its own prediction there.
 
-    transforms: float = 0.25
-    products: float = 0.17
-    spectra: float = 0.05
-    moved: float = 0.05
-    packed: float = 0.1
-    stored: float = 0.2
-    steps: float = 3000.0
-    prepared: float = 0.5
+    Most predictions are within a factor of 1.2.
+    """
+
+    instruction: float = 0.34  # of transforms, per vector of 16 lanes
+    product: float = 0.23  # per FMA of 16 lanes
+    weight: float = 0.055  # per byte of weights' spectra from the outer cache
+    outer: float = 0.015  # per byte of tiles' spectra from or to the outer cache
+    memory: float = 0.17  # and from or to memory, in addition
+    packed: float = 1.2  # per element
+    stored: float = 0.6  # per element
+    prepared: float = 0.8  # per byte of the weights' spectra
+    scattered: float = 1.6  # and beyond MANY_BYTES, in addition
 
 
 RATES = Rates()
+MANY_BYTES = 1 << 27
 
 
 def line_instructions(size: int) -> float:
     """Vector instructions per complex element of a transform, with loads and stores.
 
     >>> line_instructions(8), line_instructions(16)
-    (11.0, 14.25)
+    (11.0, 18.25)
     """
-    if size in BUTTERFLIES:
-        return BUTTERFLIES[size] + 4
-    radix = FACTORS[size]
-    rest = size // radix
-    twiddles = 4 * (1 - 1 / radix) * (1 - 1 / rest)
-    return line_instructions(radix) - 4 + twiddles + line_instructions(rest)
+
+    def arithmetic(n: int) -> float:
+        if n in BUTTERFLIES:
+            return BUTTERFLIES[n]
+        radix, rest = FACTORS[n], n // FACTORS[n]
+        twiddles = 4 * (1 - 1 / radix) * (1 - 1 / rest)
+        return arithmetic(radix) + twiddles + arithmetic(rest)
+
+    # registers hold 12 elements and what is computed from them
+    return arithmetic(size) + 4 + 4 * (size > 12) + 4 * (size > 16)
 
 
 @lru_cache(maxsize=1)
@@ -337,24 +348,40 @@ def transform_costs() -> NDArray[np.float64]:
 
 
 class Work(NamedTuple):
-    """What a division of the volume computes and moves; numbers, or arrays of one per division.
+    """What a division of the volume computes and moves: numbers, or arrays of one per division.
 
-    transforms, products : float    vector instructions of transforms, FMAs of matrix products
-    spectra : float     bytes of the weights' spectra that steps read
-    moved : float       bytes of the tiles' spectra, written and read
-    packed, stored : float          elements
-    steps : float
-    prepared : float    bytes of the weights' spectra
+    instructions, products : float      vector instructions of transforms, FMAs of products
+    weights : float         bytes of the weights' spectra that steps read
+    moved : float           bytes of the tiles' spectra that are written and read
+    held : float            bytes of the tiles' spectra of a step
+    packed, stored : float  elements
+    prepared : float        bytes of the weights' spectra
     """
 
-    transforms: Any
+    instructions: Any
     products: Any
-    spectra: Any
+    weights: Any
     moved: Any
+    held: Any
     packed: Any
-    stored: Any
-    steps: Any
+    stored: float
     prepared: Any
+
+    def nanoseconds(self) -> Any:
+        """The predicted time on one thread."""
+        megabytes = self.held / 2**20
+        outer, memory = np.clip((megabytes - 0.75) / 2, 0, 1), np.clip((megabytes - 8) / 16, 0, 1)
+        far = np.clip((megabytes + self.prepared / 2**20 - 0.75) / 2, 0, 1)
+        return (
+            RATES.instruction * self.instructions
+            + RATES.product * self.products
+            + RATES.weight * far * self.weights
+            + (RATES.outer * outer + RATES.memory * memory) * self.moved
+            + RATES.packed * self.packed
+            + RATES.stored * self.stored
+            + RATES.prepared * self.prepared
+            + RATES.scattered * np.maximum(self.prepared - MANY_BYTES, 0)
+        )
 
 
 def count_work(problem: ConvProblem, size: Any, step: Any, steps: Any) -> Work:
@@ -377,27 +404,34 @@ def count_work(problem: ConvProblem, size: Any, step: Any, steps: Any) -> Work:
     # of all tasks of a band
     planes = problem.out_size[0] + -(-depth_steps // steps) * (problem.extent[0] - 1)
     frequencies = height * half
-    lines = half * (costs[half] + 4), frequencies * costs[height]
-    transforms = columns * (
-        planes * vectors * (height * lines[0] + lines[1])
-        + problem.out_size[0] * filter_vectors * (kept[1] * lines[0] + lines[1])
+    in_width, in_height = half * (costs[half] + 4), frequencies * costs[height]
+    instructions = columns * (
+        planes * vectors * (height * in_width + in_height)
+        + problem.out_size[0] * filter_vectors * (kept[1] * in_width + in_height)
         + counts[0] * (vectors + filter_vectors) * frequencies * depth * costs[depth]
     )
     products = 4 * columns * counts[0] * frequencies * depth * channels * filter_vectors
-    spectrum = 8 * VECTOR * frequencies * depth * channels * filter_vectors
+    # fewer than four rows of a register tile wait for each other
+    tiles = tiles_d * tiles_h * tiles_w
+    products = products * np.maximum(1, 4 / even_part(tiles, TILE_ROWS))
+    element = 8 * VECTOR
+    spectrum = element * frequencies * depth * channels * filter_vectors
     moved = vectors * (planes + counts[0] * depth) + 2 * filter_vectors * problem.out_size[0]
+    held = vectors * ((tiles_d - 1) * kept[0] + depth) + filter_vectors * tiles_d * kept[0]
     rows, row = (
-        tiles * one + extent - 1
-        for tiles, one, extent in zip((tiles_h, tiles_w), kept[1:], problem.extent[1:], strict=True)
+        number * one + extent - 1
+        for number, one, extent in zip(
+            (tiles_h, tiles_w), kept[1:], problem.extent[1:], strict=True
+        )
     )
     return Work(
-        transforms=transforms,
+        instructions=instructions,
         products=products,
-        spectra=spectrum * depth_steps * bands,
-        moved=8 * VECTOR * frequencies * columns * moved,
+        weights=spectrum * depth_steps * bands,
+        moved=element * frequencies * columns * moved,
+        held=element * frequencies * tiles_h * tiles_w * held,
         packed=bands * planes * rows * row * channels,
-        stored=math.prod(problem.out_shape) + 0 * spectrum,
-        steps=depth_steps * bands,
+        stored=math.prod(problem.out_shape),
         prepared=spectrum * problem.groups,
     )
 
@@ -447,24 +481,9 @@ def choose_tiles(problem: ConvProblem) -> tuple[Tiles, float] | None:
     depth_steps = -(-counts[0] // tiles_d)
     steps = even_part(depth_steps, np.clip(depth_steps * bands // TASKS, 1, MOST_STEPS))
     found = count_work(problem, size, step, steps)
-    time = sum(rate * amount for rate, amount in zip(RATES, found, strict=True))
     tasks = bands * -(-depth_steps // steps)
-    time = time * (1 + 1 / tasks)  # threads wait for the last task
-    held = (
-        8
-        * VECTOR
-        * size[1]
-        * size[2]
-        // 2
-        * tiles_h
-        * tiles_w
-        * tiles_d
-        * (
-            -(-problem.channels_per_group // VECTOR) * size[0]
-            + -(-problem.filters_per_group // VECTOR) * kept[0]
-        )
-    )
-    fits = (found.prepared <= MOST_SPECTRUM_BYTES) & (held <= MOST_WORKSPACE_BYTES)
+    time = found.nanoseconds() * (1 + 1 / tasks)  # threads wait for the last task
+    fits = (found.prepared <= MOST_SPECTRUM_BYTES) & (found.held <= MOST_WORKSPACE_BYTES)
     if not fits.any():
         return None
     best = int(np.argmin(np.where(fits, time, np.inf)))
