@@ -208,7 +208,7 @@ LISTED: list[tuple[str, Case]] = [
     ("few-filters", Case((2, 3, 5), (1, 1, 1), in_channels=512, filters=20)),  # voxels 2 KB apart
     ("few-filters depthwise", Case((5, 5, 14), (3, 3, 3), groups=3, in_channels=4, filters=8)),
     (
-        "few-filters fft-channels",
+        "few-filters fft fft-channels",
         Case((7, 9, 30), (5, 4, 7), in_channels=20, filters=35, boundary="mirror"),
     ),
     (

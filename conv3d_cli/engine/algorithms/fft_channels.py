@@ -40,16 +40,17 @@ from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
-# Indices of the loops' int64 parameters. `convolve_depth` is an address; `table`, `lines`,
-# `products`, `results` and `buffer` are byte offsets into the workspace, which begins with the
-# spectra; those that end in `_step`, `_row` or `_plane` are distances in bytes, and `group_weights`
-# is a size in bytes. `few` frequencies of the plane are convolved along depth at once.
+# Indices of the loops' int64 parameters. `convolve_depth` and `multiply_spectra` are addresses;
+# `table`, `lines`, `products`, `results` and `buffer` are byte offsets into the workspace, which
+# begins with the spectra; those that end in `_step`, `_row` or `_plane` are distances in bytes, and
+# `group_weights` is a size in bytes. `few` frequencies of the plane are convolved along depth at
+# once.
 P: Any = namedtuple(
     "P",
     "kept_rows kept_columns channel_vectors filter_vectors frequencies few ring turns chunk_turns "
     "spectrum_plane result_plane lines_step products_step buffer_row group_weights table lines "
-    "products results buffer convolve_depth",
-)(*range(21))
+    "products results buffer tile_planes convolve_depth multiply_spectra",
+)(*range(23))
 
 # Lengths of transforms along depth and height, and, even, along width.
 SIZES = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24)
@@ -72,6 +73,7 @@ TASKS, MOST_STEPS = 8, 8  # least tasks, if the volume has so many steps; most s
 VECTOR = 16  # elements of a vector, for predictions: the same on every CPU
 TILE_ROWS = 12  # most tiles of a register tile
 UNROLL = 4  # channels per iteration of the product's loop
+TOLD_BYTES = 16  # of what `convolve_depth` tells `multiply_spectra`
 LINES_BYTES = 1 << 18  # lines along depth and their products: a quarter of a common L2
 MOST_FREQUENCIES = 16
 CHUNK = 64  # channels that are summed from zero, then added to the sum
@@ -146,11 +148,13 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         "products_step": products_step,
         "buffer_row": odd_lines(tiles.size.width // 2 * element),
         "group_weights": tiles.frequencies * tiles.size.depth * filter_vectors * padded * element,
+        "tile_planes": tiles.size.depth,
         "convolve_depth": 0,
+        "multiply_spectra": 0,
     }
     workspace = (ring + 1) * spectrum_plane
     for name, part in (
-        ("table", tiles.step.depth * tiles.size.depth * 8),
+        ("table", TOLD_BYTES + tiles.step.depth * tiles.size.depth * 8),
         ("lines", few * tiles.size.depth * lines_step),
         ("products", few * tiles.size.depth * products_step),
         ("results", kept_planes * result_plane),
@@ -159,11 +163,13 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         fields[name] = workspace
         workspace += odd_lines(part)
     sizes = tiles.size.height, tiles.kept.height, tiles.size.width, tiles.kept.width
-    register_tile = tile_rows(), lanes, dtype.name
     code = "fft_channels"
-    depth = machine_code(
-        code, "convolve_depth", *(tiles.size.depth, tiles.kept.depth), *register_tile
-    )
+    calls = {
+        P.convolve_depth: machine_code(
+            code, "convolve_depth", tiles.size.depth, tiles.kept.depth, lanes, dtype.name
+        ),
+        P.multiply_spectra: machine_code(code, "multiply_spectra", tile_rows(), lanes, dtype.name),
+    }
     transform = machine_code(code, "transform_weights", *problem.kernel_size, lanes, dtype.name)
     spectrum = problem.groups * fields["group_weights"]
     packing = packing_sizes(problem, tiles, lanes, dtype)
@@ -202,7 +208,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         parameters=np.array([fields[name] for name in P._fields], np.int64),
         absorb=machine_code(code, "absorb_plane", *sizes[::2], lanes, dtype.name),
         spreads_nonfinite=True,
-        calls={P.convolve_depth: depth},
+        calls=calls,
         packs_weights=transform,
         weight_bytes=WeightBytes(spectrum, packing.taps + packing.workspace),
     )

@@ -4,8 +4,8 @@ Elements of all transforms are vectors of channels, or of filters, so that nothi
 complex element is a pair of vectors, re and im.
 
 `absorb_plane` transforms each packed plane, tile by tile, along width and height into a ring of
-spectra, which overlapping steps share. `convolve_tiles` takes one frequency of the plane after
-another: it transforms lines along depth, multiplies matrices (tiles x channels) * (channels x
+spectra, which overlapping steps share. `convolve_tiles` takes a few frequencies of the plane
+at once: it transforms lines along depth, multiplies matrices (tiles x channels) * (channels x
 filters) at each frequency along depth, and transforms back, all within the cache. Then each output
 plane is transformed back and stored.
 
@@ -29,7 +29,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.algorithms.fft_channels import UNROLL, P
+from conv3d_cli.engine.algorithms.fft_channels import TOLD_BYTES, UNROLL, P
 from conv3d_cli.engine.loops.fft_butterflies import Complex
 from conv3d_cli.engine.loops.simd import (
     I64,
@@ -307,16 +307,67 @@ def absorb_plane(tile_h, tile_w, lanes, real):
     return loops
 
 
-def convolve_depth(tile_d, kept_d, rows, lanes, real):
-    """Convolve the lines along depth of all tiles, at one frequency of the plane after another.
+def multiply_spectra(rows, lanes, real):
+    """Multiply the lines of a few frequencies of the plane by the weights' spectra.
 
-    tile_d, kept_d : int        input and output planes of a tile
     rows : int                  most tiles of a register tile
+    At `table` in the workspace, `convolve_depth` leaves the number of tiles, and the address of the
+    weights (int64).
     """
     double = 1 if real == "float64" else 0
     itemsize = np.dtype(real).itemsize
     whole = 2 * lanes * itemsize
     unroll = min(UNROLL, lanes)
+
+    def loops(step):
+        p = memory(step[F.parameters], np.int64)
+        told = memory(step[F.workspace] + p[P.table], np.int64)
+        tiles, weights = told[0], told[1]
+        lines, products = step[F.workspace] + p[P.lines], step[F.workspace] + p[P.products]
+        pitch, out_pitch = p[P.channel_vectors] * whole, p[P.filter_vectors] * whole
+        turns, chunk_turns = p[P.turns], p[P.chunk_turns]
+        chunks = (tiles + rows - 1) // rows
+        low, taller = tiles // chunks, tiles % chunks
+        for _ in range(p[P.few] * p[P.tile_planes]):
+            for vector in range(p[P.filter_vectors]):
+                turn = 0
+                while turn < turns:
+                    here = min(chunk_turns, turns - turn)
+                    source = lines + turn * unroll // lanes * whole
+                    out = products + vector * whole
+                    for chunk in range(chunks):
+                        count = low + 1 if chunk < taller else low
+                        _multiply(
+                            rows,
+                            lanes,
+                            double,
+                            count,
+                            source=source,
+                            pitch=pitch,
+                            weights=weights,
+                            turns=here,
+                            first=1 if turn == 0 else 0,
+                            out=out,
+                            out_step=out_pitch,
+                        )
+                        source += count * pitch
+                        out += count * out_pitch
+                    weights += here * unroll * whole
+                    turn += here
+            lines += p[P.lines_step]
+            products += p[P.products_step]
+
+    return loops
+
+
+def convolve_depth(tile_d, kept_d, lanes, real):
+    """Convolve the lines along depth of all tiles, at a few frequencies of the plane at once.
+
+    tile_d, kept_d : int        input and output planes of a tile
+    """
+    double = 1 if real == "float64" else 0
+    itemsize = np.dtype(real).itemsize
+    whole = 2 * lanes * itemsize
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
@@ -327,9 +378,11 @@ def convolve_depth(tile_d, kept_d, rows, lanes, real):
             (step[F.height] + kept_h - 1) // kept_h * ((step[F.width] + kept_w - 1) // kept_w)
         )
         depth_tiles = (step[F.step_planes] + kept_d - 1) // kept_d
-        tiles = in_plane * depth_tiles
+        told = memory(step[F.workspace] + p[P.table], np.int64)
+        told[0] = in_plane * depth_tiles
         # the planes that the elements of lines are read from; those beyond the window are zeros
-        table = memory(step[F.workspace] + p[P.table], np.int64)
+        sources = step[F.workspace] + p[P.table] + TOLD_BYTES
+        table = memory(sources, np.int64)
         held = step[F.step_planes] - 1 + step[F.extent_d]
         for t in range(depth_tiles):
             for i in range(tile_d):
@@ -338,14 +391,11 @@ def convolve_depth(tile_d, kept_d, rows, lanes, real):
                 table[t * tile_d + i] = slot * plane_bytes
         lines, lines_step = step[F.workspace] + p[P.lines], p[P.lines_step]
         products, products_step = step[F.workspace] + p[P.products], p[P.products_step]
-        pitch, out_pitch = vectors * whole, filter_vectors * whole
-        turns, chunk_turns = p[P.turns], p[P.chunk_turns]
-        weights = step[F.weights] + step[F.group] * p[P.group_weights]
-        chunks = (tiles + rows - 1) // rows
-        low, taller = tiles // chunks, tiles % chunks
         spectrum_bytes, few = p[P.frequencies] * whole, p[P.few]
-        for block in range(p[P.frequencies] // few):
-            first = block * few
+        blocks = p[P.frequencies] // few
+        block_weights = p[P.group_weights] // blocks
+        for block in range(blocks):
+            first = block * few * whole
             for t in range(depth_tiles):
                 for k in range(in_plane * vectors):
                     for f in range(few):
@@ -353,40 +403,16 @@ def convolve_depth(tile_d, kept_d, rows, lanes, real):
                             tile_d,
                             lanes,
                             double,
-                            source=step[F.workspace] + k * spectrum_bytes + (first + f) * whole,
-                            table=step[F.workspace] + p[P.table] + 8 * t * tile_d,
+                            source=step[F.workspace] + k * spectrum_bytes + first + f * whole,
+                            table=sources + 8 * t * tile_d,
                             ahead=spectrum_bytes,
                             target=lines
                             + f * tile_d * lines_step
                             + (t * in_plane * vectors + k) * whole,
                             target_step=lines_step,
                         )
-            for d in range(few * tile_d):
-                for vector in range(filter_vectors):
-                    turn = 0
-                    while turn < turns:
-                        here = min(chunk_turns, turns - turn)
-                        source = lines + d * lines_step + turn * unroll // lanes * whole
-                        out = products + d * products_step + vector * whole
-                        for chunk in range(chunks):
-                            count = low + 1 if chunk < taller else low
-                            _multiply(
-                                rows,
-                                lanes,
-                                double,
-                                count,
-                                source=source,
-                                pitch=pitch,
-                                weights=weights,
-                                turns=here,
-                                first=1 if turn == 0 else 0,
-                                out=out,
-                                out_step=out_pitch,
-                            )
-                            source += count * pitch
-                            out += count * out_pitch
-                        weights += here * unroll * whole
-                        turn += here
+            told[1] = step[F.weights] + (step[F.group] * blocks + block) * block_weights
+            call(p[P.multiply_spectra], step)
             for t in range(depth_tiles):
                 results = step[F.workspace] + p[P.results] + t * kept_d * p[P.result_plane]
                 for k in range(in_plane * filter_vectors):
@@ -401,7 +427,7 @@ def convolve_depth(tile_d, kept_d, rows, lanes, real):
                             + f * tile_d * products_step
                             + (t * in_plane * filter_vectors + k) * whole,
                             source_step=products_step,
-                            target=results + k * spectrum_bytes + (first + f) * whole,
+                            target=results + k * spectrum_bytes + first + f * whole,
                             target_step=p[P.result_plane],
                             ahead=spectrum_bytes,
                         )
