@@ -4,6 +4,11 @@ parts of the channels, rounding, and what is left to others.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cases import MODES, Case, check, run
@@ -14,6 +19,7 @@ from profiles import examples
 from conv3d_cli.engine import Plan, make_plan
 from conv3d_cli.engine.algorithms import fft_channels
 from conv3d_cli.engine.algorithms.fft_channels import SIZES, WIDTHS, Tiles
+from conv3d_cli.engine.cpu import CPU_CLASSES, cpu_class
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 
@@ -73,6 +79,7 @@ def test_every_length_of_a_transform(
     check("fft-channels", Case(volume, kernel, 9, 10, boundary="mirror"), precision)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(15))
 @given(
     case=st.builds(
@@ -167,6 +174,38 @@ def test_what_earlier_tasks_left_behind_does_not_matter() -> None:
     run(plan, 1e15 * volume)
     got, expected = run(plan, volume), case.expected(volume, weights)
     assert np.abs(got - expected).max() <= 2e-6 * np.abs(weights).sum() * np.abs(volume).max()
+
+
+BITS = """
+import hashlib
+from test_fft_channels import Case, plan_for, run
+case = Case((7, 8, 13), (3, 5, 5), in_channels=70, filters=20, boundary="wrap")
+for dtype in ("float32", "float64"):
+    out = run(plan_for(case, dtype=dtype), case.arrays()[0])
+    print(hashlib.sha256(out.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_same_bits_on_every_class_of_cpu() -> None:
+    """Its vectors, register tiles and tiles of a step may differ, but no order of summation."""
+    found = {
+        row.name: subprocess.run(
+            [sys.executable, "-c", BITS],
+            cwd=Path(__file__).parent,
+            env={
+                **os.environ,
+                "CONV3D_CPU": row.name,
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for row in CPU_CLASSES
+        if row.name in ("avx2", "baseline", cpu_class().name)
+    }
+    assert len(set(found.values())) == 1, found
 
 
 def test_what_it_declines() -> None:

@@ -68,7 +68,7 @@ MOST_SPECTRUM_BYTES = 1 << 28
 MOST_WORKSPACE_BYTES = 1 << 26
 # Most tiles of a step: the more, the more work for each weight that is read.
 STEP_TILES = (8, 16, 32, 64)
-TASKS, MOST_STEPS = 8, 8  # least tasks, if the volume has so many steps; most steps of a task
+TASKS, MOST_STEPS = 16, 8  # least tasks, if the volume has so many steps; most steps of a task
 
 VECTOR = 16  # elements of a vector, for predictions: the same on every CPU
 TILE_ROWS = 12  # most tiles of a register tile
@@ -307,20 +307,22 @@ def transform_factors(problem: ConvProblem, size: Size) -> list[NDArray[np.compl
 
 class Rates(NamedTuple):
     """Nanoseconds on one thread, fitted to 59 runs of kernels from 3^3 to 7^3 between 16 to 128
-    channels (2026-11, AVX-512), and scaled as `channels` was faster than its own prediction there.
+    channels (2026-11, AVX-512).
 
-    Most predictions are within a factor of 1.2.
+    These ran on a CPU with 190 GFLOP/s a core, where the fit was within a factor of 1.2; the rate
+    of products, and less of the rest, is what they would take at the 115 GFLOP/s that the other
+    algorithms were measured at.
     """
 
-    instruction: float = 0.34  # of transforms, per vector of 16 lanes
-    product: float = 0.23  # per FMA of 16 lanes
-    weight: float = 0.055  # per byte of weights' spectra from the outer cache
-    outer: float = 0.015  # per byte of tiles' spectra from or to the outer cache
-    memory: float = 0.17  # and from or to memory, in addition
-    packed: float = 1.2  # per element
-    stored: float = 0.6  # per element
-    prepared: float = 0.8  # per byte of the weights' spectra
-    scattered: float = 1.6  # and beyond MANY_BYTES, in addition
+    instruction: float = 0.23  # of transforms, per vector of 16 lanes
+    product: float = 0.215  # per FMA of 16 lanes
+    weight: float = 0.04  # per byte of weights' spectra from the outer cache
+    outer: float = 0.01  # per byte of tiles' spectra from or to the outer cache
+    memory: float = 0.11  # and from or to memory, in addition
+    packed: float = 0.8  # per element
+    stored: float = 0.4  # per element
+    prepared: float = 0.55  # per byte of the weights' spectra
+    scattered: float = 1.2  # and beyond MANY_BYTES, in addition
 
 
 RATES = Rates()
@@ -370,7 +372,7 @@ class Work(NamedTuple):
     moved: Any
     held: Any
     packed: Any
-    stored: float
+    stored: int
     prepared: Any
 
     def nanoseconds(self) -> Any:
