@@ -24,6 +24,7 @@ from conv3d_cli.engine.algorithms import (
     direct,
     few_filters,
     fft,
+    fft_channels,
     separable,
     sparse,
     winograd,
@@ -73,6 +74,7 @@ from conv3d_cli.model.spec import ConvProblem
 ALGORITHMS: tuple[Algorithm, ...] = (
     separable.ALGORITHM,
     winograd.ALGORITHM,
+    fft_channels.ALGORITHM,
     few_filters.ALGORITHM,
     depthwise.ALGORITHM,
     channels.ALGORITHM,

@@ -140,7 +140,7 @@ LISTED: list[tuple[str, Case]] = [
     ("", Case((3, 4, 5), (3, 3, 3), padding=((9, 0), (0, 9), (4, 11)), boundary="symmetric")),
     ("", Case((3, 4, 5), (3, 3, 3), padding=((9, 0), (0, 9), (4, 11)), boundary="constant=2.5")),
     ("", Case((4, 4, 20), (3, 3, 3), in_channels=3, filters=5)),
-    ("winograd few-filters", Case((4, 4, 4), (3, 3, 3), in_channels=16, filters=17)),
+    ("winograd few-filters fft-channels", Case((4, 4, 4), (3, 3, 3), in_channels=16, filters=17)),
     ("depthwise", Case((4, 4, 4), (3, 3, 3), groups=4)),
     ("", Case((4, 4, 4), (3, 3, 3), groups=2, in_channels=2, filters=3, boundary="nearest")),
     ("few-filters", Case((3, 4, 5), (1, 1, 1), in_channels=8, filters=9)),
@@ -164,11 +164,11 @@ LISTED: list[tuple[str, Case]] = [
     ),
     # channels summed in two parts
     (
-        "winograd few-filters",
+        "winograd few-filters fft-channels",
         Case((5, 7, 9), (3, 3, 3), in_channels=33, filters=40, boundary="mirror"),
     ),
     (
-        "winograd few-filters",
+        "winograd few-filters fft-channels",
         Case(
             (2, 5, 6),
             (3, 3, 3),
@@ -197,16 +197,24 @@ LISTED: list[tuple[str, Case]] = [
     ("few-filters", Case((3, 4, 15), (1, 3, 3), in_channels=33, filters=40, strides=(1, 2, 2))),
     # several chunks of channels
     (
-        "winograd few-filters",
+        "winograd few-filters fft-channels",
         Case((3, 3, 5), (3, 3, 3), in_channels=70, filters=33, padding="valid"),
     ),
     # several passes
     (
-        "winograd few-filters",
+        "winograd few-filters fft-channels",
         Case((4, 4, 4), (3, 3, 3), in_channels=130, filters=80, boundary="nearest"),
     ),
     ("few-filters", Case((2, 3, 5), (1, 1, 1), in_channels=512, filters=20)),  # voxels 2 KB apart
     ("few-filters depthwise", Case((5, 5, 14), (3, 3, 3), groups=3, in_channels=4, filters=8)),
+    (
+        "few-filters fft fft-channels",
+        Case((7, 9, 30), (5, 4, 7), in_channels=20, filters=35, boundary="mirror"),
+    ),
+    (
+        "few-filters fft-channels",
+        Case((3, 21, 20), (1, 7, 7), in_channels=8, filters=9, groups=2, padding="valid"),
+    ),
     # depthwise; the last vector begins earlier
     ("depthwise", Case((3, 4, 27), (3, 3, 5), groups=21, boundary="mirror")),
     ("depthwise", Case((3, 5, 14), (2, 3, 3), groups=8, filters=2, strides=(1, 2, 2))),

@@ -12,12 +12,14 @@ Each (radix, kind) is one LLVM function with loops, so the code stays small for 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from conv3d_cli.engine.algorithms.fft_channels import FACTORS
 from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch
 
 RADICES = (1, 2, 3, 4, 5, 6, 8)
@@ -73,9 +75,32 @@ class Complex:
         re = self.v.fma(self.b.fneg(x[1]), y[1], self.v.fma(x[0], y[0], total[0]))
         return re, self.v.fma(x[1], y[0], self.v.fma(x[0], y[1], total[1]))
 
+    def mul_root(self, x: Pair, turns: Fraction) -> Pair:
+        """x * exp(2 pi i * turns)."""
+        quarters, rest = divmod(turns * 4, 1)
+        if rest:
+            angle = 2 * math.pi * (turns % 1)
+            return self.mul(x, (self.v.splat(math.cos(angle)), self.v.splat(math.sin(angle))))
+        for _ in range(int(quarters) % 4):
+            x = self.turn(x, 1)
+        return x
+
     def dft(self, x: list[Pair], sign: int) -> list[Pair]:
-        """The DFT of n = len(x) elements, with the root of unity exp(sign * 2 pi i / n)."""
-        return getattr(self, f"_dft{len(x)}")(x, sign)
+        """The DFT of n = len(x) elements, with the root of unity exp(sign * 2 pi i / n).
+
+        n is one of RADICES, or a product of them in FACTORS (Cooley & Tukey 1965).
+        """
+        n = len(x)
+        if n not in FACTORS:
+            return getattr(self, f"_dft{n}")(x, sign)
+        radix = FACTORS[n]
+        rest = n // radix
+        inner = [self.dft(x[j::rest], sign) for j in range(rest)]
+        out: list[Any] = [None] * n
+        for k in range(radix):
+            turned = [self.mul_root(inner[j][k], Fraction(sign * j * k, n)) for j in range(rest)]
+            out[k::radix] = self.dft(turned, sign)
+        return out
 
     def _dft1(self, x: list[Pair], sign: int) -> list[Pair]:
         return x
