@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
@@ -247,9 +247,9 @@ INTERLEAVED, MANY_CHANNELS, MANY_GROUPS = 16.0, 28.0, 64.0
 MOST_ROWS = 64  # of a tile: 128 took up to 1.4 times as long
 
 
-def _sums() -> int:
+def _sums(cpu: CpuClass) -> int:
     """The vectors of sums in registers; a folded pass needs three registers for each."""
-    return 8 if cpu_class().registers >= 32 else 4
+    return 8 if cpu.registers >= 32 else 4
 
 
 @lru_cache(maxsize=64)
@@ -259,12 +259,12 @@ def _best_tiling(
     height_terms: int,
     folds: tuple[bool, bool],
     itemsize: int,
+    sums: int,
 ) -> _Tiling:
     """The tiling with the least predicted time.
 
     Small tiles compute more halo; the rings of large tiles do not fit the cache.
     """
-    sums = _sums()
     depth, height, width = problem.out_size
     step_depth = min(sums, 1 << (depth - 1).bit_length())
     bands = [n for n in (1, 2, 3, 4, 6, 8, 12, 16) if sums * n <= MOST_ROWS]
@@ -278,7 +278,7 @@ def _best_tiling(
         for w in widths
     ]
     tilings = [
-        _tiling(problem, depth_terms, height_terms, folds, itemsize, tile, step_depth)
+        _tiling(problem, depth_terms, height_terms, folds, itemsize, sums, tile, step_depth)
         for tile in tiles
     ]
     return min(tilings, key=lambda tiling: tiling.seconds)
@@ -290,14 +290,15 @@ def _tiling(
     height_terms: int,
     folds: tuple[bool, bool],
     itemsize: int,
+    sums: int,
     tile: Size,
     step_depth: int,
 ) -> _Tiling:
     """The layout, workspace and predicted time for one tile.
 
     folds : (bool, bool)    see `_folds`
+    sums : int              vectors of sums in registers
     """
-    sums = _sums()
     kd, kh, kw = problem.kernel_size
     planes, rows, columns = packed_size(problem, tile)
     pitch = -(-tile.width // 16) * 16
@@ -378,12 +379,13 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time in seconds."""
     factors = factorise(_as_real(weights))
     assert factors is not None
-    return _tiling_of(problem, factors, weights.dtype).seconds / threads
+    tiling = _tiling_of(problem, factors, weights.dtype, _sums(REFERENCE))
+    return tiling.seconds / threads
 
 
-def _tiling_of(problem: ConvProblem, factors: Factors, dtype: np.dtype[Any]) -> _Tiling:
+def _tiling_of(problem: ConvProblem, factors: Factors, dtype: np.dtype[Any], sums: int) -> _Tiling:
     terms = factors.depth_terms, factors.height_terms
-    return _best_tiling(problem, *terms, _folds(problem, factors), dtype.itemsize)
+    return _best_tiling(problem, *terms, _folds(problem, factors), dtype.itemsize, sums)
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
@@ -391,7 +393,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     factors = factorise(weights.astype(dtype))
     assert factors is not None
     fold_d, fold_h = _folds(problem, factors)
-    tiling = _tiling_of(problem, factors, dtype)
+    # Steps with NaN are recomputed as a whole if there are several terms: then every CPU must have
+    # the same ones.
+    several = factors.depth_terms * factors.height_terms > 1
+    sums = _sums(REFERENCE if several else cpu_class())
+    tiling = _tiling_of(problem, factors, dtype, sums)
     layout = tiling.layout
     depth, height, width = _scaled(factors, fold_h)
     parts = [part.reshape(problem.filters, -1) for part in (height, width, depth)]
@@ -424,7 +430,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
     common = CHUNK_TAPS, CHUNK_PAIRS, lanes, dtype.name
-    filter_plane = _sums(), int(fold_h), unit_h, *common
+    filter_plane = sums, int(fold_h), unit_h, *common
     filter_depth = layout.step_depth, int(fold_d), unit_d, *common
     return PreparedAlgorithm(
         layout=layout,
@@ -432,7 +438,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         pack_weights=lambda: packed,
         parameters=parameters,
         absorb=machine_code("separable", "filter_plane", *filter_plane),
-        spreads_nonfinite=factors.depth_terms * factors.height_terms > 1,
+        spreads_nonfinite=several,
         keep=[offsets],
         weight_bytes=WeightBytes(packed.nbytes, packed.nbytes + 2 * weights.size * dtype.itemsize),
     )

@@ -14,9 +14,9 @@ if os.environ.get("CONV3D_CPU"):  # set LLVM's target, too, before Numba reads i
 
 from numba import cfunc, types
 
-# "contract" merges a multiplication and an addition into one FMA, "nsz" ignores the sign of zero.
-# The rest of fastmath stays off: it would remove NaN tests and reorder sums.
-FASTMATH = {"contract", "nsz"}
+# "nsz" ignores the sign of zero. The rest of fastmath stays off: it would remove NaN tests, reorder
+# sums, and ("contract") merge a multiplication and an addition only where the CPU has an FMA.
+FASTMATH = {"nsz"}
 SIGNATURE = types.void(types.CPointer(types.int64))
 
 
