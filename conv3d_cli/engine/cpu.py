@@ -118,9 +118,9 @@ CPU_CLASSES = (
 
 # The class that planning assumes on every machine.
 REFERENCE = CPU_CLASSES[0]
-# An algorithm's `seconds` counts flops and bytes at rates of its own; these factors of the predicted
-# times make them comparable (1 for algorithms that are not named). Measured on REFERENCE: Zen 4,
-# 2026-11. `conv3d bench --calibrate` prints them.
+# An algorithm's `seconds` counts flops and bytes at rates of its own; these factors of the
+# predicted times make them comparable (1 for algorithms that are not named). Measured on REFERENCE:
+# Zen 4, 2026-11. `conv3d bench --calibrate` prints them.
 FACTORS: Mapping[str, float] = {"separable": 1.15}
 # Where every CPU has NEON, although LLVM may not tell any feature (macOS).
 ARM_MACHINES = ("arm64", "aarch64")
@@ -128,8 +128,7 @@ ARM_MACHINES = ("arm64", "aarch64")
 
 @lru_cache(maxsize=1)
 def host_features() -> dict[str, bool]:
-    """The CPU's features by LLVM's names; empty if neither LLVM nor the machine's name tells any.
-    """
+    """The CPU's features by LLVM's names; empty if LLVM and the machine's name tell none."""
 
     def ask() -> dict[str, bool]:
         import llvmlite.binding as llvm

@@ -39,6 +39,7 @@ from conv3d_cli.engine.tile import (
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.system.elementary import by_quarters
 
 # Indices of the loops' int64 parameters. `stages_*` and `convolve_depth` are addresses; the fields
 # from `plane` on are byte offsets into the workspace, except `fence`, which has the bits of a
@@ -314,8 +315,8 @@ def stage_table(
     for radix in radices:
         span = length // radix
         n, k = np.arange(span)[:, None], np.arange(1, radix)[None, :]
-        factors = np.exp(-2j * np.pi * (n * k % length) / length)
-        twiddles = np.ascontiguousarray(factors, np.complex128).view(np.float64).astype(dtype)
+        cosines, sines = by_quarters(n * k, length)
+        twiddles = np.stack([cosines, -sines], axis=-1).astype(dtype)
         if not twiddles.size:
             twiddles = np.zeros(1, dtype)
         keep.append(twiddles)
@@ -340,17 +341,14 @@ def kernel_spectrum(
         problem.filters_per_group,
         problem.channels_per_group,
     )
-    (kd, kh, kw), dilation = problem.kernel_size, problem.dilation_rate
+    (kd, kh, _), dilation = problem.kernel_size, problem.dilation_rate
     radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])
     order = [digit_reversed(stages) for stages in radices]
 
     # (filters in all, channels, kd, kh, kw)
     taps = weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
-    spread = np.zeros((*taps.shape[:4], (kw - 1) * dilation[2] + 1))
-    spread[..., :: dilation[2]] = taps
-    along_width = np.fft.ifft(spread, tile.width)[..., order[2]]
     # (..., re kh | im kh, column)
-    columns = np.concatenate([along_width.real, along_width.imag], axis=-2)
+    columns = np.concatenate(along_width(taps, dilation[2], tile.width), axis=-2)[..., order[2]]
     matrix = real_matrix(order[1], kh, dilation[1], tile.height)
     planes = multiply(matrix, columns, dtype).reshape(
         groups, filters, channels, kd, tile.height // lanes, lanes, 2, tile.width
@@ -362,6 +360,30 @@ def kernel_spectrum(
         columns.reshape(-1, 2 * kd, lanes),
         dtype,
     )
+
+
+def along_width(
+    taps: NDArray[np.float64], dilation: int, length: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The inverse transforms of kernel rows (..., kw): re and im, (..., length).
+
+    >>> re, im = along_width(np.array([0.0, 4.0]), 1, 4)
+    >>> (re + 0.0).tolist(), (im + 0.0).tolist()
+    ([1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0])
+    """
+    # Tap by tap: NumPy's FFT and BLAS round as it suits the CPU. Rows are real, so that one half of
+    # the frequencies tells the other.
+    half = length // 2 + 1
+    re, im = (np.zeros((*taps.shape[:-1], length)) for _ in range(2))
+    product = np.empty((*taps.shape[:-1], half))
+    for k in range(taps.shape[-1]):
+        waves = by_quarters(np.arange(half) * (k * dilation), length)
+        for part, wave in zip((re, im), waves, strict=True):
+            np.multiply(taps[..., k, None], wave / length, out=product)
+            part[..., :half] += product
+    mirrored = slice(length - half, 0, -1)
+    re[..., half:], im[..., half:] = re[..., mirrored], -im[..., mirrored]
+    return re, im
 
 
 def real_matrix(
@@ -378,12 +400,9 @@ def real_matrix(
     array([[ 0.25,  0.  ,  0.  , -0.25],
            [ 0.  ,  0.25,  0.25,  0.  ]])
     """
-    places = frequencies[:, None] * (np.arange(taps) * dilation)[None, :] % length
-    waves = np.exp(2j * np.pi * places / length) / length
-    real = np.stack(
-        [np.concatenate([waves.real, -waves.imag], 1), np.concatenate([waves.imag, waves.real], 1)],
-        1,
-    )
+    places = frequencies[:, None] * (np.arange(taps) * dilation)[None, :]
+    re, im = (wave / length for wave in by_quarters(places, length))
+    real = np.stack([np.concatenate([re, -im], 1), np.concatenate([im, re], 1)], 1)
     return real.reshape(2 * len(frequencies), 2 * taps)
 
 

@@ -6,7 +6,7 @@ multiplications per voxel instead of kd·kh·kw. A kernel that is the sum of a f
 
     K[d, h, w] = Σ_a Σ_b depth[a, d] · height[b, h] · width[a, b, w]
 
-with few a and b, found by singular value decompositions along depth and height (a Tucker
+with few a and b, found from the singular vectors along depth and height (a Tucker
 decomposition, Kolda and Bader, SIAM Review 51 (2009) 455-500, section 4; `width` includes the
 core). The algorithm accepts a kernel only if the factorisation is exact within the rounding of the
 arithmetic. The passes run over tiles, see `loops/separable.py`.
@@ -37,6 +37,7 @@ from conv3d_cli.engine.tile import (
 )
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.system.linear import leading_directions
 
 Array = NDArray[np.float64]
 
@@ -134,12 +135,13 @@ def _factorise_one(kernel: Array, exact: float) -> tuple[Array, Array, Array] | 
     height = _basis(kernel, 1, allowed / 2)
     if depth is None or height is None:
         return None
-    width = np.einsum("ad,bh,dhw->abw", depth, height, kernel)
+    along_depth = [(line[:, None, None] * kernel).sum(axis=0) for line in depth]
+    width = np.array([[(b[:, None] * a).sum(axis=0) for b in height] for a in along_depth])
     factors = _clean(kernel, exact, depth, height, width)
     if not _error(kernel, *factors) <= allowed:
         return None
-    absolute = np.einsum("ad,bh,abw->", *(np.abs(factor) for factor in factors))
-    if absolute > CANCELLATION * np.abs(kernel).sum():
+    sizes_d, sizes_h, sizes = (np.abs(factor).sum(axis=-1) for factor in factors)
+    if (sizes_d[:, None] * sizes_h * sizes).sum() > CANCELLATION * np.abs(kernel).sum():
         return None
     return factors
 
@@ -161,10 +163,12 @@ def _basis(kernel: Array, axis: int, allowed: float) -> Array | None:
     Returns None if more than MOST_TERMS vectors are needed.
     """
     lines = np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-    vectors = np.linalg.svd(lines, full_matrices=False)[0].T
-    for count in range(1, min(MOST_TERMS, len(vectors)) + 1):
-        basis: Array = vectors[:count]
-        if np.abs(lines - basis.T @ (basis @ lines)).sum() <= allowed:
+    for count in range(1, min(MOST_TERMS, *lines.shape) + 1):
+        basis: Array = leading_directions(lines, count)
+        rest = lines.copy()
+        for direction in basis:
+            rest -= direction[:, None] * (direction[:, None] * lines).sum(axis=0)
+        if np.abs(rest).sum() <= allowed:
             return basis * np.where(basis.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
     return None
 
@@ -188,10 +192,15 @@ def _clean(kernel: Array, exact: float, *factors: Array) -> tuple[Array, Array, 
 
 def _error(kernel: Array, depth: Array, height: Array, width: Array) -> float:
     """The sum of |error| of a factorisation."""
-    # einsum instead of matmul: the threads of NumPy's BLAS keep spinning and would compete with the
-    # run.
-    product = np.einsum("ad,ahw->dhw", depth, np.einsum("bh,abw->ahw", height, width))
-    return float(np.abs(product - kernel).sum())
+    # not by NumPy's BLAS: its bits depend on the CPU, and its threads keep spinning and would
+    # compete with the run
+    rest = kernel.copy()
+    for along_depth, planes in zip(depth, width, strict=True):
+        plane = np.zeros(kernel.shape[1:])
+        for along_height, line in zip(height, planes, strict=True):
+            plane += along_height[:, None] * line
+        rest -= along_depth[:, None, None] * plane
+    return float(np.abs(rest).sum())
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
@@ -452,7 +461,8 @@ def _scaled(factors: Factors, halved: bool) -> Factors:
     """
 
     def power(sums: Array) -> Array:
-        return np.exp2(np.ceil(np.log2(np.where(sums > 0, sums, 1.0))))
+        mantissas, exponents = np.frexp(np.where(sums > 0, sums, 1.0))
+        return np.ldexp(1.0, exponents - (mantissas == 0.5))
 
     first = 2 * power(np.abs(factors.height).sum(axis=2))  # (filters, b)
     height = factors.height / first[:, :, None] * (2 if halved else 1)

@@ -6,8 +6,8 @@ format, gives what a single rounding gives, if the wider format has two bits mor
 
 - float32: float64 holds the product exactly; it is the wider format.
 - float64: product and sum are split into pairs of numbers without an error, of which the smaller
-  ones are added with rounding to odd. Where a part could overflow or underflow, whole numbers of 256
-  bits hold the sum.
+  ones are added with rounding to odd. Where a part could overflow or underflow, whole numbers of
+  256 bits hold the sum.
 
 Source: Boldo and Melquiond, Emulation of FMA and correctly rounded sums: proved algorithms using
 rounding to odd, IEEE Transactions on Computers 57 (2008); Dekker 1971 (splitting a product); Knuth

@@ -164,9 +164,7 @@ class Vec:
         if fuses():
             name = f"llvm.fma.v{self.lanes}f{8 * self.bytes}"
             kind = ir.FunctionType(self.type, [self.type] * 3)
-            return self.b.call(
-                cgutils.get_or_insert_function(self.b.module, kind, name), [a, b, c]
-            )
+            return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), [a, b, c])
         width = min(self.lanes, 16 // self.bytes)
         function = emulated(self.b.module, self.real, width)
         parts = [
