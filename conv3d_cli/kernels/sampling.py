@@ -57,7 +57,7 @@ def _interpolated(sigma: float, reach: int) -> Weights:
         # those of max(x, 0), the triangle max(0, 1 - |x|), which is added below
         x = -abs(x)
         density = elementary.exp(-0.5 * (x / sigma) ** 2) / math.sqrt(2 * math.pi)
-        return x * float(normal_cdf(np.array(x / sigma), elementary.exp)) + sigma * density
+        return x * float(normal_cdf(np.array(x / sigma), elementary.exp)) + sigma * float(density)
 
     values = [
         integral(x - 1) - 2 * integral(x) + integral(x + 1) + max(0.0, 1 - abs(x))

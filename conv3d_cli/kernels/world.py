@@ -231,7 +231,7 @@ class Ellipsoid:
         """iᵀ·covariance⁻¹·i of the voxels i up to `reach` from the centre: (2·reach + 1) each."""
         offsets = voxel_offsets(reach)
         squares: Matrix = offsets * linear.combine(linear.inverse(self.covariance), offsets)
-        return squares.sum(axis=0)
+        return np.asarray(squares.sum(axis=0))
 
 
 def voxel_offsets(reach: Sequence[int]) -> Matrix:

@@ -120,32 +120,32 @@ def leading_directions(lines: Matrix, count: int) -> Matrix:
     rest, basis = lines.copy(), np.zeros((0, len(lines)))
     for _ in range(count):
         column = int(np.square(rest).sum(axis=0).argmax())
-        basis, before = _orthonormal([*basis, rest[:, column]]), len(basis)
+        basis, before = _orthonormal([*basis, rest[:, column]], len(lines)), len(basis)
         if len(basis) == before:
             break
         rest -= basis[-1][:, None] * (basis[-1][:, None] * rest).sum(axis=0)
     for _ in range(2):
         across = [(direction[:, None] * lines).sum(axis=0) for direction in basis]
-        basis = _orthonormal([(line * lines).sum(axis=1) for line in across])
+        basis = _orthonormal([(line * lines).sum(axis=1) for line in across], len(lines))
     across = [(direction[:, None] * lines).sum(axis=0) for direction in basis]
     return combine(_principal_axes(inner_products(across, across)), basis) if across else basis
 
 
-def _orthonormal(vectors: list[Matrix]) -> Matrix:
-    """Gram and Schmidt's basis, each vector cleared twice; those of length 0 are left out."""
+def _orthonormal(vectors: list[Matrix], size: int) -> Matrix:
+    """Gram and Schmidt's basis (k, size), each vector cleared twice; those of length 0 left out."""
     basis: list[Matrix] = []
     for vector in vectors:
-        size = length(vector)
-        if not size > 0:
+        before = length(vector)
+        if not before > 0:
             continue
-        found = vector / size
+        found = vector / before
         for _ in range(2):
             for other in basis:
                 found = found - other * (other * found).sum()
-        size = length(found)
-        if size > 1e-14:
-            basis.append(found / size)
-    return np.array(basis).reshape(len(basis), -1 if basis else len(vectors[0]))
+        left = length(found)
+        if left > 1e-14:
+            basis.append(found / left)
+    return np.array(basis).reshape(len(basis), size)
 
 
 def _principal_axes(matrix: Matrix) -> Matrix:

@@ -18,7 +18,7 @@ PRECISION = {"float32": (24, -149), "float64": (53, -1074)}  # bits, power of th
 
 @intrinsic
 def fused(typingctx, a, b, c):
-    """The emulation on the last of four lanes (float32) or of two; the others hold other numbers."""
+    """The emulation on the last of four lanes (float32) or of two; others hold other numbers."""
 
     def codegen(context, builder, sig, args):
         double = sig.return_type == types.float64

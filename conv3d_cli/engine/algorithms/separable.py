@@ -462,7 +462,7 @@ def _scaled(factors: Factors, halved: bool) -> Factors:
 
     def power(sums: Array) -> Array:
         mantissas, exponents = np.frexp(np.where(sums > 0, sums, 1.0))
-        return np.ldexp(1.0, exponents - (mantissas == 0.5))
+        return np.asarray(np.ldexp(1.0, exponents - (mantissas == 0.5)))
 
     first = 2 * power(np.abs(factors.height).sum(axis=2))  # (filters, b)
     height = factors.height / first[:, :, None] * (2 if halved else 1)
