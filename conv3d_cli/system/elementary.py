@@ -3,7 +3,7 @@
 NumPy takes them from loops for the CPU at hand, or from the C library, and both differ in the last
 bits from one machine to the next. These consist of operations that every machine rounds alike: + -
 * /, square roots, and integers. Their errors are below 1 unit in the last place (`log1p`, `tanh`,
-`sin`, `cos`: 2; `tan`: 4; `power` with other exponents than whole ones: 8), and those of float32 below 0.51.
+`sin`, `cos`: 2; `tan`: 4; `power`: 8), and those of float32 below 0.51.
 
 An array of float32 gives float32, any other number float64.
 """
