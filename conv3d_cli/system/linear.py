@@ -5,6 +5,8 @@ BLAS, LAPACK and `einsum` order their sums, and merge products with them, as it 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -108,6 +110,34 @@ def nearest_rotation(matrix: ArrayLike) -> Matrix:
     return found
 
 
+def remainders(lines: Matrix, most: int) -> list[float]:
+    """The root of the sum of squares that 0, 1, ... `most` pivot columns leave of a matrix (n, m).
+
+    No other directions, as many, leave less than this divided by 2^count * sqrt(n).
+
+    >>> [round(left, 3) for left in remainders(np.array([[3.0, 3.0], [0.0, 4.0]]), 1)]
+    [5.831, 2.4]
+    """
+    return _pivots(lines, most)[1]
+
+
+def _pivots(lines: Matrix, count: int) -> tuple[Matrix, list[float]]:
+    """Gram and Schmidt's basis of the largest columns, and what 0, 1, ... of them leave over."""
+    rest, basis = lines.copy(), np.zeros((0, len(lines)))
+    sizes = np.square(rest).sum(axis=0)
+    left = [float(np.sqrt(sizes.sum()))]
+    for _ in range(count):
+        longest = rest[:, int(sizes.argmax())]
+        basis, before = _orthonormal([*basis, longest], len(lines)), len(basis)
+        if len(basis) == before:
+            left += [left[-1]] * (count + 1 - len(left))
+            break
+        rest -= basis[-1][:, None] * (basis[-1][:, None] * rest).sum(axis=0)
+        sizes = np.square(rest).sum(axis=0)
+        left.append(float(np.sqrt(sizes.sum())))
+    return basis, left
+
+
 def leading_directions(lines: Matrix, count: int) -> Matrix:
     """The first left singular vectors of a matrix (n, m), as the rows of (count, n).
 
@@ -117,13 +147,7 @@ def leading_directions(lines: Matrix, count: int) -> Matrix:
     >>> leading_directions(np.array([[3.0, 0.0], [0.0, 4.0]]), 2).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
     """
-    rest, basis = lines.copy(), np.zeros((0, len(lines)))
-    for _ in range(count):
-        column = int(np.square(rest).sum(axis=0).argmax())
-        basis, before = _orthonormal([*basis, rest[:, column]], len(lines)), len(basis)
-        if len(basis) == before:
-            break
-        rest -= basis[-1][:, None] * (basis[-1][:, None] * rest).sum(axis=0)
+    basis, _ = _pivots(lines, count)
     for _ in range(2):
         across = [(direction[:, None] * lines).sum(axis=0) for direction in basis]
         basis = _orthonormal([(line * lines).sum(axis=1) for line in across], len(lines))
@@ -150,23 +174,26 @@ def _orthonormal(vectors: list[Matrix], size: int) -> Matrix:
 
 def _principal_axes(matrix: Matrix) -> Matrix:
     """The eigenvectors of a small symmetric matrix, as rows, by falling eigenvalue (Jacobi)."""
-    values, axes = matrix.copy(), np.eye(len(matrix))
+    values = matrix.tolist()  # plain numbers: NumPy would take longer to be called
+    size = len(values)
+    axes = np.eye(size).tolist()
+    pairs = [(i, j) for i in range(size) for j in range(i + 1, size)]
     for _ in range(20):
-        largest = 0.0
-        for i in range(len(values)):
-            for j in range(i + 1, len(values)):
-                size = float(np.sqrt(values[i, i] * values[j, j])) or 1.0
-                largest = max(largest, abs(float(values[i, j])) / size)
-                if values[i, j] == 0:
-                    continue
-                slope = (values[j, j] - values[i, i]) / (2 * values[i, j])
-                tangent = (1 if slope >= 0 else -1) / (abs(slope) + np.sqrt(1 + slope * slope))
-                cosine = 1 / np.sqrt(1 + tangent * tangent)
-                turn = np.eye(len(values))
-                turn[[i, j], [i, j]] = cosine
-                turn[i, j], turn[j, i] = -tangent * cosine, tangent * cosine
-                values = combine(combine(turn, values), turn.T)
-                axes = combine(turn, axes)
-        if largest < 1e-15:
+        if all(values[i][j] ** 2 <= 1e-30 * values[i][i] * values[j][j] for i, j in pairs):
             break
-    return axes[np.argsort(-values.diagonal(), kind="stable")]
+        for i, j in pairs:
+            if values[i][j] == 0:
+                continue
+            slope = (values[j][j] - values[i][i]) / (2 * values[i][j])
+            tangent = (1 if slope >= 0 else -1) / (abs(slope) + math.sqrt(1 + slope * slope))
+            cosine = 1 / math.sqrt(1 + tangent * tangent)
+            sine = tangent * cosine
+            for rows in (values, axes):
+                rows[i], rows[j] = (
+                    [cosine * a - sine * b for a, b in zip(rows[i], rows[j], strict=True)],
+                    [sine * a + cosine * b for a, b in zip(rows[i], rows[j], strict=True)],
+                )
+            for row in values:
+                row[i], row[j] = cosine * row[i] - sine * row[j], sine * row[i] + cosine * row[j]
+    order = sorted(range(size), key=lambda n: -values[n][n])
+    return np.array([axes[n] for n in order])

@@ -5,6 +5,7 @@ Each class runs in a process of its own, with $CONV3D_CPU set. `digests.py` says
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import struct
@@ -89,14 +90,12 @@ def test_results_where_numpy_and_the_c_library_take_other_loops() -> None:
 
 
 def test_a_changed_bit_changes_a_digest_and_the_sign_of_nan_does_not() -> None:
-    script: dict[str, object] = {}
-    exec(
-        compile(SCRIPT.read_text(), str(SCRIPT), "exec"),
-        {"__name__": "x", "__file__": str(SCRIPT)},
-        script,
-    )
-    digest = script["digest"]
-    assert callable(digest)
+    spec = importlib.util.spec_from_file_location("digests_of_results", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    digest = script.digest
     values = np.array([1.0, 2.0], np.float32)
     assert digest(values) != digest(np.nextafter(values, 9, dtype=np.float32))
     assert digest(values) != digest(values.astype(np.float64))

@@ -54,6 +54,15 @@ def test_leading_directions_are_singular_vectors(rank: int) -> None:
         np.testing.assert_allclose(found @ found.T, np.eye(rank), atol=1e-14)
 
 
+def test_what_pivots_leave_is_near_the_least_that_can_be_left() -> None:
+    for _ in range(20):
+        lines = RNG.standard_normal((7, 30)) * np.logspace(0, -6, 7)[:, None]
+        values = np.linalg.svd(lines, compute_uv=False)
+        for count, left in enumerate(linear.remainders(lines, 4)):
+            least = np.sqrt(np.square(values[count:]).sum())
+            assert least * (1 - 1e-9) <= left <= least * 2**count * np.sqrt(7)
+
+
 def test_there_are_no_more_directions_than_the_rank() -> None:
     assert linear.leading_directions(np.outer([1.0, 2.0], [3.0, 4.0, 5.0]), 2).shape == (1, 2)
     assert linear.leading_directions(np.zeros((2, 3)), 1).shape == (0, 2)

@@ -37,7 +37,7 @@ from conv3d_cli.engine.tile import (
 )
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
-from conv3d_cli.system.linear import leading_directions
+from conv3d_cli.system.linear import leading_directions, remainders
 
 Array = NDArray[np.float64]
 
@@ -163,7 +163,12 @@ def _basis(kernel: Array, axis: int, allowed: float) -> Array | None:
     Returns None if more than MOST_TERMS vectors are needed.
     """
     lines = np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-    for count in range(1, min(MOST_TERMS, *lines.shape) + 1):
+    most = min(MOST_TERMS, *lines.shape)
+    # Most kernels are no such sums, which is quickly seen: see the bound of `remainders`.
+    hopeless = 2.0**most * math.sqrt(len(lines)) * allowed
+    for count, remainder in enumerate(remainders(lines, most)):
+        if count == 0 or remainder > hopeless:
+            continue
         basis: Array = leading_directions(lines, count)
         rest = lines.copy()
         for direction in basis:
