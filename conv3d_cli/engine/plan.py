@@ -341,7 +341,7 @@ class Plan:
             store,
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
-            *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
+            *self.prepared.packs_weights,
             *self.prepared.calls.values(),
         ]
         return codes

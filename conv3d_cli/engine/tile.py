@@ -245,7 +245,7 @@ class PreparedAlgorithm:
                                     does not
     calls : dict                    functions that `convolve` calls: index in `parameters` ->
                                     function, whose address is written there when it is loaded
-    packs_weights : MachineCode or None     the loops that `pack_weights` runs
+    packs_weights : tuple of MachineCode    the loops that `pack_weights` runs
     keep : list                     arrays whose addresses are in `parameters`
     groups_together : int           groups that a task packs, sums and stores as one; a divisor of
                                     their number
@@ -260,7 +260,7 @@ class PreparedAlgorithm:
     spreads_nonfinite: bool = False
     checks_nonfinite: bool = False
     calls: dict[int, MachineCode] = field(default_factory=dict)
-    packs_weights: MachineCode | None = None
+    packs_weights: tuple[MachineCode, ...] = ()
     keep: list[Any] = field(default_factory=list)
     groups_together: int = 1
     weight_bytes: WeightBytes = NO_WEIGHTS

@@ -11,7 +11,6 @@ An array of float32 gives float32, any other number float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ HALF_PI = tuple(
 )
 MOST_TURNS = 2.0**20
 SINE_TERMS = 9
+EIGHTH = math.sqrt(0.5)  # the sine of an eighth of a turn
 
 
 class _Kind(NamedTuple):
@@ -234,20 +234,27 @@ def _turned(x: ArrayLike, quarters: int) -> Any:
         whole, remainder = _far_turns(float(angle.flat[place]))
         number.flat[place], rest.flat[place] = whole, remainder
     number += quarters
-    square = rest * rest
-    sine, cosine = np.zeros_like(rest), np.zeros_like(rest)
-    for n in range(SINE_TERMS, 0, -1):
-        sign = -1 if n % 2 else 1
-        sine = sine * square + sign / math.factorial(2 * n + 1)
-        cosine = cosine * square + sign / math.factorial(2 * n)
-    # the first terms last, with the error of the angle
-    sine = rest + (error + rest * square * sine)
-    cosine = 1 + (square * cosine - rest * error)
+    sine, cosine = _sine_and_cosine(rest, error)
     found = np.where(number & 1, cosine, sine)
     found = np.where(number & 2, -found, found)
     if quarters == 0:
         found = np.where(values == 0, values, found)
     return kind.result(np.where(finite, found, np.nan))
+
+
+def _sine_and_cosine(angle: Array, error: Array | float) -> tuple[Array, Array]:
+    """The series for angles of up to an eighth of a turn; error: what the angles lack."""
+    square = angle * angle
+    sine, cosine = np.zeros_like(angle), np.zeros_like(angle)
+    for n in range(SINE_TERMS, 0, -1):
+        sign = -1 if n % 2 else 1
+        sine *= square
+        sine += sign / math.factorial(2 * n + 1)
+        cosine *= square
+        cosine += sign / math.factorial(2 * n)
+    # the first terms last
+    sine = angle + (error + angle * square * sine)
+    return sine, 1 + (square * cosine - angle * error)
 
 
 def _far_turns(angle: float) -> tuple[int, float]:
@@ -339,11 +346,13 @@ def by_quarters(numerators: ArrayLike, denominator: int) -> tuple[Array, Array]:
     eighths = np.asarray(numerators, np.int64) % denominator * 8
     quarter = (eighths + denominator) // (2 * denominator)  # the nearest quarter of a turn
     rest = (eighths - 2 * denominator * quarter).astype(np.float64)
-    angle = rest / (8 * denominator) * (2 * math.pi)
-    cosine, sine = np.asarray(cos(angle)), np.asarray(sin(angle))
-    eighth = np.sqrt(0.5)
-    sine = np.where(np.abs(rest) == denominator, np.copysign(eighth, sine), sine)
-    cosine = np.where(np.abs(rest) == denominator, eighth, cosine)
-    turns = quarter % 4
-    choose: Callable[..., Array] = lambda *four: np.choose(turns, four) + 0.0  # noqa: E731
-    return choose(cosine, -sine, -cosine, sine), choose(sine, cosine, -sine, -cosine)
+    sine, cosine = _sine_and_cosine(rest / (8 * denominator) * (2 * math.pi), 0.0)
+    is_eighth = np.abs(rest) == denominator
+    sine = np.where(is_eighth, np.copysign(EIGHTH, rest), sine)
+    cosine = np.where(is_eighth, EIGHTH, cosine)
+    is_odd, is_third = (quarter & 1) != 0, (quarter & 2) != 0
+    first, second = np.where(is_odd, sine, cosine), np.where(is_odd, cosine, sine)
+    # cos, -sin, -cos, sin, and sin, cos, -sin, -cos, without a negative zero
+    return np.where(is_third != is_odd, -first, first) + 0.0, np.where(
+        is_third, -second, second
+    ) + 0.0

@@ -80,6 +80,7 @@ DEPTH_SIZES = {
 }  # fmt: skip
 
 PRODUCT_ROWS = 16  # rows of a matrix product in registers
+ROW_LANES = 8  # no vector of float64 has more
 
 # Vector instructions per element: of a butterfly, by radix; of a transposition, with loads and
 # stores.
@@ -348,7 +349,8 @@ def kernel_spectrum(
     # (filters in all, channels, kd, kh, kw)
     taps = weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
     # (..., re kh | im kh, column)
-    columns = np.concatenate(along_width(taps, dilation[2], tile.width), axis=-2)[..., order[2]]
+    columns = along_width(taps, order[2], dilation[2], tile.width).astype(dtype)
+    columns = columns.reshape(*taps.shape[:3], 2 * kh, tile.width)
     matrix = real_matrix(order[1], kh, dilation[1], tile.height)
     planes = multiply(matrix, columns, dtype).reshape(
         groups, filters, channels, kd, tile.height // lanes, lanes, 2, tile.width
@@ -363,27 +365,22 @@ def kernel_spectrum(
 
 
 def along_width(
-    taps: NDArray[np.float64], dilation: int, length: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The inverse transforms of kernel rows (..., kw): re and im, (..., length).
+    taps: NDArray[np.float64], frequencies: NDArray[np.int64], dilation: int, length: int
+) -> NDArray[np.float64]:
+    """The inverse transforms of kernel rows (..., kh, kw), computed in float64.
 
-    >>> re, im = along_width(np.array([0.0, 4.0]), 1, 4)
-    >>> (re + 0.0).tolist(), (im + 0.0).tolist()
-    ([1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0])
+    frequencies : (n,)      of the result, in this order
+    dilation : int          distance of the taps
+    Returns (..., 2, kh, n), re and im.
     """
-    # Tap by tap: NumPy's FFT and BLAS round as it suits the CPU. Rows are real, so that one half of
-    # the frequencies tells the other.
-    half = length // 2 + 1
-    re, im = (np.zeros((*taps.shape[:-1], length)) for _ in range(2))
-    product = np.empty((*taps.shape[:-1], half))
-    for k in range(taps.shape[-1]):
-        waves = by_quarters(np.arange(half) * (k * dilation), length)
-        for part, wave in zip((re, im), waves, strict=True):
-            np.multiply(taps[..., k, None], wave / length, out=product)
-            part[..., :half] += product
-    mirrored = slice(length - half, 0, -1)
-    re[..., half:], im[..., half:] = re[..., mirrored], -im[..., mirrored]
-    return re, im
+    kw = taps.shape[-1]
+    matrix = real_matrix(frequencies, kw, dilation, length)[:, :kw]  # the taps are real
+    rows = taps.reshape(-1, kw)
+    columns = np.zeros((kw, -(-len(rows) // ROW_LANES) * ROW_LANES))
+    columns[:, : len(rows)] = rows.T
+    waves = multiply(matrix, columns, np.dtype(np.float64))[:, : len(rows)]
+    waves = waves.reshape(len(frequencies), 2, *taps.shape[:-1])
+    return waves.transpose(*range(2, 2 + taps.ndim - 2), 1, taps.ndim, 0)
 
 
 def real_matrix(
@@ -460,7 +457,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         spreads_nonfinite=True,
         checks_nonfinite=True,
         calls={P.convolve_depth: convolve_depth},
-        packs_weights=products_code(dtype),
+        packs_weights=(products_code(np.dtype(np.float64)), products_code(dtype)),
         keep=keep,
         weight_bytes=spectrum_bytes(problem, tile, dtype),
     )
@@ -473,8 +470,8 @@ def spectrum_bytes(problem: ConvProblem, tile: Size, dtype: np.dtype[Any]) -> We
     lines = kernels * kd * kh * tile.width
     planes = kernels * kd * tile.height * tile.width
     kept = 2 * real * kernels * math.prod(tile)
-    taps = 8 * kernels * kd * kh * (kw + problem.extent[2])
-    # complex: the input, its transform, and the transform reordered
+    taps = 8 * kernels * kd * kh * kw
+    # the taps once more in columns, their transform, and the transform reordered
     along_width = 2 * 16 * lines + 2 * taps
     # real and imaginary parts, the same rounded, and their sums
     along_height = (2 * 16 + 2 * real) * lines + 2 * real * planes

@@ -206,7 +206,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         pack_weights=pack_weights,
         parameters=parameters,
         spreads_nonfinite=True,
-        packs_weights=transform,
+        packs_weights=(transform,),
         weight_bytes=WeightBytes(groups * (DEPTH + 2) * depth_weights, taps_bytes),
     )
 
