@@ -9,7 +9,7 @@ DEMO := demo_output
 # the version that the table in tests/benchmarks/README.md was measured with
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test test-all test-keras test-versions lint fuzz bench clean
+.PHONY: help install demo test test-all test-keras test-versions test-arm golden lint fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,37 @@ test-keras: ## make an environment with Keras, torch, onnxruntime, xarray; compa
 test-versions: ## run the tests on every Python, at the lowest and newest versions; VERSIONS='3.12 lowest' for one
 	$(PYTHON) .ci/versions.py $(VERSIONS)
 
+golden: install ## write the digests of results anew, and why they changed: WHY='...'
+	@test -n "$(WHY)" || { echo "say why results change: make golden WHY='...'"; exit 1; }
+	$(BIN)/python tests/golden/digests.py --write "$(WHY)"
+
+# Debian's Python and packages of an ARM of 64 bits, run by an emulator; made once, as root
+ARM := .arm
+ARM_SUITE ?= bookworm
+EMULATOR := qemu-aarch64-static
+
+test-arm: ## compare the digests of results on an emulated ARM (Debian's qemu-user-static and debootstrap; as root)
+	@for program in $(EMULATOR) debootstrap; do command -v $$program >/dev/null || { \
+		echo "test-arm is skipped: $$program is not here; apt-get install qemu-user-static debootstrap"; exit 0; }; done; \
+	test "$$(id -u)" = 0 || { echo "test-arm is skipped: debootstrap and chroot need root"; exit 0; }; \
+	$(MAKE) --no-print-directory $(ARM)/.installed && $(MAKE) --no-print-directory compare-on-arm
+
+$(ARM)/.installed: pyproject.toml
+	test -x $(ARM)/usr/bin/python3 || { \
+		debootstrap --foreign --arch=arm64 --include=python3,python3-venv $(ARM_SUITE) $(ARM) && \
+		cp "$$(command -v $(EMULATOR))" $(ARM)/usr/bin/ && \
+		chroot $(ARM) /debootstrap/debootstrap --second-stage; }
+	cp /etc/resolv.conf $(ARM)/etc/
+	mkdir -p $(ARM)/conv3d && tar --exclude='./.*' -cf - . | tar -xf - -C $(ARM)/conv3d
+	test -d $(ARM)/venv || chroot $(ARM) python3 -m venv /venv
+	chroot $(ARM) /venv/bin/python -m pip install --quiet /conv3d
+	@touch $@
+
+.PHONY: compare-on-arm
+compare-on-arm:
+	rm -rf $(ARM)/conv3d && mkdir $(ARM)/conv3d && tar --exclude='./.*' -cf - . | tar -xf - -C $(ARM)/conv3d
+	chroot $(ARM) env PYTHONPATH=/conv3d CONV3D_CACHE_DIR=/root/cache /venv/bin/python /conv3d/tests/golden/digests.py
+
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,5 +113,5 @@ bench: .venv-bench/.installed ## measure the engine against the machine's limits
 	.venv-bench/bin/conv3d bench $(BENCH)
 
 clean: ## remove the environment, results and caches
-	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .venv-versions .fuzz $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .venv-versions .fuzz $(ARM) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
 """Fit the planner's constants: how long each algorithm takes here, against its own prediction.
 
 An algorithm's factor is the median of measured / predicted time over the problems that it accepts.
-The spread shows how well its formula fits; no constant can correct that. The factors go into the
-CPU's row in `engine/cpu.py`.
+The spread shows how well its formula fits; no constant can correct that. The factors go into
+`FACTORS` in `engine/cpu.py`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure_pairs(
             for algorithm in algorithms:
                 if algorithm.reject(problem, weights) is not None:
                     continue
-                # without the CPU's factor, which is to be found
+                # without the factor, which is to be found
                 predicted = algorithm.seconds(problem, weights, threads)
                 if predicted > PATIENCE:
                     continue
@@ -93,14 +93,14 @@ def factors(pairs: Iterable[Pair]) -> dict[str, tuple[float, float, float]]:
 
 
 def as_source(fitted: dict[str, tuple[float, float, float]], cpu_class: str, origin: str) -> str:
-    """The factors as source code for the row of a CPU class in `engine/cpu.py`.
+    """The factors as source code for `engine/cpu.py`.
 
     fitted : dict       of `factors`
     origin : str        where they were measured, for the comment
 
     >>> print(as_source({"direct": (1.25, 0.9, 1.1)}, "avx512", "some CPU, 2 threads"))
     # avx512: some CPU, 2 threads
-    factors={"direct": 1.25},
+    FACTORS: Mapping[str, float] = {"direct": 1.25}
     """
     row = ", ".join(f'"{name}": {factor:.3g}' for name, (factor, _, _) in fitted.items())
-    return f"# {cpu_class}: {origin}\nfactors={{{row}}},"
+    return f"# {cpu_class}: {origin}\nFACTORS: Mapping[str, float] = {{{row}}}"

@@ -1,19 +1,22 @@
 """The CPU that the loops are compiled for: one row of `CPU_CLASSES` describes a class of CPUs.
 
-Vector widths are in float32 elements; a float64 vector has half as many. Every row gives correct
-results on every machine, because LLVM splits vectors that are too wide; the matching row is the
+Vector widths are in float32 elements; a float64 vector has half as many. Every row gives the same
+bits on every machine, because LLVM splits vectors that are too wide; the matching row is the
 fastest. `CONV3D_CPU=avx2` (or neon, baseline, avx512) forces a row, for tests and comparisons.
 
-An algorithm's `seconds` counts flops and bytes at rates of its own; the row's factors make these
-predictions comparable on that class of CPU. Nothing is timed while a job runs, so the choice of an
-algorithm depends on the problem, the weights and the CPU class alone.
+The same bits on every CPU need three things. The algorithm and the order of its sums follow from
+the problem and the weights alone: whatever decides about them (predicted times, lanes that are
+summed, chunks of terms, tiles that are recomputed as a whole) asks `REFERENCE`, never the machine.
+What the machine decides (register tiles, lanes that are not summed) changes no sum. And a product
+is added with one rounding everywhere (`loops.simd.Vec.fma`).
 """
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 from conv3d_cli.engine.team import run_in_thread
@@ -32,8 +35,6 @@ class CpuClass:
     channel : (int, int)    register tile of the channel micro-kernel: voxels x vectors of filters
     llvm_cpu : str          LLVM's target CPU when the class is forced on a machine of another class
     llvm_features : str     LLVM's target features then, in addition to those of `llvm_cpu`
-    factors : dict          algorithm name -> factor of its predicted time; 1 for algorithms that
-                            were not measured. `conv3d bench --calibrate` prints them
     limits : (float, float) or None     peak of one thread: flops per second, and bytes read and
                             written per second (`conv3d bench` measures both); None if not measured
     """
@@ -46,16 +47,7 @@ class CpuClass:
     channel: tuple[int, int]
     llvm_cpu: str
     llvm_features: str = ""
-    factors: Mapping[str, float] = field(default_factory=dict)
     limits: tuple[float, float] | None = None
-
-    def factor(self, algorithm: str) -> float:
-        """The factor by which an algorithm's predicted time is multiplied on this class of CPU.
-
-        >>> CPU_CLASSES[-1].factor("direct")
-        1.0
-        """
-        return self.factors.get(algorithm, 1.0)
 
     def limit_seconds(self, flops: float, moved: float, threads: int) -> tuple[float, str] | None:
         """The shortest possible time and the bottleneck: (seconds, "arithmetic" or "memory").
@@ -79,17 +71,16 @@ class CpuClass:
 # 3 x 3 + 3 + 1 = 13 of 16.
 CPU_CLASSES = (
     # 32 registers of 64 bytes. Two FMAs per cycle with a latency of 4 keep 8 accumulators busy;
-    # with 24, loads are rarer than FMAs. Factors and limits: Zen 4, 2026-11, which splits FMAs of
-    # 512 bits in two.
+    # with 24, loads are rarer than FMAs. Limits: Zen 4, 2026-11, which splits FMAs of 512 bits in
+    # two.
     CpuClass(
         "avx512",
-        needs=("avx512f",),
+        needs=("avx512f", "fma"),
         lanes=16,
         registers=32,
         spatial=(6, 4),
         channel=(12, 2),
         llvm_cpu="skylake-avx512",
-        factors={"separable": 1.15},
         limits=(115e9, 42e9),
     ),
     # 16 registers of 32 bytes: 12 accumulators at most.
@@ -113,7 +104,7 @@ CPU_CLASSES = (
         channel=(8, 3),
         llvm_cpu="generic",
     ),
-    # 16 registers of 16 bytes (SSE2), and every other CPU. An FMA may be two operations.
+    # 16 registers of 16 bytes (SSE2), and every other CPU. An FMA may be many operations.
     CpuClass(
         "baseline",
         needs=(),
@@ -125,10 +116,19 @@ CPU_CLASSES = (
     ),
 )
 
+# The class that planning assumes on every machine.
+REFERENCE = CPU_CLASSES[0]
+# An algorithm's `seconds` counts flops and bytes at rates of its own; these factors of the
+# predicted times make them comparable (1 for algorithms that are not named). Measured on REFERENCE:
+# Zen 4, 2026-11. `conv3d bench --calibrate` prints them.
+FACTORS: Mapping[str, float] = {"separable": 1.15}
+# Where every CPU has NEON, although LLVM may not tell any feature (macOS).
+ARM_MACHINES = ("arm64", "aarch64")
+
 
 @lru_cache(maxsize=1)
 def host_features() -> dict[str, bool]:
-    """The CPU's features by LLVM's names; empty if LLVM cannot detect them."""
+    """The CPU's features by LLVM's names; empty if LLVM and the machine's name tell none."""
 
     def ask() -> dict[str, bool]:
         import llvmlite.binding as llvm
@@ -139,6 +139,8 @@ def host_features() -> dict[str, bool]:
             return {}
 
     found: dict[str, bool] = run_in_thread(ask)
+    if not found and platform.machine().lower() in ARM_MACHINES:
+        return {"neon": True}
     return found
 
 
@@ -155,6 +157,18 @@ def cpu_class() -> CpuClass:
             raise unknown_name("CPU class in CONV3D_CPU", forced, names)
         return CPU_CLASSES[names.index(forced)]
     return detect(host_features())
+
+
+@lru_cache(maxsize=1)
+def fuses() -> bool:
+    """Whether the code that is compiled may count on an instruction a * b + c that rounds once.
+
+    A class that is forced has what its row says; NEON on an x86 machine has nothing.
+    """
+    if platform.machine().lower() in ARM_MACHINES:
+        return True
+    has = host_features() if not os.environ.get("CONV3D_CPU") else dict.fromkeys(cpu_class().needs)
+    return "fma" in cpu_class().needs or bool(has.get("fma"))
 
 
 def detect(features: Mapping[str, bool]) -> CpuClass:

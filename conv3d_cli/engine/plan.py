@@ -2,8 +2,8 @@
 
 `make_plan` asks every algorithm in order whether it accepts the problem and how long it would take,
 and records the answers for `explain`. `Plan.convolve_slab` checks that the loops will stay within
-its arrays, and hands tasks to a team of threads. The choice of an algorithm depends on the problem,
-the weights and the CPU class alone.
+its arrays, and hands tasks to a team of threads. The choice of an algorithm depends on the problem
+and the weights alone: it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from conv3d_cli.engine.algorithms import (
     sparse,
     winograd,
 )
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import FACTORS
 from conv3d_cli.engine.division import Cuts, Sharing, TaskGrid, divide, share
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.repetition import Filled, Repetition
@@ -343,7 +343,7 @@ class Plan:
             store,
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
-            *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
+            *self.prepared.packs_weights,
             *self.prepared.calls.values(),
         ]
         return codes
@@ -1022,8 +1022,8 @@ def make_plan(
     for candidate in ALGORITHMS:
         reason = candidate.reject(problem, rounded)
         if reason is None:
-            cost = cpu_class().factor(candidate.name)
-            seconds[candidate.name] = cost * candidate.seconds(problem, rounded, threads)
+            factor = FACTORS.get(candidate.name, 1.0)
+            seconds[candidate.name] = factor * candidate.seconds(problem, rounded, threads)
             continue
         refusals.append((candidate.name, reason))
         if candidate is forced:

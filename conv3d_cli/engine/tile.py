@@ -247,7 +247,7 @@ class PreparedAlgorithm:
                                     does not
     calls : dict                    functions that `convolve` calls: index in `parameters` ->
                                     function, whose address is written there when it is loaded
-    packs_weights : MachineCode or None     the loops that `pack_weights` runs
+    packs_weights : tuple of MachineCode    the loops that `pack_weights` runs
     keep : list                     arrays whose addresses are in `parameters`
     groups_together : int           groups that a task packs, sums and stores as one; a divisor of
                                     their number
@@ -265,7 +265,7 @@ class PreparedAlgorithm:
     rounds_tiles: bool = False
     checks_nonfinite: bool = False
     calls: dict[int, MachineCode] = field(default_factory=dict)
-    packs_weights: MachineCode | None = None
+    packs_weights: tuple[MachineCode, ...] = ()
     keep: list[Any] = field(default_factory=list)
     groups_together: int = 1
     rows: int = 8

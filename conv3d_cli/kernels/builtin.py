@@ -40,6 +40,7 @@ from conv3d_cli.kernels.world import (
 )
 from conv3d_cli.model.kernel import Kernel, Weights
 from conv3d_cli.model.spec import triple
+from conv3d_cli.system import elementary, linear
 
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 # Lengths divided by decimal or float32 spacings miss whole voxels by rounding: 3 mm / 0.1 mm is not
@@ -242,8 +243,8 @@ def log(
         gaussian_weights = _gaussian_weights(deviations, truncate, "log")
         weights = _curvature_filter(gaussian_weights, reach, laplacian_coefficients(per))
     elif isinstance(deviations, Ellipsoid):
-        inverse = np.linalg.inv(deviations.covariance)
-        slopes = np.einsum("ab,bdhw->adhw", inverse, voxel_offsets(reach))
+        inverse = linear.inverse(deviations.covariance)
+        slopes = linear.combine(inverse, voxel_offsets(reach))
         gaussian_weights = _gaussian_weights(deviations, truncate, "log")
         weights = ((slopes**2).sum(axis=0) - np.trace(inverse)) * gaussian_weights
     else:
@@ -426,9 +427,9 @@ def gaussian_derivative(
                 for column in slopes.coefficients.T
             ]
     elif isinstance(deviations, Ellipsoid):
-        inverse = np.linalg.inv(deviations.covariance)
+        inverse = linear.inverse(deviations.covariance)
         smooth = _gaussian_weights(deviations, truncate, "gaussian_derivative")
-        first = np.einsum("ab,bdhw->adhw", inverse, voxel_offsets(reach))
+        first = linear.combine(inverse, voxel_offsets(reach))
         filters = [
             smooth * (first[a] if order == 1 else first[a] ** 2 - inverse[a, a])
             for a in axis_numbers(axis)
@@ -496,7 +497,9 @@ def unsharp(
 def _gaussian_weights(deviations: Floats | Ellipsoid, truncate: float, name: str) -> Weights:
     if not isinstance(deviations, Ellipsoid):
         return _outer(_gaussian_profiles(deviations, truncate, name))
-    weights = np.exp(-0.5 * deviations.squared_distances(_reach(deviations, truncate, name)))
+    weights = elementary.exp(
+        -0.5 * deviations.squared_distances(_reach(deviations, truncate, name))
+    )
     return np.asarray(weights / weights.sum())
 
 
@@ -523,7 +526,7 @@ def _gaussian_profiles(deviations: Floats, truncate: float, name: str) -> list[W
     for radius, deviation in zip(_reach(deviations, truncate, name), deviations, strict=True):
         profile = np.ones(1)
         if radius:
-            profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
+            profile = elementary.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
         profiles.append(profile / profile.sum())
     return profiles
 
@@ -565,9 +568,9 @@ def _slope_filters(smooth: Weights, reach: Sequence[int], coefficients: Weights)
     """
     used = [a for a in range(3) if reach[a]]
     offsets = voxel_offsets(reach)[used]
-    moments = np.einsum("adhw,dhw,bdhw->ab", offsets, smooth, offsets, optimize=True)
-    solved = np.linalg.solve(_without_rounding(moments), coefficients[used])
-    return [smooth * np.einsum("a,adhw->dhw", column, offsets) for column in solved.T]
+    moments = linear.inner_products(offsets * smooth, offsets)
+    solved = linear.solve(_without_rounding(moments), coefficients[used])
+    return [smooth * slopes for slopes in linear.combine(solved.T, offsets)]
 
 
 def _curvature_filter(smooth: Weights, reach: Sequence[int], coefficients: Weights) -> Weights:
@@ -580,10 +583,9 @@ def _curvature_filter(smooth: Weights, reach: Sequence[int], coefficients: Weigh
     pairs = [(a, b) for a in used for b in used if a <= b]
     basis = np.stack([np.ones_like(smooth), *(offsets[a] * offsets[b] for a, b in pairs)])
     derivatives = np.array([0.0, *(2 * coefficients[a, b] for a, b in pairs)])
-    moments = np.einsum("mdhw,dhw,ndhw->mn", basis, smooth, basis, optimize=True)
-    solved = np.linalg.solve(_without_rounding(moments), derivatives)
-    polynomial: Weights = np.einsum("m,mdhw->dhw", solved, basis)
-    return smooth * polynomial
+    moments = linear.inner_products(basis * smooth, basis)
+    solved = linear.solve(_without_rounding(moments), derivatives)
+    return np.asarray(smooth * linear.combine(solved[None], basis)[0])
 
 
 def _without_rounding(moments: Weights) -> Weights:

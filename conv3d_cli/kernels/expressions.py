@@ -33,6 +33,7 @@ from conv3d_cli.kernels.lengths import (
 )
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system import elementary, linear
 
 Array = NDArray[np.float64]
 Names = Mapping[str, Any]
@@ -64,21 +65,27 @@ def _any(values: Sequence[Any]) -> Any:
     return _as_number(functools.reduce(np.logical_or, [value != 0 for value in values]))
 
 
+def _sinc(x: Any) -> Any:
+    """sin(pi x) / (pi x); 1 at 0."""
+    angle = math.pi * np.where(x == 0, 1.0, x)
+    return np.where(x == 0, 1.0, elementary.sin(angle) / angle)
+
+
 # name -> (number of arguments, None: two or more; function)
 FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "abs": (1, np.abs),
-    "cos": (1, np.cos),
-    "exp": (1, np.exp),
+    "cos": (1, elementary.cos),
+    "exp": (1, elementary.exp),
     "floor": (1, np.floor),
-    "log": (1, np.log),
+    "log": (1, elementary.log),
     "max": (None, lambda *values: functools.reduce(np.maximum, values)),
     "min": (None, lambda *values: functools.reduce(np.minimum, values)),
     "sign": (1, np.sign),
-    "sin": (1, np.sin),
-    "sinc": (1, np.sinc),  # sin(pi x) / (pi x)
+    "sin": (1, elementary.sin),
+    "sinc": (1, _sinc),
     "sqrt": (1, np.sqrt),
-    "tan": (1, np.tan),
-    "tanh": (1, np.tanh),
+    "tan": (1, elementary.tan),
+    "tanh": (1, elementary.tanh),
     "where": (3, lambda condition, a, b: np.where(condition != 0, a, b)),
 }
 OFFSETS = {"d": "d", "z": "d", "h": "h", "y": "h", "w": "w", "x": "w", "r": "r"}
@@ -98,7 +105,7 @@ _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    ast.Pow: elementary.power,
 }
 _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -302,7 +309,7 @@ def _cosines(grid: Grid) -> Array:
         return np.eye(3)
     steps = grid.affine[:3, 2::-1]
     units = steps / np.linalg.norm(steps, axis=0)
-    cosines = units.T @ units
+    cosines = linear.combine(units.T, units)
     cosines[np.abs(cosines) < _MIN_COSINE] = 0
     np.fill_diagonal(cosines, 1)
     return np.asarray(cosines)
@@ -407,7 +414,7 @@ def _half_widths(extent: Extent) -> Floats:
     used = [a for a, length in enumerate(extent.lengths) if length]
     factors = np.zeros(3)
     if used:
-        factors[used] = np.sqrt(np.linalg.inv(extent.cosines[np.ix_(used, used)]).diagonal())
+        factors[used] = np.sqrt(linear.inverse(extent.cosines[np.ix_(used, used)]).diagonal())
     d, h, w = (length * float(f) for length, f in zip(extent.lengths, factors, strict=True))
     return d, h, w
 

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 
 from conv3d_cli.model.kernel import Weights
+from conv3d_cli.system import elementary
+from conv3d_cli.system.normal import normal_cdf
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def _positions(reach: int) -> Weights:
 
 def _at_centres(sigma: float, reach: int) -> Weights:
     """exp(-x²/2σ²) at the voxel centres."""
-    return np.asarray(np.exp(-0.5 * (_positions(reach) / sigma) ** 2))
+    return np.asarray(elementary.exp(-0.5 * (_positions(reach) / sigma) ** 2))
 
 
 def _round_up_half(value: float) -> int:
@@ -54,8 +56,8 @@ def _interpolated(sigma: float, reach: int) -> Weights:
         # G(x) - max(x, 0), which avoids cancellation at large |x|; its second differences lack
         # those of max(x, 0), the triangle max(0, 1 - |x|), which is added below
         x = -abs(x)
-        density = math.exp(-0.5 * (x / sigma) ** 2) / math.sqrt(2 * math.pi)
-        return x * 0.5 * math.erfc(-x / (sigma * math.sqrt(2))) + sigma * density
+        density = elementary.exp(-0.5 * (x / sigma) ** 2) / math.sqrt(2 * math.pi)
+        return x * float(normal_cdf(np.array(x / sigma), elementary.exp)) + sigma * float(density)
 
     values = [
         integral(x - 1) - 2 * integral(x) + integral(x + 1) + max(0.0, 1 - abs(x))
@@ -75,7 +77,8 @@ def _voxel_average(sigma: float, reach: int) -> Weights:
     trapezoid = np.ones(len(nodes))
     trapezoid[[0, -1]] = 0.5
     positions = _positions(reach)[:, None] + nodes
-    return np.asarray(np.exp(-0.5 * (positions / sigma) ** 2) @ trapezoid)
+    averaged = elementary.exp(-0.5 * (positions / sigma) ** 2) * trapezoid
+    return np.asarray(averaged.sum(axis=1))
 
 
 # MaximumError and MaximumKernelWidth: defaults of SimpleITK.DiscreteGaussian
@@ -90,8 +93,10 @@ def _bessel(sigma: float, count: int) -> Weights:
     so the aliases of a finite transform are below rounding. Source: Lindeberg 1990.
     """
     size = 2 * (count + math.ceil(16 * sigma) + 64)
-    spectrum = np.exp(sigma**2 * (np.cos(2 * np.pi * np.arange(size // 2 + 1) / size) - 1))
-    return np.asarray(np.fft.irfft(spectrum, size)[:count])
+    cosines, _ = elementary.by_quarters(np.arange(size), size)
+    spectrum = elementary.exp(sigma**2 * (cosines - 1))
+    places = np.arange(size)
+    return np.array([(spectrum * cosines[places * n % size]).sum() / size for n in range(count)])
 
 
 def _itk_reach(sigma: float) -> int:
@@ -117,7 +122,7 @@ def _imagej_reach(sigma: float) -> int:
 def _imagej(sigma: float, reach: int) -> Weights:
     """The Gaussian with a parabola as its tail: tangent to it, and 0 one voxel beyond the reach."""
     end = reach + 1
-    half = np.exp(-0.5 * (np.arange(end) / sigma) ** 2)
+    half = elementary.exp(-0.5 * (np.arange(end) / sigma) ** 2)
     if end > 3:
         slope, position = math.inf, end
         while position > end // 2:

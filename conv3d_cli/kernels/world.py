@@ -28,6 +28,7 @@ from conv3d_cli.kernels.lengths import (
 )
 from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear, unit_steps
 from conv3d_cli.model.units import UNITS, unit_name
+from conv3d_cli.system import linear
 
 Matrix = NDArray[np.float64]
 
@@ -184,7 +185,7 @@ def requested_slopes(axis: str, per: PerUnit | None, orient: Orient) -> Slopes |
         )
     if per is not None:
         steps, unit = per.steps, per.unit
-    inverse: Matrix = np.asarray(np.linalg.inv(steps), np.float64)
+    inverse = linear.inverse(steps)
     inverse[np.abs(inverse) * np.linalg.norm(steps, axis=0)[:, None] < ROUNDING] = 0
     return Slopes(inverse[:, numbers], unit, "along the axes of the world", orient.remark)
 
@@ -197,8 +198,8 @@ def laplacian_coefficients(per: PerUnit) -> Matrix:
     """
     if shear(per.steps) <= ORTHOGONAL:
         return np.diag(per.lengths**-2)
-    inverse = np.linalg.inv(per.steps)
-    return np.asarray(inverse @ inverse.T)
+    inverse = linear.inverse(per.steps)
+    return linear.combine(inverse, inverse.T)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -229,9 +230,8 @@ class Ellipsoid:
     def squared_distances(self, reach: Sequence[int]) -> Matrix:
         """iᵀ·covariance⁻¹·i of the voxels i up to `reach` from the centre: (2·reach + 1) each."""
         offsets = voxel_offsets(reach)
-        inverse = np.linalg.inv(self.covariance)
-        squares: Matrix = np.einsum("adhw,ab,bdhw->dhw", offsets, inverse, offsets, optimize=True)
-        return squares
+        squares: Matrix = offsets * linear.combine(linear.inverse(self.covariance), offsets)
+        return np.asarray(squares.sum(axis=0))
 
 
 def voxel_offsets(reach: Sequence[int]) -> Matrix:
@@ -268,7 +268,7 @@ def resolve_lengths(
     is_aligned = is_orthogonal and np.abs(units).max(axis=0).min() >= 1 - ORTHOGONAL**2
     if is_aligned:
         d, h, w = (
-            lengths[axis] / float(np.linalg.norm(step))
+            lengths[axis] / linear.length(step)
             for axis, step in zip(np.abs(units).argmax(axis=0), value.steps.T, strict=True)
         )
         return d, h, w
@@ -279,10 +279,9 @@ def resolve_lengths(
     if not is_orthogonal:
         reason = shear_text(value.steps)
         if orient.steps is None:
-            left, _, right = np.linalg.svd(units)
-            axes = left @ right
-    half = np.linalg.inv(value.steps) @ axes * lengths
-    return Ellipsoid(half @ half.T, reason)
+            axes = linear.nearest_rotation(units)
+    half = linear.combine(linear.inverse(value.steps), axes) * lengths
+    return Ellipsoid(linear.combine(half, half.T), reason)
 
 
 def shear_text(steps: Matrix) -> str:

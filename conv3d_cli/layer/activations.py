@@ -36,7 +36,7 @@ from conv3d_cli.layer._catalogue import (
     require_number,
     write_text,
 )
-from conv3d_cli.layer._normal import normal_cdf
+from conv3d_cli.system.normal import normal_cdf
 
 Array = NDArray[Any]
 P = ParamSpec("P")
@@ -400,7 +400,7 @@ def gelu(x: Array, approximate: bool = False) -> None:
 
     Neither cancels for negative x: (1 + tanh(z)) / 2 is computed as 1 / (1 + exp(-2z)).
     Source: D. Hendrycks and K. Gimpel, Gaussian Error Linear Units, arXiv:1606.08415; for erf see
-    layer/_normal.py.
+    system/normal.py.
     >>> x = np.array([-1.0, 2.0]); gelu(x); x.round(6).tolist()
     [-0.158655, 1.9545]
     >>> x = np.array([-1.0, 2.0]); gelu(x, approximate=True); x.round(6).tolist()

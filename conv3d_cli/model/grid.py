@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import ShapeError, SpecError, setting, words
 from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 from conv3d_cli.model.units import UNITS
+from conv3d_cli.system import linear
 
 Affine = NDArray[np.float64]
 
@@ -220,8 +221,8 @@ def grid_after(grid: Grid, change: ConvProblem | VoxelTransform) -> Grid:
     return replace(
         grid,
         spacing=spacing,
-        affine=None if grid.affine is None else grid.affine @ matrix,
-        qform=None if grid.qform is None else grid.qform @ matrix,
+        affine=None if grid.affine is None else linear.combine(grid.affine, matrix),
+        qform=None if grid.qform is None else linear.combine(grid.qform, matrix),
         other_spacing=None,
     )
 
@@ -328,7 +329,7 @@ def affine_from_spacing(
 
 def spacing_of_affine(affine: Affine) -> tuple[float, float, float]:
     """Voxel spacing (D, H, W): the lengths of the affine's columns."""
-    i, j, k = (float(np.linalg.norm(affine[:3, column])) for column in range(3))
+    i, j, k = (linear.length(affine[:3, column]) for column in range(3))
     return k, j, i
 
 

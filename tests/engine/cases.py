@@ -118,10 +118,8 @@ class Case:
         )
 
 
-# The algorithms that accept a case on a CPU of class avx512, and the case. `direct` and `channels`
-# accept all of them
-# and are not named again. On a narrower CPU an algorithm may decline more of them, and accepts no
-# other.
+# The algorithms that accept a case, the same on every CPU, and the case. `direct` and `channels`
+# accept all of them and are not named again.
 ACCEPT_ALL = ("channels", "direct")
 LISTED: list[tuple[str, Case]] = [
     ("", Case((5, 6, 7), (1, 1, 1))),

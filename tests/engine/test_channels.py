@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from cases import Case, check, run
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import channels, depthwise
+from conv3d_cli.engine.cpu import CPU_CLASSES, REFERENCE
 from conv3d_cli.layer import activations
 
 NAMES = ["channels", "depthwise", "few-filters"]
@@ -86,8 +88,11 @@ def test_filter_blocks_cover_the_filters(filters: int) -> None:
         .spec()
         .resolve((1, 3, 3, 3, 4), (3, 3, 3, 4, filters))
     )
-    for itemsize in (4, 8):
-        blocks = channels.filter_blocks(problem, itemsize)
+    for itemsize, cpu in itertools.product((4, 8), CPU_CLASSES):
+        blocks = channels.filter_blocks(problem, itemsize, cpu)
+        assert blocks.taps == channels.filter_blocks(problem, itemsize, REFERENCE).taps
+        for rows, vectors in ((blocks.pair_rows, 2), (blocks.odd_rows, blocks.odd)):
+            assert rows * vectors + vectors * blocks.taps < cpu.registers
         assert 0 <= blocks.padded - filters < blocks.lanes
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from profiles import examples
 
 from conv3d_cli.engine import ALGORITHMS
-from conv3d_cli.engine.cpu import cpu_class
 
 NAMES = [algorithm.name for algorithm in ALGORITHMS]
 # Case by case, since the oracle's answer is kept for the next algorithm.
@@ -31,12 +30,6 @@ ACCEPTED = [
 
 @pytest.mark.parametrize(("case", "precision", "algorithm"), ACCEPTED, ids=str)
 def test_listed_case(case: Case, precision: str, algorithm: str) -> None:
-    if (
-        cpu_class().name != "avx512"
-        and algorithm != "direct"
-        and (reason := declines(algorithm, case))
-    ):
-        pytest.skip(f"{algorithm} declines it on this CPU: {reason}")
     check(algorithm, case, precision)
 
 
@@ -50,11 +43,10 @@ def test_who_accepts_a_listed_case(case: Case) -> None:
     assert not found - expected, (
         f"accepted as well by {found - expected}: add them to the line of {case} in cases.py"
     )
-    if cpu_class().name == "avx512":
-        gone = {name: declines(name, case) for name in expected - found}
-        assert not gone, (
-            f"declined now, {gone}: mend that, or take them out of the line of {case} in cases.py"
-        )
+    gone = {name: declines(name, case) for name in expected - found}
+    assert not gone, (
+        f"declined now, {gone}: mend that, or take them out of the line of {case} in cases.py"
+    )
 
 
 @pytest.mark.parametrize("algorithm", NAMES)

@@ -5,8 +5,9 @@ split into blocks of two vectors; an odd number of vectors ends in a block of th
 one. Filters are padded to whole vectors in the packed weights, and lanes of padding are not stored;
 input is never padded, since 0 times infinity is NaN.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most
-about 96 terms, or the square root of all, each summed from zero, then added to the sums in memory.
+Order of summation of one output voxel (the same for any tile, slab, thread or CPU): chunks of at
+most about 96 terms, or the square root of all, each summed from zero, then added to the sums in
+memory.
 Chunks are grouped into passes over blocks of input channels, so that the weights of a pass and a
 block of filters stay in L2 while a step's voxels are summed.
 """
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
@@ -77,6 +78,11 @@ class Blocks(NamedTuple):
         """The number of filters, including padding."""
         return self.lanes * (2 * self.pairs + self.odd)
 
+    @property
+    def widest(self) -> int:
+        """The filters of the widest block."""
+        return self.lanes * max(2 if self.pairs else 0, self.odd)
+
 
 class Items(NamedTuple):
     """Runs of kernel columns, each as (kernel plane, kernel row, first column).
@@ -121,9 +127,11 @@ def column_items(kernel_size: tuple[int, int, int], taps: int) -> Items:
     return Items(long, short)
 
 
-def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
-    """Split the filters of a group into blocks whose register tiles fit the CPU's registers."""
-    cpu = cpu_class()
+def filter_blocks(problem: ConvProblem, itemsize: int, cpu: CpuClass) -> Blocks:
+    """Split the filters of a group into blocks whose register tiles fit the CPU's registers.
+
+    The number of taps depends on the problem alone, since it orders the sums.
+    """
     lanes, filters = cpu.lanes * 4 // itemsize, problem.filters_per_group
     vectors = -(-filters // lanes)
     shared = problem.strides[2] == 1 and problem.dilation_rate[2] <= 2
@@ -134,10 +142,9 @@ def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
         return Blocks(lanes, 0, 1, 0, min(SINGLE_ROWS, cpu.registers - taps - 1), taps)
     odd = 3 if vectors % 2 else 0
     pairs = (vectors - odd) // 2
-    if cpu.registers < 2 * cpu.channel[0] + 2 * taps + 1:
-        taps = 1
+    pair_rows = min(cpu.channel[0], (cpu.registers - 2 * taps - 1) // 2) if pairs else 0
     odd_rows = (cpu.registers - 3 * taps - 1) // 3 if odd else 0
-    return Blocks(lanes, pairs, odd, cpu.channel[0] if pairs else 0, odd_rows, taps)
+    return Blocks(lanes, pairs, odd, pair_rows, odd_rows, taps)
 
 
 def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
@@ -189,7 +196,7 @@ def predicted(
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time in seconds."""
-    blocks = filter_blocks(problem, 4)
+    blocks = filter_blocks(problem, 4, REFERENCE)
     waste = blocks.padded / problem.filters_per_group
     number = blocks.pairs + (1 if blocks.odd else 0)
     return predicted(problem, waste, blocks.lanes, problem.groups * number) / threads
@@ -198,10 +205,10 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """Tables of items and chunks, the weights in the order of the items, and the loops."""
     size = dtype.itemsize
-    blocks = filter_blocks(problem, size)
+    blocks = filter_blocks(problem, size, cpu_class())
     # items of nearly equal length
     taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))
-    widest = blocks.lanes * max(2 if blocks.pairs else 0, blocks.odd)
+    widest = filter_blocks(problem, size, REFERENCE).widest
     chunk_channels, pass_channels = channel_blocks(problem, taps, widest * size)
     together = groups_together(problem, blocks)
     layout = plan_layout(problem, dtype, blocks, pass_channels, together)

@@ -25,7 +25,7 @@ from conv3d_cli.engine.algorithms.channels import (
     predicted,
     with_row_blocks,
 )
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import REFERENCE, cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
@@ -47,9 +47,12 @@ TASKS = 24  # the least number of tasks, so that threads end together
 
 
 def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
-    """The number of filters of a vector, which spans whole groups; 0 if no vector fits."""
+    """The number of filters of a vector, which spans whole groups; 0 if no vector fits.
+
+    It is that of `REFERENCE`, so that every CPU accepts the same problems.
+    """
     filters, channels = problem.filters_per_group, problem.channels_per_group
-    lanes = cpu_class().lanes * 4 // itemsize
+    lanes = REFERENCE.lanes * 4 // itemsize
     while lanes > problem.filters:
         lanes //= 2
     fits = lanes % filters == 0 and channels <= filters and lanes * itemsize >= 16
@@ -101,6 +104,16 @@ def item_taps(problem: ConvProblem, most: int) -> int:
     return -(-kw // -(-kw // min(kw, most))) if shared else 1
 
 
+def register_rows(vector_bytes: int, weights: int) -> int:
+    """The voxels of a register tile, which leave registers for so many vectors of weights.
+
+    vector_bytes : int      of a vector; a wider one than the CPU's takes several registers
+    """
+    cpu = cpu_class()
+    vectors = cpu.registers // -(-vector_bytes // (4 * cpu.lanes))
+    return max(1, min(MOST_ROWS, vectors - weights - 2))
+
+
 def split_chunks(ends: tuple[int, int], taps: int, terms: int) -> list[tuple[int, int, int]]:
     """Split items into chunks: (first item, number of items, 1 if they are short) each.
 
@@ -118,12 +131,14 @@ def split_chunks(ends: tuple[int, int], taps: int, terms: int) -> list[tuple[int
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """Tables of items and chunks, the weights in the order of the items, and the loops."""
-    size, cpu = dtype.itemsize, cpu_class()
+    size = dtype.itemsize
     lanes = vector_lanes(problem, size)
+    # narrower on a narrower CPU, if they still span whole groups: no lane is added to another
+    lanes = min(lanes, max(cpu_class().lanes * 4 // size, problem.filters_per_group))
     together = groups_together(problem, lanes)
     stride, dilation = problem.strides[2], problem.dilation_rate[2]
     taps = item_taps(problem, max(1, MOST_TAPS // problem.channels_per_group))
-    rows = min(MOST_ROWS, cpu.registers - taps * problem.channels_per_group - 2)
+    rows = register_rows(lanes * size, taps * problem.channels_per_group)
     layout = plan_layout(problem, dtype, together)
 
     items = column_items(problem.kernel_size, taps)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
@@ -56,7 +56,7 @@ def predicted(problem: ConvProblem, taps: int, flops: float) -> float:
     flops : float       floating-point operations; of a sparse kernel, those of its nonzero items
     The time is that of the sums at the register tile's rate, of packing and of storing.
     """
-    lanes = cpu_class().lanes
+    lanes = REFERENCE.lanes
     waste = math.ceil(problem.out_size[2] / lanes) * lanes / max(1, problem.out_size[2])
     # items of one tap load as many vectors as they sum
     rate = 100e9 if taps > 1 else 50e9
@@ -83,9 +83,11 @@ def item_shape(problem: ConvProblem) -> tuple[int, int, int]:
     return 1, 1, 1
 
 
-def register_tile(taps: int) -> tuple[int, int]:
-    """The register tile, (rows, vectors): sums, loaded vectors and weights fit the registers."""
-    cpu = cpu_class()
+def register_tile(taps: int, cpu: CpuClass) -> tuple[int, int]:
+    """The register tile, (rows, vectors): sums, loaded vectors and weights fit the registers.
+
+    No class of CPUs has a larger one, in rows and in elements, than `REFERENCE`.
+    """
     columns = cpu.spatial[1]
     rows = max(2, min(cpu.spatial[0], (cpu.registers - columns - taps) // columns))
     return rows, columns
@@ -109,9 +111,9 @@ def prepare_items(
     sparse : bool       skip items whose weights are zero in all filters
     """
     taps, row_stride, gap = shape
-    rows, columns = register_tile(taps)
+    rows, columns = register_tile(taps, cpu_class())
     lanes = cpu_class().lanes * 4 // dtype.itemsize
-    layout = plan_layout(problem, dtype, rows * gap, lanes * columns)
+    layout = plan_layout(problem, dtype, taps, gap)
 
     kd, kh, kw = problem.kernel_size
     channels, filters = problem.channels_per_group, problem.filters
@@ -181,11 +183,15 @@ def weight_bytes(problem: ConvProblem, dtype: np.dtype[Any], taps: int) -> Weigh
     return WeightBytes(weights + 24 * items, 3 * weights + 96 * items)
 
 
-def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, columns: int) -> TileLayout:
+def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], taps: int, gap: int) -> TileLayout:
     """The tile: wide rows, and as many of them as fit the cache with their sums.
 
-    rows, columns : int     output rows and columns that register tiles may compute beyond the task
+    taps, gap : int     of the items, see `item_shape`
+    It is the same on every CPU: a task of `sparse` with NaN is recomputed as a whole.
     """
+    # what register tiles may compute beyond the task
+    rows, columns = register_tile(taps, REFERENCE)
+    rows, columns = rows * gap, columns * REFERENCE.lanes * 4 // dtype.itemsize
 
     # aligns the first voxel behind the padding to a vector, since packed voxels are loaded often
     origin = -problem.pad_before[2] % 16 if problem.strides[2] == 1 else 0

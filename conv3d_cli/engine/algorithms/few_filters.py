@@ -5,9 +5,9 @@ micro-kernel (`loops/depthwise.py`) with items for every vector of channels. If 
 fill whole vectors, the last vector overlaps the one before, with zero weights in the shared lanes;
 then steps with NaN or infinity are recomputed, since zero times infinity is NaN.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): in each lane, chunks
-of at most about 96 terms, or the square root of all, each summed from zero; then the lanes in
-pairs.
+Order of summation of one output voxel (the same for any tile, slab, thread or CPU): in each lane,
+chunks of at most about 96 terms, or the square root of all, each summed from zero; then the lanes
+in pairs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.algorithms.channels import aligned, column_items, padded_bytes, predicted
 from conv3d_cli.engine.algorithms.depthwise import (
-    MOST_ROWS,
     MOST_TAPS,
     item_taps,
     plan_layout,
+    register_rows,
     split_chunks,
 )
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import REFERENCE
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
 from conv3d_cli.model.spec import ConvProblem
@@ -34,8 +34,11 @@ LEAST_CHANNELS = 4
 
 
 def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
-    """The number of channels of a vector, no more than a group has."""
-    lanes = cpu_class().lanes * 4 // itemsize
+    """The number of channels of a vector, no more than a group has.
+
+    It is the same on every CPU, since the lanes are summed in pairs.
+    """
+    lanes = REFERENCE.lanes * 4 // itemsize
     while lanes > problem.channels_per_group:
         lanes //= 2
     return lanes
@@ -61,7 +64,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     lanes = vector_lanes(problem, size)
     stride, dilation = problem.strides[2], problem.dilation_rate[2]
     taps = item_taps(problem, MOST_TAPS)
-    rows = min(MOST_ROWS, cpu_class().registers - taps - 2)
+    rows = register_rows(lanes * size, taps)
     layout = plan_layout(problem, dtype, 1)
 
     items = column_items(problem.kernel_size, taps)

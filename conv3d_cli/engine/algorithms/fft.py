@@ -39,6 +39,7 @@ from conv3d_cli.engine.tile import (
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.system.elementary import by_quarters
 
 # Indices of the loops' int64 parameters. `stages_*` and `convolve_depth` are addresses; the fields
 # from `plane` on are byte offsets into the workspace, except `fence`, which has the bits of a
@@ -79,6 +80,7 @@ DEPTH_SIZES = {
 }  # fmt: skip
 
 PRODUCT_ROWS = 16  # rows of a matrix product in registers
+ROW_LANES = 8  # no vector of float64 has more
 
 # Vector instructions per element: of a butterfly, by radix; of a transposition, with loads and
 # stores.
@@ -314,8 +316,8 @@ def stage_table(
     for radix in radices:
         span = length // radix
         n, k = np.arange(span)[:, None], np.arange(1, radix)[None, :]
-        factors = np.exp(-2j * np.pi * (n * k % length) / length)
-        twiddles = np.ascontiguousarray(factors, np.complex128).view(np.float64).astype(dtype)
+        cosines, sines = by_quarters(n * k, length)
+        twiddles = np.stack([cosines, -sines], axis=-1).astype(dtype)
         if not twiddles.size:
             twiddles = np.zeros(1, dtype)
         keep.append(twiddles)
@@ -340,17 +342,15 @@ def kernel_spectrum(
         problem.filters_per_group,
         problem.channels_per_group,
     )
-    (kd, kh, kw), dilation = problem.kernel_size, problem.dilation_rate
+    (kd, kh, _), dilation = problem.kernel_size, problem.dilation_rate
     radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])
     order = [digit_reversed(stages) for stages in radices]
 
     # (filters in all, channels, kd, kh, kw)
     taps = weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
-    spread = np.zeros((*taps.shape[:4], (kw - 1) * dilation[2] + 1))
-    spread[..., :: dilation[2]] = taps
-    along_width = np.fft.ifft(spread, tile.width)[..., order[2]]
     # (..., re kh | im kh, column)
-    columns = np.concatenate([along_width.real, along_width.imag], axis=-2)
+    columns = along_width(taps, order[2], dilation[2], tile.width).astype(dtype)
+    columns = columns.reshape(*taps.shape[:3], 2 * kh, tile.width)
     matrix = real_matrix(order[1], kh, dilation[1], tile.height)
     planes = multiply(matrix, columns, dtype).reshape(
         groups, filters, channels, kd, tile.height // lanes, lanes, 2, tile.width
@@ -362,6 +362,25 @@ def kernel_spectrum(
         columns.reshape(-1, 2 * kd, lanes),
         dtype,
     )
+
+
+def along_width(
+    taps: NDArray[np.float64], frequencies: NDArray[np.int64], dilation: int, length: int
+) -> NDArray[np.float64]:
+    """The inverse transforms of kernel rows (..., kh, kw), computed in float64.
+
+    frequencies : (n,)      of the result, in this order
+    dilation : int          distance of the taps
+    Returns (..., 2, kh, n), re and im.
+    """
+    kw = taps.shape[-1]
+    matrix = real_matrix(frequencies, kw, dilation, length)[:, :kw]  # the taps are real
+    rows = taps.reshape(-1, kw)
+    columns = np.zeros((kw, -(-len(rows) // ROW_LANES) * ROW_LANES))
+    columns[:, : len(rows)] = rows.T
+    waves = multiply(matrix, columns, np.dtype(np.float64))[:, : len(rows)]
+    waves = waves.reshape(len(frequencies), 2, *taps.shape[:-1])
+    return waves.transpose(*range(2, 2 + taps.ndim - 2), 1, taps.ndim, 0)
 
 
 def real_matrix(
@@ -378,12 +397,9 @@ def real_matrix(
     array([[ 0.25,  0.  ,  0.  , -0.25],
            [ 0.  ,  0.25,  0.25,  0.  ]])
     """
-    places = frequencies[:, None] * (np.arange(taps) * dilation)[None, :] % length
-    waves = np.exp(2j * np.pi * places / length) / length
-    real = np.stack(
-        [np.concatenate([waves.real, -waves.imag], 1), np.concatenate([waves.imag, waves.real], 1)],
-        1,
-    )
+    places = frequencies[:, None] * (np.arange(taps) * dilation)[None, :]
+    re, im = (wave / length for wave in by_quarters(places, length))
+    real = np.stack([np.concatenate([re, -im], 1), np.concatenate([im, re], 1)], 1)
     return real.reshape(2 * len(frequencies), 2 * taps)
 
 
@@ -442,7 +458,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         rounds_tiles=True,
         checks_nonfinite=True,
         calls={P.convolve_depth: convolve_depth},
-        packs_weights=products_code(dtype),
+        packs_weights=(products_code(np.dtype(np.float64)), products_code(dtype)),
         keep=keep,
         weight_bytes=spectrum_bytes(problem, tile, dtype),
     )
@@ -455,8 +471,8 @@ def spectrum_bytes(problem: ConvProblem, tile: Size, dtype: np.dtype[Any]) -> We
     lines = kernels * kd * kh * tile.width
     planes = kernels * kd * tile.height * tile.width
     kept = 2 * real * kernels * math.prod(tile)
-    taps = 8 * kernels * kd * kh * (kw + problem.extent[2])
-    # complex: the input, its transform, and the transform reordered
+    taps = 8 * kernels * kd * kh * kw
+    # the taps once more in columns, their transform, and the transform reordered
     along_width = 2 * 16 * lines + 2 * taps
     # real and imaginary parts, the same rounded, and their sums
     along_height = (2 * 16 + 2 * real) * lines + 2 * real * planes

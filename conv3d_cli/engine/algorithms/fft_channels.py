@@ -210,7 +210,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         spreads_nonfinite=True,
         rounds_tiles=True,
         calls=calls,
-        packs_weights=transform,
+        packs_weights=(transform,),
         weight_bytes=WeightBytes(spectrum, packing.taps + packing.workspace),
     )
 

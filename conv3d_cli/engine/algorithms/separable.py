@@ -6,7 +6,7 @@ multiplications per voxel instead of kd·kh·kw. A kernel that is the sum of a f
 
     K[d, h, w] = Σ_a Σ_b depth[a, d] · height[b, h] · width[a, b, w]
 
-with few a and b, found by singular value decompositions along depth and height (a Tucker
+with few a and b, found from the singular vectors along depth and height (a Tucker
 decomposition, Kolda and Bader, SIAM Review 51 (2009) 455-500, section 4; `width` includes the
 core). The algorithm accepts a kernel only if the factorisation is exact within the rounding of the
 arithmetic. The passes run over tiles, see `loops/separable.py`.
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
@@ -37,6 +37,7 @@ from conv3d_cli.engine.tile import (
 )
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.system.linear import leading_directions, remainders
 
 Array = NDArray[np.float64]
 
@@ -134,12 +135,13 @@ def _factorise_one(kernel: Array, exact: float) -> tuple[Array, Array, Array] | 
     height = _basis(kernel, 1, allowed / 2)
     if depth is None or height is None:
         return None
-    width = np.einsum("ad,bh,dhw->abw", depth, height, kernel)
+    along_depth = [(line[:, None, None] * kernel).sum(axis=0) for line in depth]
+    width = np.array([[(b[:, None] * a).sum(axis=0) for b in height] for a in along_depth])
     factors = _clean(kernel, exact, depth, height, width)
     if not _error(kernel, *factors) <= allowed:
         return None
-    absolute = np.einsum("ad,bh,abw->", *(np.abs(factor) for factor in factors))
-    if absolute > CANCELLATION * np.abs(kernel).sum():
+    sizes_d, sizes_h, sizes = (np.abs(factor).sum(axis=-1) for factor in factors)
+    if (sizes_d[:, None] * sizes_h * sizes).sum() > CANCELLATION * np.abs(kernel).sum():
         return None
     return factors
 
@@ -161,10 +163,17 @@ def _basis(kernel: Array, axis: int, allowed: float) -> Array | None:
     Returns None if more than MOST_TERMS vectors are needed.
     """
     lines = np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-    vectors = np.linalg.svd(lines, full_matrices=False)[0].T
-    for count in range(1, min(MOST_TERMS, len(vectors)) + 1):
-        basis: Array = vectors[:count]
-        if np.abs(lines - basis.T @ (basis @ lines)).sum() <= allowed:
+    most = min(MOST_TERMS, *lines.shape)
+    # Most kernels are no such sums, which is quickly seen: see the bound of `remainders`.
+    hopeless = 2.0**most * math.sqrt(len(lines)) * allowed
+    for count, remainder in enumerate(remainders(lines, most)):
+        if count == 0 or remainder > hopeless:
+            continue
+        basis: Array = leading_directions(lines, count)
+        rest = lines.copy()
+        for direction in basis:
+            rest -= direction[:, None] * (direction[:, None] * lines).sum(axis=0)
+        if np.abs(rest).sum() <= allowed:
             return basis * np.where(basis.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
     return None
 
@@ -188,10 +197,15 @@ def _clean(kernel: Array, exact: float, *factors: Array) -> tuple[Array, Array, 
 
 def _error(kernel: Array, depth: Array, height: Array, width: Array) -> float:
     """The sum of |error| of a factorisation."""
-    # einsum instead of matmul: the threads of NumPy's BLAS keep spinning and would compete with the
-    # run.
-    product = np.einsum("ad,ahw->dhw", depth, np.einsum("bh,abw->ahw", height, width))
-    return float(np.abs(product - kernel).sum())
+    # not by NumPy's BLAS: its bits depend on the CPU, and its threads keep spinning and would
+    # compete with the run
+    rest = kernel.copy()
+    for along_depth, planes in zip(depth, width, strict=True):
+        plane = np.zeros(kernel.shape[1:])
+        for along_height, line in zip(height, planes, strict=True):
+            plane += along_height[:, None] * line
+        rest -= along_depth[:, None, None] * plane
+    return float(np.abs(rest).sum())
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
@@ -247,9 +261,9 @@ INTERLEAVED, MANY_CHANNELS, MANY_GROUPS = 16.0, 28.0, 64.0
 MOST_ROWS = 64  # of a tile: 128 took up to 1.4 times as long
 
 
-def _sums() -> int:
+def _sums(cpu: CpuClass) -> int:
     """The vectors of sums in registers; a folded pass needs three registers for each."""
-    return 8 if cpu_class().registers >= 32 else 4
+    return 8 if cpu.registers >= 32 else 4
 
 
 @lru_cache(maxsize=64)
@@ -259,12 +273,12 @@ def _best_tiling(
     height_terms: int,
     folds: tuple[bool, bool],
     itemsize: int,
+    sums: int,
 ) -> _Tiling:
     """The tiling with the least predicted time.
 
     Small tiles compute more halo; the rings of large tiles do not fit the cache.
     """
-    sums = _sums()
     depth, height, width = problem.out_size
     step_depth = min(sums, 1 << (depth - 1).bit_length())
     bands = [n for n in (1, 2, 3, 4, 6, 8, 12, 16) if sums * n <= MOST_ROWS]
@@ -278,7 +292,7 @@ def _best_tiling(
         for w in widths
     ]
     tilings = [
-        _tiling(problem, depth_terms, height_terms, folds, itemsize, tile, step_depth)
+        _tiling(problem, depth_terms, height_terms, folds, itemsize, sums, tile, step_depth)
         for tile in tiles
     ]
     return min(tilings, key=lambda tiling: tiling.seconds)
@@ -290,14 +304,15 @@ def _tiling(
     height_terms: int,
     folds: tuple[bool, bool],
     itemsize: int,
+    sums: int,
     tile: Size,
     step_depth: int,
 ) -> _Tiling:
     """The layout, workspace and predicted time for one tile.
 
     folds : (bool, bool)    see `_folds`
+    sums : int              vectors of sums in registers
     """
-    sums = _sums()
     kd, kh, kw = problem.kernel_size
     planes, rows, columns = packed_size(problem, tile)
     pitch = -(-tile.width // 16) * 16
@@ -378,12 +393,13 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time in seconds."""
     factors = factorise(_as_real(weights))
     assert factors is not None
-    return _tiling_of(problem, factors, weights.dtype).seconds / threads
+    tiling = _tiling_of(problem, factors, weights.dtype, _sums(REFERENCE))
+    return tiling.seconds / threads
 
 
-def _tiling_of(problem: ConvProblem, factors: Factors, dtype: np.dtype[Any]) -> _Tiling:
+def _tiling_of(problem: ConvProblem, factors: Factors, dtype: np.dtype[Any], sums: int) -> _Tiling:
     terms = factors.depth_terms, factors.height_terms
-    return _best_tiling(problem, *terms, _folds(problem, factors), dtype.itemsize)
+    return _best_tiling(problem, *terms, _folds(problem, factors), dtype.itemsize, sums)
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
@@ -391,7 +407,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     factors = factorise(weights.astype(dtype))
     assert factors is not None
     fold_d, fold_h = _folds(problem, factors)
-    tiling = _tiling_of(problem, factors, dtype)
+    # Steps with NaN are recomputed as a whole if there are several terms: then every CPU must have
+    # the same ones.
+    several = factors.depth_terms * factors.height_terms > 1
+    sums = _sums(REFERENCE if several else cpu_class())
+    tiling = _tiling_of(problem, factors, dtype, sums)
     layout = tiling.layout
     depth, height, width = _scaled(factors, fold_h)
     parts = [part.reshape(problem.filters, -1) for part in (height, width, depth)]
@@ -424,7 +444,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
     common = CHUNK_TAPS, CHUNK_PAIRS, lanes, dtype.name
-    filter_plane = _sums(), int(fold_h), unit_h, *common
+    filter_plane = sums, int(fold_h), unit_h, *common
     filter_depth = layout.step_depth, int(fold_d), unit_d, *common
     return PreparedAlgorithm(
         layout=layout,
@@ -432,9 +452,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         pack_weights=lambda: packed,
         parameters=parameters,
         absorb=machine_code("separable", "filter_plane", *filter_plane),
-        spreads_nonfinite=factors.depth_terms * factors.height_terms > 1,
+        spreads_nonfinite=several,
         keep=[offsets],
-        rows=_sums(),
+        rows=sums,
         weight_bytes=WeightBytes(packed.nbytes, packed.nbytes + 2 * weights.size * dtype.itemsize),
     )
 
@@ -447,7 +467,8 @@ def _scaled(factors: Factors, halved: bool) -> Factors:
     """
 
     def power(sums: Array) -> Array:
-        return np.exp2(np.ceil(np.log2(np.where(sums > 0, sums, 1.0))))
+        mantissas, exponents = np.frexp(np.where(sums > 0, sums, 1.0))
+        return np.asarray(np.ldexp(1.0, exponents - (mantissas == 0.5)))
 
     first = 2 * power(np.abs(factors.height).sum(axis=2))  # (filters, b)
     height = factors.height / first[:, :, None] * (2 if halved else 1)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, WeightBytes, voxels_layout
@@ -112,14 +112,17 @@ def transform_matrix(outputs: int) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=64)
-def tile_blocking(channels: int, filters: int, lanes: int, width: int) -> TileBlocking:
+def tile_blocking(
+    channels: int, filters: int, width: int, itemsize: int, cpu: CpuClass
+) -> TileBlocking:
     """The blocking of a group.
 
     channels, filters : int     of the group
-    lanes : int                 elements of a vector
     width : int                 outputs of a tile along the width
+    itemsize : int              bytes of an element, 4 or 8
     """
-    rows, vectors = cpu_class().channel
+    lanes = cpu.lanes * 4 // itemsize
+    rows, vectors = cpu.channel
     blocks, last = divmod(-(-filters // lanes), vectors)
     # one wider block instead of a block of one vector, which would wait for loads
     if last == 1 and vectors == 2 and blocks:
@@ -142,8 +145,9 @@ def tile_blocking(channels: int, filters: int, lanes: int, width: int) -> TileBl
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """The transformed weights, the layout and the loops."""
     lanes, size = cpu_class().lanes * 4 // dtype.itemsize, dtype.itemsize
-    blocking, rows, columns, _ = choose_tiles(problem, size)
+    chosen, rows, columns, _ = choose_tiles(problem, size)
     channels, filters = problem.channels_per_group, problem.filters_per_group
+    blocking = tile_blocking(channels, filters, chosen.width, size, cpu_class())
     groups = problem.groups
     padded_filters = -(-filters // lanes) * lanes
     full_chunks = (blocking.chunks - 1) * blocking.chunk  # channels of all chunks but the last
@@ -203,24 +207,26 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         parameters=parameters,
         spreads_nonfinite=True,
         rounds_tiles=True,
-        packs_weights=transform,
+        packs_weights=(transform,),
         weight_bytes=WeightBytes(groups * (DEPTH + 2) * depth_weights, taps_bytes),
     )
 
 
 @lru_cache(maxsize=64)
 def choose_tiles(problem: ConvProblem, itemsize: int) -> tuple[TileBlocking, int, int, float]:
-    """The fastest division of the work that fits the cache.
+    """The fastest division of the work that fits the cache, the same on every CPU.
+
+    It decides which outputs are transformed together, and which are recomputed with a NaN.
 
     itemsize : int      bytes of an element, 4 or 8
     Returns (blocking, rows of tiles in a task, columns of tiles in a task, predicted seconds of one
     thread).
     """
-    lanes = cpu_class().lanes * 4 // itemsize
+    lanes = REFERENCE.lanes * 4 // itemsize
     found = []
     for width in (4, 2):
         blocking = tile_blocking(
-            problem.channels_per_group, problem.filters_per_group, lanes, width
+            problem.channels_per_group, problem.filters_per_group, width, itemsize, REFERENCE
         )
         block_filters = max(blocking.vectors, blocking.last_vectors) * lanes
         tile_numbers = blocking.positions * (blocking.chunk * blocking.chunks + block_filters)
@@ -258,7 +264,7 @@ def step_seconds(problem: ConvProblem, blocking: TileBlocking, rows: int, column
     half = max(blocking.rows // 2, 1)
     tiles, positions = rows * columns, (DEPTH + 2) * blocking.positions
     padded_tiles = -(-tiles // half) * half
-    lanes = cpu_class().lanes
+    lanes = REFERENCE.lanes
     padded_filters, padded_channels = -(-filters // lanes) * lanes, -(-channels // lanes) * lanes
     weights = positions * channels * padded_filters
     # a register tile of one vector waits for its loads

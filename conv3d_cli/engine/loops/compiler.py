@@ -29,9 +29,9 @@ finally:
         sys.modules["yaml"] = _yaml
 config._config_fname = os.devnull  # which Numba looks for again before it compiles
 
-# "contract" merges a multiplication and an addition into one FMA, "nsz" ignores the sign of zero.
-# The rest of fastmath stays off: it would remove NaN tests and reorder sums.
-FASTMATH = {"contract", "nsz"}
+# "nsz" ignores the sign of zero. The rest of fastmath stays off: it would remove NaN tests, reorder
+# sums, and ("contract") merge a multiplication and an addition only where the CPU has an FMA.
+FASTMATH = {"nsz"}
 SIGNATURE = types.void(types.CPointer(types.int64))
 
 

@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 from conv3d_cli.engine.algorithms.fft_channels import FACTORS
 from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch
+from conv3d_cli.system.elementary import by_quarters
 
 RADICES = (1, 2, 3, 4, 5, 6, 8)
 
@@ -131,8 +132,9 @@ class Complex:
         ]
 
     def _dft5(self, x: list[Pair], sign: int) -> list[Pair]:
-        c1, c2 = math.cos(0.4 * math.pi), math.cos(0.8 * math.pi)
-        s1, s2 = sign * math.sin(0.4 * math.pi), sign * math.sin(0.8 * math.pi)
+        # of 1/5 and 2/5 of a turn
+        (c1, c2), (s1, s2) = (wave.tolist() for wave in by_quarters([1, 2], 5))
+        s1, s2 = sign * s1, sign * s2
         t1, t2, d1, d2 = (
             self.add(x[1], x[4]),
             self.add(x[2], x[3]),

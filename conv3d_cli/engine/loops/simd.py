@@ -17,6 +17,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from conv3d_cli.engine.cpu import fuses
+from conv3d_cli.engine.loops.fused import emulated
+
 # Decorates a function that loops share. It is inlined into each of them, because a call between
 # Numba functions passes errors on, and loops without Numba cannot raise.
 inlined = njit(inline="always", error_model="numpy")
@@ -118,11 +121,6 @@ class Vec:
         self.zero = self.splat(0.0)
         self._undef = ir.Constant(self.type, ir.Undefined)
         self._first = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
-        self._fma = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(self.type, [self.type] * 3),
-            f"llvm.fma.v{lanes}f{8 * self.bytes}",
-        )
 
     def splat(self, value: float) -> ir.Constant:
         """A constant in every lane."""
@@ -159,8 +157,32 @@ class Vec:
         return self.b.shuffle_vector(first, self._undef, self._first)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        """a * b + c, rounded once."""
-        return self.b.call(self._fma, [a, b, c])
+        """a * b + c, rounded once; without an instruction for it, by other ones, to the same bits.
+
+        LLVM would call the C library for each lane.
+        """
+        if fuses():
+            name = f"llvm.fma.v{self.lanes}f{8 * self.bytes}"
+            kind = ir.FunctionType(self.type, [self.type] * 3)
+            return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), [a, b, c])
+        width = min(self.lanes, 16 // self.bytes)
+        function = emulated(self.b.module, self.real, width)
+        parts = [
+            self.b.call(function, [self.part(value, first, width) for value in (a, b, c)])
+            for first in range(0, self.lanes, width)
+        ]
+        while len(parts) > 1:
+            parts = [
+                self.shuffle(low, high, list(range(2 * low.type.count)))
+                for low, high in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        return parts[0]
+
+    def part(self, value: Any, first: int, width: int) -> Any:
+        """The `width` lanes from `first` on."""
+        if width == self.lanes:
+            return value
+        return self.shuffle(value, value, list(range(first, first + width)))
 
     def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
         """Select lanes by number: 0 to lanes - 1 are those of a, lanes and above those of b."""

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.cpu import cpu_class, fuses
 from conv3d_cli.engine.loops.simd import Vec, const, inlined, memory
 from conv3d_cli.engine.step import F
 
@@ -32,6 +32,21 @@ def _stream_vector(typingctx, lanes, double, source, target):
     return sig, codegen
 
 
+def rounding(number):
+    """The function that rounds a float32 or float64 to the nearest whole number, halves to even."""
+    if fuses():  # then the CPU has an instruction for this, too
+        return np.rint
+    whole = number(2.0 ** np.finfo(number).nmant)  # numbers from here on have no fraction
+
+    @inlined
+    def nearest(value):
+        size = abs(value)
+        rounded = (size + whole) - whole if size < whole else size
+        return rounded if value >= 0 else -rounded
+
+    return nearest
+
+
 def store(real, out_dtype):
     """Store a block of rows of a step, and count the values that the dtype cannot represent.
 
@@ -47,6 +62,7 @@ def store(real, out_dtype):
     double = 1 if real == "float64" else 0
     # float32 represents every integer of 16 bits; the limits of 32 bits need float64
     number = np.float64 if real == "float64" or np.dtype(out_dtype).itemsize > 2 else np.float32
+    nearest = rounding(number)
     if not is_float:
         limits = np.iinfo(out_dtype)
         lowest, highest = number(limits.min), number(limits.max)
@@ -67,7 +83,7 @@ def store(real, out_dtype):
                     out[k * out_step] = out_kind(acc[k * acc_step])
         elif is_wide:
             for k in range(count):
-                value = np.rint(number(acc[k * acc_step]))
+                value = nearest(number(acc[k * acc_step]))
                 if lowest <= value < beyond:
                     out[k * out_step] = out_kind(value)
                 else:
@@ -80,7 +96,7 @@ def store(real, out_dtype):
                         out[k * out_step] = out_kind(0)  # NaN
         else:
             for k in range(count):
-                value = np.rint(number(acc[k * acc_step]))
+                value = nearest(number(acc[k * acc_step]))
                 held = value if value > lowest else lowest
                 held = held if held < highest else highest
                 held = held if value == value else number(0)  # NaN becomes 0 and is counted

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from conv3d_cli.errors import FormatError, ShapeError
 from conv3d_cli.kernels.weights import keras
 from conv3d_cli.kernels.weights.hdf5 import (
@@ -36,6 +34,7 @@ from conv3d_cli.kernels.weights.layer import (
 )
 from conv3d_cli.model.keras_json import CONV3D
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.linear import combine
 
 
 def read_h5(path: str) -> list[SavedLayer | OtherLayer]:
@@ -188,4 +187,6 @@ def _merge_lora(read: Callable[[str], Array], entry: keras.ConfigLayer) -> Array
     alpha = entry.layer["config"].get("lora_alpha")
     # versions of Keras without lora_alpha used the rank in its place
     scale = 1.0 if alpha is None else float(alpha) / max(rank, 1)
-    return (kernel + scale * (first.astype(np.float64) @ second)).astype(kernel.dtype)
+    return (kernel + scale * combine(first.reshape(-1, rank), second).reshape(kernel.shape)).astype(
+        kernel.dtype
+    )
