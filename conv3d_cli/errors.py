@@ -110,6 +110,12 @@ class DifferenceError(Conv3DError, ValueError):
     exit_code = 7
 
 
+class FaultError(Conv3DError, ArithmeticError):
+    """Sums of an output do not agree with its input, computed twice: memory or CPU are faulty."""
+
+    exit_code = 7
+
+
 class WriteError(Conv3DError, OSError):
     """An output cannot be written: disk full, no permission, a dtype that its format lacks, ..."""
 

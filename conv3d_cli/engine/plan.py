@@ -28,12 +28,22 @@ from conv3d_cli.engine.algorithms import (
     sparse,
     winograd,
 )
+from conv3d_cli.engine.checksum import (
+    UNCHECKED,
+    WRONG,
+    WRONG_WEIGHTS,
+    Checks,
+    Fault,
+    as_words,
+    name_of,
+)
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import (
     HAS_INCOMPLETE,
     HAS_NONFINITE,
     AlgorithmData,
+    CheckedRun,
     Epilogue,
     F,
     FieldGroup,
@@ -62,7 +72,7 @@ from conv3d_cli.engine.views import (
     offset_table,
 )
 from conv3d_cli.engine.weighting import Certainty, Division
-from conv3d_cli.errors import ShapeError, unknown_name
+from conv3d_cli.errors import FaultError, ShapeError, unknown_name
 from conv3d_cli.model.box import Box, Size
 from conv3d_cli.model.spec import ConvProblem
 
@@ -120,6 +130,7 @@ class _Worker(NamedTuple):
 class _Run(NamedTuple):
     """The arguments that all regions of a slab share; see `Plan.convolve_slab`.
 
+    again : bool            a step that failed its check is computed again
     sums_channels : int     channels of `out`; in a division, a multiple of those of coverage
     """
 
@@ -133,6 +144,7 @@ class _Run(NamedTuple):
     certainty: Certainty | None = None
     division: Division | None = None
     sums_channels: int = 1
+    again: bool = False
 
 
 class _Region(NamedTuple):
@@ -180,6 +192,7 @@ class Plan:
     algorithm : Algorithm       the chosen algorithm
     refusals : list             (name, reason) of each algorithm that cannot compute the problem
     seconds : dict              name -> predicted seconds of each algorithm that can
+    checks : Checks or None     the checksums of each step; see `check`
     """
 
     problem: ConvProblem
@@ -189,6 +202,7 @@ class Plan:
     algorithm: Algorithm
     refusals: list[tuple[str, str]]
     seconds: dict[str, float]
+    checks: Checks | None = None
     _workers: dict[int, _Worker] = field(default_factory=dict)
     _named: dict[tuple[Any, ...], list[MachineCode]] = field(default_factory=dict)
     _loaded: set[tuple[Any, ...]] = field(default_factory=set)
@@ -200,13 +214,24 @@ class Plan:
 
     @cached_property
     def fallback(self) -> Plan:
-        """The direct sum's plan, which recomputes steps whose windows contain NaN or infinity.
+        """The direct sum's plan, which recomputes steps that hold NaN, or fail their check.
 
-        Only the direct sum confines them to the outputs whose windows contain them.
+        Only the direct sum confines NaN and infinity to the outputs whose windows contain them.
         """
-        return make_plan(
+        plan = make_plan(
             self.problem, self.weights, dtype=self.dtype, threads=self.threads, algorithm="direct"
         )
+        if self.checks is not None:
+            plan.check()
+        return plan
+
+    def check(self) -> None:
+        """Check every step by checksums from now on; to be called before the first run.
+
+        A step that fails is computed again by `fallback`. See `engine/checksum.py`.
+        """
+        if self.checks is None:
+            self.checks = Checks(self.problem, self.weights, self.prepared, self.dtype)
 
     @property
     def depth_step(self) -> int:
@@ -247,12 +272,17 @@ class Plan:
         layout = self.prepared.layout
         elements = layout.scratch_size + layout.accumulator_size
         tasks = self._task_grid(Size(*size), self.problem.groups, self.threads).tasks
-        return (elements * self.dtype.itemsize + layout.workspace_bytes) * min(self.threads, tasks)
+        size_of_worker = elements * self.dtype.itemsize + layout.workspace_bytes
+        if self.checks is not None:
+            size_of_worker += self.checks.worker_bytes
+        return size_of_worker * min(self.threads, tasks)
 
     @property
     def weight_bytes(self) -> WeightBytes:
         """Memory of the packed weights, including those of `fallback` if steps may need it."""
         own = self.prepared.weight_bytes
+        if self.checks is not None:
+            own = own._replace(kept=own.kept + self.checks.weight_bytes)
         if not self.prepared.spreads_nonfinite:
             return own
         taps = direct.item_shape(self.problem)[0]
@@ -309,6 +339,7 @@ class Plan:
         mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
         inside = None if division is None or division.inside is None else division.inside.dtype
         key = (source, out, checked, certainty is not None, mask, division is not None, inside)
+        key += (self.checks is not None,)
         # cached, since composing the names of the loops takes as long as computing a small box
         if key not in self._named:
             self._named[key] = self._name_loops(source, out, checked, certainty, division)
@@ -344,6 +375,8 @@ class Plan:
             *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
             *self.prepared.calls.values(),
         ]
+        if self.checks is not None:
+            codes += self.checks.codes(out, division is not None)
         return codes
 
     def convolve_slab(
@@ -497,10 +530,17 @@ class Plan:
         if division is not None:
             repeat = max(1, run.sums_channels // self.problem.filters)
             groups.append(division.fields(self.dtype, repeat))
+        checked_run = None if self.checks is None else self.checks.begin(steps)
+        if checked_run is not None:
+            groups.append(checked_run)
         workers = list(run.team.workers(grid.tasks))
         fill([self._worker(number).step for number in workers], *groups)
         failures: list[BaseException] = []
         epilogues = [self._add_epilogue(self._worker(number), run, failures) for number in workers]
+        if self.checks is not None:
+            around = self.checks.codes(out.flat.dtype, division is not None)
+            for number in workers:
+                self.checks.surround(self._worker(number).step, around)
 
         batch_size = max(1, grid.tasks // (BATCHES_PER_THREAD * run.team.threads))
         filters = self.problem.filters_per_group * self.prepared.groups_together
@@ -524,7 +564,9 @@ class Plan:
             flagged = [self._box_of_step(number, grid, region) for number in numbers]
         if finds_nonfinite and flags is not None:
             for number in np.flatnonzero(flags & HAS_NONFINITE).tolist():
-                clipped[number] = self._recompute_nonfinite(number, grid, region, run)
+                clipped[number] = self._recompute(number, grid, region, run)
+        if checked_run is not None:
+            self._repair(checked_run, grid, region, run, clipped, flags)
         counts = out.flat.dtype.kind != "f" or division is not None
         return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
@@ -604,9 +646,54 @@ class Plan:
         extent = (self.depth_step, grid.tile.height, grid.tile.width)
         return Box.at(start, extent).intersect(Box.whole(region.size))
 
-    def _recompute_nonfinite(self, number: int, grid: _TaskGrid, region: _Region, run: _Run) -> int:
-        """Recompute a step by the direct sum; its window contains NaN, infinity or huge numbers.
+    def _repair(
+        self,
+        checked: CheckedRun,
+        grid: _TaskGrid,
+        region: _Region,
+        run: _Run,
+        clipped: NDArray[np.int64],
+        flags: NDArray[np.uint8] | None,
+    ) -> None:
+        """Recompute the steps that failed their check, and count what was checked.
 
+        clipped : (steps,)          is corrected
+        flags : (steps,) or None    steps with `HAS_NONFINITE` were computed again already
+        Raises: FaultError if a step fails again, or in a division, which cannot be done twice.
+        """
+        checks, verdicts = self.checks, checked.verdicts
+        assert checks is not None and isinstance(verdicts, np.ndarray)
+        if not checks.weights_intact():
+            verdicts |= WRONG_WEIGHTS
+        if flags is not None:
+            verdicts[flags & HAS_NONFINITE != 0] = UNCHECKED
+        deviations = checked.deviations
+        assert isinstance(deviations, np.ndarray)
+        wrong = np.flatnonzero(verdicts & WRONG)
+        with checks.counts.lock:
+            checks.counts.steps += len(verdicts)
+            checks.counts.unchecked += int(np.count_nonzero(verdicts & UNCHECKED))
+            passed = deviations[verdicts == 0]
+            checks.counts.worst = max(checks.counts.worst, float(passed.max(initial=0.0)))
+        for number in wrong.tolist():
+            box, what = self._box_of_step(number, grid, region), name_of(int(verdicts[number]))
+            deviation = float(deviations[number])
+            if run.again or run.division is not None:
+                raise FaultError(
+                    f"the {what} of a tile of {box.size.depth} x {box.size.height} x "
+                    f"{box.size.width} outputs failed the checksum"
+                    f"{' twice' if run.again else ''} (sums are off by {as_words(deviation)}): "
+                    "memory or CPU of this machine are faulty; nothing was written, test them "
+                    "before you use it"
+                )
+            clipped[number] = self._recompute(number, grid, region, run._replace(again=True))
+            with checks.counts.lock:
+                checks.counts.faults.append(Fault(self.algorithm.name, what, box, deviation))
+
+    def _recompute(self, number: int, grid: _TaskGrid, region: _Region, run: _Run) -> int:
+        """Recompute a step by the direct sum.
+
+        Its window contains NaN, infinity or huge numbers, or it failed its check.
         Returns the number of values that the output's dtype cannot represent.
         """
         problem, together = self.problem, self.prepared.groups_together
@@ -683,6 +770,7 @@ class Plan:
                 workspace=aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8)),
             ),
             Sums(accumulator, *layout.sums),
+            *(() if self.checks is None else (self.checks.tables(),)),
         )
         return _Worker(step, accumulator)
 

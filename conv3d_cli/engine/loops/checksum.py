@@ -1,0 +1,450 @@
+"""Checksums: functions around pack, activate and store that check a step while it is computed.
+
+Each takes the place of a function that the driver calls, calls it, and checks what it has done.
+None of them changes a number of the convolution. What is compared, and why, stands in
+`engine/checksum.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from conv3d_cli.engine.checksum import (
+    LANES,
+    UNCHECKED,
+    WRONG_INPUT,
+    WRONG_OUTPUT,
+    WRONG_SUMS,
+)
+from conv3d_cli.engine.loops.simd import Vec, call, const, inlined, memory, real_field
+from conv3d_cli.engine.step import F
+
+
+@intrinsic(prefer_literal=True)
+def _lane_sums(typingctx, double, source, blocks, target):
+    """Sum `blocks` vectors of `LANES` numbers lane by lane, in float64, into target (LANES,)."""
+    sig = types.void(double, source, blocks, target)
+    real = "float64" if double.literal_value else "float32"
+
+    def codegen(context, builder, sig, args):
+        narrow, wide = Vec(builder, LANES, real), Vec(builder, LANES, "float64")
+        source = builder.inttoptr(args[1], narrow.real.as_pointer())
+        sums = [cgutils.alloca_once_value(builder, wide.zero) for _ in range(2)]
+
+        def add(total, offset):
+            loaded = narrow.load(source, offset)
+            widened = loaded if real == "float64" else builder.fpext(loaded, wide.type)
+            builder.store(builder.fadd(builder.load(total), widened), total)
+
+        # two sums at once, since an addition waits for the previous one
+        with cgutils.for_range(builder, builder.lshr(args[2], const(1))) as loop:
+            for n, total in enumerate(sums):
+                add(total, builder.add(builder.mul(loop.index, const(2 * LANES)), const(n * LANES)))
+        with builder.if_then(builder.trunc(args[2], ir.IntType(1))):
+            add(sums[0], builder.mul(builder.sub(args[2], const(1)), const(LANES)))
+        both = builder.fadd(builder.load(sums[0]), builder.load(sums[1]))
+        wide.store(both, builder.inttoptr(args[3], wide.real.as_pointer()), const(0))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def _products(typingctx, first, second, blocks):
+    """The sum of products of `blocks` vectors of `LANES` float64 numbers."""
+    sig = types.float64(first, second, blocks)
+
+    def codegen(context, builder, sig, args):
+        v = Vec(builder, LANES, "float64")
+        a, b = (builder.inttoptr(address, v.real.as_pointer()) for address in args[:2])
+        total = cgutils.alloca_once_value(builder, v.zero)
+        with cgutils.for_range(builder, args[2]) as loop:
+            at = builder.mul(loop.index, const(LANES))
+            builder.store(v.fma(v.load(a, at), v.load(b, at), builder.load(total)), total)
+        return builder.extract_element(v.add_across([builder.load(total)]), ir.Constant(
+            ir.IntType(32), 0
+        ))
+
+    return sig, codegen
+
+
+@inlined
+def _dot(first, second, count):
+    """The sum of products of `count` float64 numbers at two addresses."""
+    blocks = count // LANES
+    total = _products(first, second, blocks)
+    a, b = memory(first, np.float64), memory(second, np.float64)
+    for k in range(blocks * LANES, count):
+        total += a[k] * b[k]
+    return total
+
+
+def inspect(layout, real):
+    """Around `pack`: pack the plane a second time elsewhere, and note sums of that copy.
+
+    layout : str    "rows" or "voxels"
+    real : str      the packed dtype
+
+    The plane that leaves the ring is compared with what was noted of its copy, so it must have been
+    packed right and stayed so while it was in use. The sums over columns are what `compare` expects
+    of the outputs.
+    """
+    kind = np.dtype(real).type
+    itemsize = np.dtype(real).itemsize
+    double = 1 if itemsize == 8 else 0
+    bits = np.uint64 if double else np.uint32
+    magnitude = bits(0x7FFFFFFFFFFFFFFF if double else 0x7FFFFFFF)
+    in_rows = layout == "rows"
+
+    @inlined
+    def count_of(width, phase, stride):
+        """How many positions of a row have this stride phase."""
+        return (width - phase + stride - 1) // stride
+
+    @inlined
+    def digest(step, base, channel_step, table):
+        """Write the sum of the bits of a packed plane, and its largest magnitude, to a table."""
+        stride, pitch, channels = step[F.stride_w], step[F.pitch], step[F.channels]
+        height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
+        width = (step[F.width] - 1) * stride + step[F.extent_w]
+        total, largest = bits(0), bits(0)
+        if in_rows:
+            for c in range(channels):
+                for j in range(height):
+                    row = base + itemsize * (c * channel_step + j * step[F.row_step])
+                    for phase in range(stride):
+                        numbers = memory(row + itemsize * phase * pitch, bits)
+                        for k in range(count_of(width, phase, stride)):
+                            number = numbers[k]
+                            total = bits(total + number)
+                            number = bits(number & magnitude)
+                            largest = number if number > largest else largest
+        else:
+            joined = pitch == channels
+            pieces, length = (1, width * channels) if joined else (width, channels)
+            for j in range(height):
+                for p in range(pieces):
+                    numbers = memory(base + itemsize * (j * step[F.row_step] + p * pitch), bits)
+                    for k in range(length):
+                        number = numbers[k]
+                        total = bits(total + number)
+                        number = bits(number & magnitude)
+                        largest = number if number > largest else largest
+        found = memory(table, bits)
+        found[0] = total
+        found[1] = largest
+
+    @inlined
+    def leave(step, slot):
+        """Compare the plane in a slot of the ring with what was noted of it."""
+        held = memory(step[F.held_planes], np.int64)
+        if held[slot] < 0:
+            return
+        held[slot] = -1
+        digest(
+            step,
+            step[F.scratch] + itemsize * slot * step[F.plane_step],
+            step[F.channel_step],
+            step[F.held_bits] + 16 * step[F.ring],
+        )
+        found = memory(step[F.held_bits] + 16 * step[F.ring], bits)
+        noted = memory(step[F.held_bits] + 16 * slot, bits)
+        if found[0] != noted[0]:
+            verdicts = memory(step[F.verdicts], np.uint8)
+            first = step[F.task] * step[F.steps_per_task]
+            for number in range(first, first + step[F.steps_per_task]):
+                verdicts[number] |= WRONG_INPUT
+
+    @inlined
+    def sum_row_of_rows(step, row, sums):
+        """The sums of a packed row for every tap along the width, weighted by the signs."""
+        stride, pitch, width = step[F.stride_w], step[F.pitch], step[F.width]
+        taps, dilation = step[F.taps_w], step[F.dilation_w]
+        lanes = memory(step[F.lane_sums], np.float64)
+        blocks = width // LANES
+        for phase in range(stride):
+            numbers = memory(row + itemsize * phase * pitch, kind)
+            shift = -1  # positions before the window that the lanes hold the sums of
+            for tap in range(taps):
+                if tap * dilation % stride != phase:
+                    continue
+                if shift < 0:
+                    _lane_sums(double, row + itemsize * phase * pitch, blocks, step[F.lane_sums])
+                    for k in range(blocks * LANES, width):
+                        lanes[k % LANES] += np.float64(numbers[k])
+                    shift = 0
+                while shift < tap * dilation // stride:
+                    lanes[shift % LANES] -= np.float64(numbers[shift])
+                    lanes[(shift + width) % LANES] += np.float64(numbers[shift + width])
+                    shift += 1
+                sums[tap] = _products(
+                    step[F.lane_sums], step[F.column_signs] + 8 * LANES * (shift % LANES), 1
+                )
+
+    @inlined
+    def sum_row_of_voxels(step, row, sums):
+        """As `sum_row_of_rows`, for all channels: sums (taps, channels)."""
+        stride, pitch, width = step[F.stride_w], step[F.pitch], step[F.width]
+        taps, dilation, channels = step[F.taps_w], step[F.dilation_w], step[F.channels]
+        for phase in range(stride):
+            shift = -1
+            for tap in range(taps):
+                if tap * dilation % stride != phase:
+                    continue
+                if shift < 0:
+                    lanes = memory(step[F.lane_sums], np.float64)
+                    for k in range(LANES * channels):
+                        lanes[k] = 0.0
+                    for x in range(width):
+                        numbers = memory(row + itemsize * (phase + x * stride) * pitch, kind)
+                        lanes = memory(step[F.lane_sums] + 8 * (x % LANES) * channels, np.float64)
+                        for c in range(channels):
+                            lanes[c] += np.float64(numbers[c])
+                    shift = 0
+                while shift < tap * dilation // stride:
+                    first = memory(row + itemsize * (phase + shift * stride) * pitch, kind)
+                    lanes = memory(step[F.lane_sums] + 8 * (shift % LANES) * channels, np.float64)
+                    for c in range(channels):
+                        lanes[c] -= np.float64(first[c])
+                    x = shift + width
+                    last = memory(row + itemsize * (phase + x * stride) * pitch, kind)
+                    lanes = memory(step[F.lane_sums] + 8 * (x % LANES) * channels, np.float64)
+                    for c in range(channels):
+                        lanes[c] += np.float64(last[c])
+                    shift += 1
+                signs = memory(step[F.column_signs] + 8 * LANES * (shift % LANES), np.float64)
+                for c in range(channels):
+                    sums[tap * channels + c] = 0.0
+                for lane in range(LANES):
+                    lanes = memory(step[F.lane_sums] + 8 * lane * channels, np.float64)
+                    sign = signs[lane]
+                    for c in range(channels):
+                        sums[tap * channels + c] += sign * lanes[c]
+
+    def loops(step):
+        ring, position = step[F.ring], step[F.position]
+        held = memory(step[F.held_planes], np.int64)
+        largest = memory(step[F.plane_largest], bits)
+        if step[F.position] < 0:  # `compare` at the end of a task
+            for slot in range(ring):
+                leave(step, slot)
+            return
+        if step[F.inspected_task] != step[F.task]:
+            step[F.inspected_task] = step[F.task]
+            for slot in range(ring):
+                held[slot] = -1
+            for slot in range(step[F.sum_planes]):
+                largest[slot] = bits(0)
+        slot = step[F.slot]
+        leave(step, slot)
+        call(step[F.plain_pack], step)
+
+        scratch, channel_step = step[F.scratch], step[F.channel_step]
+        step[F.scratch], step[F.slot] = step[F.second_plane], 0
+        if in_rows:
+            step[F.channel_step] = step[F.plane_step]
+        call(step[F.plain_pack], step)
+        second_step = step[F.channel_step]
+        step[F.scratch], step[F.slot], step[F.channel_step] = scratch, slot, channel_step
+
+        table = step[F.held_bits] + 16 * slot
+        digest(step, step[F.second_plane], second_step, table)
+        held[slot] = position
+        sum_slot = position % step[F.sum_planes]
+        largest[sum_slot] = memory(table, bits)[1]
+        channels, row_sums = step[F.channels], step[F.row_sums]
+        height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
+        for j in range(height):
+            to = step[F.plane_sums] + 8 * (sum_slot * step[F.plane_sums_step] + j * row_sums)
+            row = step[F.second_plane] + itemsize * j * step[F.row_step]
+            if in_rows:
+                for c in range(channels):
+                    sums = memory(to + 8 * c * step[F.taps_w], np.float64)
+                    sum_row_of_rows(step, row + itemsize * c * second_step, sums)
+            else:
+                sum_row_of_voxels(step, row, memory(to, np.float64))
+
+    return loops
+
+
+def compare(real):
+    """Around `activate`: compare the sums of a block of rows with what its input makes them.
+
+    real : str      the dtype of the sums
+    """
+    kind = np.dtype(real).type
+    itemsize = np.dtype(real).itemsize
+    double = 1 if itemsize == 8 else 0
+    bits = np.uint64 if double else np.uint32
+    infinite = bits(0x7FF0000000000000 if double else 0x7F800000)
+
+    @inlined
+    def summed(step, plane, row):
+        """The sum over a row of outputs, all filters, weighted by their signs."""
+        width, filters = step[F.width], step[F.filters]
+        lanes = memory(step[F.lane_sums], np.float64)
+        filter_signs = memory(step[F.filter_signs], np.float64)
+        signs = memory(step[F.column_signs], np.float64)
+        start = step[F.accumulator] + itemsize * (
+            plane * step[F.acc_plane_step] + row * step[F.acc_row_step]
+        )
+        total = 0.0
+        if step[F.acc_column_step] == 1:
+            blocks = width // LANES
+            for f in range(filters):
+                address = start + itemsize * f * step[F.acc_filter_step]
+                _lane_sums(double, address, blocks, step[F.lane_sums])
+                part = _products(step[F.lane_sums], step[F.column_signs], 1)
+                numbers = memory(address, kind)
+                for k in range(blocks * LANES, width):
+                    part += signs[k % LANES] * np.float64(numbers[k])
+                total += filter_signs[f] * part
+        else:
+            for f in range(filters):
+                lanes[f] = 0.0
+            for x in range(width):
+                numbers = memory(start + itemsize * x * step[F.acc_column_step], kind)
+                sign = signs[x % LANES]
+                for f in range(filters):
+                    lanes[f] += sign * np.float64(numbers[f * step[F.acc_filter_step]])
+            total = _dot(step[F.lane_sums], step[F.filter_signs], filters)
+        return total
+
+    @inlined
+    def expected(step, plane, row, weights, length):
+        """The same sums, out of sums of the input: (row .. row + rows of a unit)."""
+        start = (row * step[F.stride_h]) * step[F.row_sums]
+        position = (step[F.step_plane] + plane) * step[F.stride_d]
+        total = 0.0
+        for tap in range(step[F.taps_d]):
+            slot = (position + tap * step[F.dilation_d]) % step[F.sum_planes]
+            sums = step[F.plane_sums] + 8 * (slot * step[F.plane_sums_step] + start)
+            total += _dot(sums, weights + 8 * tap * length, length)
+        return total
+
+    def loops(step):
+        number = step[F.step_number]
+        verdicts = memory(step[F.verdicts], np.uint8)
+        deviations = memory(step[F.deviations], np.float64)
+        found = memory(step[F.plane_largest], bits)
+        top = bits(0)
+        for slot in range(step[F.sum_planes]):
+            top = found[slot] if found[slot] > top else top
+        cell = memory(step[F.lane_sums], bits)
+        cell[0] = top
+        largest = np.float64(memory(step[F.lane_sums], kind)[0])
+        block = step[F.group]
+        scale = largest * memory(step[F.sums_of_weights], np.float64)[block]
+        if top >= infinite or not (scale < real_field(step, F.overflow)):
+            verdicts[number] |= UNCHECKED
+        else:
+            allowed = scale * real_field(step, F.tolerance) + real_field(step, F.underflow)
+            row_signs = memory(step[F.row_signs], np.float64)
+            unit = step[F.unit_rows]
+            long, short = step[F.unit_length], step[F.row_length]
+            of_units = step[F.unit_weights] + 8 * block * step[F.taps_d] * long
+            of_rows = step[F.row_weights] + 8 * block * step[F.taps_d] * short
+            for plane in range(step[F.step_planes]):
+                row = 0
+                while row < step[F.block_rows]:
+                    rows = unit if row + unit <= step[F.block_rows] else 1
+                    total = 0.0
+                    for r in range(rows):
+                        total += row_signs[r] * summed(step, plane, row + r)
+                    weights, length = (of_units, long) if rows > 1 else (of_rows, short)
+                    # row_signs[0] is 1, so that a row by itself counts as it is
+                    first = step[F.block_row] + row
+                    difference = abs(total - expected(step, plane, first, weights, length))
+                    if not difference <= allowed:
+                        verdicts[number] |= WRONG_SUMS
+                    if scale > 0:
+                        ratio = difference / scale
+                        if not ratio <= deviations[number]:
+                            deviations[number] = ratio
+                    row += rows
+        last_plane = step[F.step_plane] + step[F.step_planes] == step[F.plane] + step[F.depth]
+        if last_plane and step[F.block_row] + step[F.block_rows] == step[F.height]:
+            position = step[F.position]
+            step[F.position] = -1
+            call(step[F.pack], step)
+            step[F.position] = position
+        if step[F.plain_activate] != 0:
+            call(step[F.plain_activate], step)
+
+    return loops
+
+
+def read_back(itemsize):
+    """Around `store`: store the block a second time elsewhere, and compare all bits.
+
+    itemsize : int      bytes of a stored number
+    """
+    bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[itemsize]
+
+    def loops(step):
+        filters, planes = step[F.filters], step[F.step_planes]
+        rows, width = step[F.block_rows], step[F.width]
+        clipped = memory(step[F.clipped], np.int64)
+        out, has_bias, streaming = step[F.out], step[F.has_bias], step[F.streaming]
+        out_filter, out_plane = step[F.out_filter_step], step[F.out_plane_step]
+        out_row, out_column = step[F.out_row_step], step[F.out_column_step]
+        call(step[F.plain_store], step)
+        before = clipped[step[F.step_number]]
+
+        step[F.has_bias] = step[F.streaming] = 0  # the sums contain the bias by now
+        if out_filter == 1:
+            second_filter, second_column = 1, filters
+        else:
+            second_filter, second_column = planes * rows * width, 1
+        second_row = width * second_column
+        second_plane = rows * second_row
+        step[F.out_filter_step], step[F.out_column_step] = second_filter, second_column
+        step[F.out_row_step], step[F.out_plane_step] = second_row, second_plane
+        first_filter, first_row = step[F.group] * filters, step[F.row] + step[F.block_row]
+        step[F.out] = step[F.second_out] - itemsize * (
+            first_filter * second_filter
+            + step[F.step_plane] * second_plane
+            + first_row * second_row
+            + step[F.column] * second_column
+        )
+        call(step[F.plain_store], step)
+        clipped[step[F.step_number]] = before
+        step[F.out], step[F.has_bias], step[F.streaming] = out, has_bias, streaming
+        step[F.out_filter_step], step[F.out_plane_step] = out_filter, out_plane
+        step[F.out_row_step], step[F.out_column_step] = out_row, out_column
+
+        start = out + itemsize * (
+            first_filter * out_filter
+            + step[F.step_plane] * out_plane
+            + first_row * out_row
+            + step[F.column] * out_column
+        )
+        joined = out_filter == 1 and out_column == filters
+        different = bits(0)
+        for i in range(planes):
+            for j in range(rows):
+                here = start + itemsize * (i * out_plane + j * out_row)
+                there = step[F.second_out] + itemsize * (i * second_plane + j * second_row)
+                if joined:
+                    a, b = memory(here, bits), memory(there, bits)
+                    for k in range(width * filters):
+                        different |= a[k] ^ b[k]
+                else:
+                    for f in range(filters):
+                        a = memory(here + itemsize * f * out_filter, bits)
+                        b = memory(there + itemsize * f * second_filter, bits)
+                        if out_column == 1 and second_column == 1:
+                            for k in range(width):
+                                different |= a[k] ^ b[k]
+                        else:
+                            for k in range(width):
+                                different |= a[k * out_column] ^ b[k * second_column]
+        if different != 0:
+            verdicts = memory(step[F.verdicts], np.uint8)
+            verdicts[step[F.step_number]] |= WRONG_OUTPUT
+
+    return loops
