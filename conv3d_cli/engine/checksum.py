@@ -147,6 +147,7 @@ class Checks:
             "held_bits": 2 * (layout.ring + 1),
             "plane_largest": planes,
             "plane_sums": planes * rows * self._channels * kw,
+            "digest": 2 * LANES,
             "lane_sums": LANES * max(self._channels, 1) + self._filters,
         }
 
@@ -204,6 +205,7 @@ class Checks:
                 dilation_d=problem.dilation_rate[0],
                 dilation_w=problem.dilation_rate[2],
                 column_signs=np.stack([np.roll(columns, turn) for turn in range(LANES)]),
+                ones=np.ones(LANES),
                 row_signs=_signs(self._unit),
                 filter_signs=_signs(self._filters),
                 unit_rows=self._unit,

@@ -265,6 +265,8 @@ class CheckTables(FieldGroup):
     plane_sums_step: int = 0
     row_sums: int = 0  # sums of one row
     lane_sums: Memory = None  # float64, a workspace
+    digest: Memory = None  # a workspace: sums of bits and largest magnitudes, by lane
+    ones: Memory = None  # float64 (LANES,)
     taps_d: int = 0
     taps_w: int = 0
     dilation_d: int = 0

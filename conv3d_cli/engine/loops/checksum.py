@@ -7,6 +7,8 @@ None of them changes a number of the convolution. What is compared, and why, sta
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -24,30 +26,127 @@ from conv3d_cli.engine.loops.simd import Vec, call, const, inlined, memory, real
 from conv3d_cli.engine.step import F
 
 
+class _Numbers:
+    """Emits code on vectors of `LANES` numbers of a real type, as float64 and as bits."""
+
+    def __init__(self, builder: Any, double: int) -> None:
+        self.b = builder
+        self.narrow = Vec(builder, LANES, "float64" if double else "float32")
+        self.wide = Vec(builder, LANES, "float64")
+        self.bits = ir.VectorType(ir.IntType(64 if double else 32), LANES)
+
+    def pointer(self, address: Any, wide: bool = False) -> Any:
+        """An address as a pointer to numbers of the real type, or of float64."""
+        real = self.wide.real if wide else self.narrow.real
+        return self.b.inttoptr(address, real.as_pointer())
+
+    def widened(self, loaded: Any) -> Any:
+        """A loaded vector as float64."""
+        same = self.narrow.real is self.wide.real
+        return loaded if same else self.b.fpext(loaded, self.wide.type)
+
+    def sum(self, value: Any) -> Any:
+        """A variable that begins with a value."""
+        return cgutils.alloca_once_value(self.b, value)
+
+    def add(self, total: Any, value: Any) -> None:
+        """Add float64 numbers to a variable."""
+        self.b.store(self.b.fadd(self.b.load(total), value), total)
+
+
+@intrinsic(prefer_literal=True)
+def _scan(typingctx, double, with_sums, source, blocks, table, sums):
+    """Read `blocks` vectors of `LANES` numbers: add up their bits, and look for the largest.
+
+    table : address     of two vectors of integers: sums of bits, and largest magnitudes; updated
+    sums : address      with_sums: receives the sums of the numbers in float64, (LANES,)
+    """
+    sig = types.void(double, with_sums, source, blocks, table, sums)
+    is_double, adds = double.literal_value, with_sums.literal_value
+
+    def codegen(context, builder, sig, args):
+        n = _Numbers(builder, is_double)
+        source = n.pointer(args[2])
+        tables = builder.inttoptr(args[4], n.bits.as_pointer())
+        places = [builder.gep(tables, [const(k)]) for k in range(2)]
+        start = [builder.load(place, align=4) for place in places]
+        total, largest = (n.sum(value) for value in start)
+        sums = [n.sum(n.wide.zero) for _ in range(2)] if adds else []
+        width = 64 if is_double else 32
+        magnitude = ir.Constant(n.bits, [(1 << (width - 1)) - 1] * LANES)
+
+        def read(offset, which):
+            loaded = n.narrow.load(source, offset)
+            number = builder.bitcast(loaded, n.bits)
+            builder.store(builder.add(builder.load(total), number), total)
+            number, top = builder.and_(number, magnitude), builder.load(largest)
+            larger = builder.icmp_unsigned(">", number, top)
+            builder.store(builder.select(larger, number, top), largest)
+            if adds:
+                n.add(sums[which], n.widened(loaded))
+
+        # two sums at once, since an addition waits for the previous one
+        with cgutils.for_range(builder, builder.lshr(args[3], const(1))) as loop:
+            for k in range(2):
+                read(builder.add(builder.mul(loop.index, const(2 * LANES)), const(k * LANES)), k)
+        with builder.if_then(builder.trunc(args[3], ir.IntType(1))):
+            read(builder.mul(builder.sub(args[3], const(1)), const(LANES)), 0)
+        for place, variable in zip(places, (total, largest), strict=True):
+            builder.store(builder.load(variable), place, align=4)
+        if adds:
+            both = builder.fadd(*(builder.load(one) for one in sums))
+            n.wide.store(both, n.pointer(args[5], wide=True), const(0))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
 @intrinsic(prefer_literal=True)
 def _lane_sums(typingctx, double, source, blocks, target):
     """Sum `blocks` vectors of `LANES` numbers lane by lane, in float64, into target (LANES,)."""
     sig = types.void(double, source, blocks, target)
-    real = "float64" if double.literal_value else "float32"
+    is_double = double.literal_value
 
     def codegen(context, builder, sig, args):
-        narrow, wide = Vec(builder, LANES, real), Vec(builder, LANES, "float64")
-        source = builder.inttoptr(args[1], narrow.real.as_pointer())
-        sums = [cgutils.alloca_once_value(builder, wide.zero) for _ in range(2)]
+        n = _Numbers(builder, is_double)
+        source = n.pointer(args[1])
+        sums = [n.sum(n.wide.zero) for _ in range(2)]
 
-        def add(total, offset):
-            loaded = narrow.load(source, offset)
-            widened = loaded if real == "float64" else builder.fpext(loaded, wide.type)
-            builder.store(builder.fadd(builder.load(total), widened), total)
+        def read(offset, which):
+            n.add(sums[which], n.widened(n.narrow.load(source, offset)))
 
-        # two sums at once, since an addition waits for the previous one
         with cgutils.for_range(builder, builder.lshr(args[2], const(1))) as loop:
-            for n, total in enumerate(sums):
-                add(total, builder.add(builder.mul(loop.index, const(2 * LANES)), const(n * LANES)))
+            for k in range(2):
+                read(builder.add(builder.mul(loop.index, const(2 * LANES)), const(k * LANES)), k)
         with builder.if_then(builder.trunc(args[2], ir.IntType(1))):
-            add(sums[0], builder.mul(builder.sub(args[2], const(1)), const(LANES)))
-        both = builder.fadd(builder.load(sums[0]), builder.load(sums[1]))
-        wide.store(both, builder.inttoptr(args[3], wide.real.as_pointer()), const(0))
+            read(builder.mul(builder.sub(args[2], const(1)), const(LANES)), 0)
+        both = builder.fadd(*(builder.load(one) for one in sums))
+        n.wide.store(both, n.pointer(args[3], wide=True), const(0))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def _signed_sum(typingctx, double, source, step, count, signs, target):
+    """Sum `count` vectors of `LANES` numbers, `step` bytes apart, into target (LANES,).
+
+    signs : address     float64 (LANES,): factors of the vectors, repeated
+    """
+    sig = types.void(double, source, step, count, signs, target)
+    is_double = double.literal_value
+
+    def codegen(context, builder, sig, args):
+        n = _Numbers(builder, is_double)
+        signs = n.pointer(args[4], wide=True)
+        total = n.sum(n.wide.zero)
+        with cgutils.for_range(builder, args[3]) as loop:
+            here = n.pointer(builder.add(args[1], builder.mul(loop.index, args[2])))
+            loaded = n.widened(n.narrow.load(here, const(0)))
+            which = builder.and_(loop.index, const(LANES - 1))
+            sign = n.wide.broadcast(signs, which)
+            builder.store(n.wide.fma(loaded, sign, builder.load(total)), total)
+        n.wide.store(builder.load(total), n.pointer(args[5], wide=True), const(0))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -83,6 +182,43 @@ def _dot(first, second, count):
     return total
 
 
+def _adders(real):
+    """Functions that sum vectors of numbers with signs: of this real type, and of float64.
+
+    Each takes (address, bytes between two vectors, how many, their length, signs, target), where
+    signs are float64 (LANES,), repeated, and target float64 (length,).
+    """
+
+    def adder(name):
+        kind, double = np.dtype(name).type, 1 if name == "float64" else 0
+        itemsize = 8 if double else 4
+
+        @inlined
+        def add(source, between, count, length, signs, target):
+            blocks = length // LANES
+            for block in range(blocks):
+                _signed_sum(
+                    double,
+                    source + itemsize * block * LANES,
+                    between,
+                    count,
+                    signs,
+                    target + 8 * block * LANES,
+                )
+            factors, to = memory(signs, np.float64), memory(target, np.float64)
+            for c in range(blocks * LANES, length):
+                total = 0.0
+                for k in range(count):
+                    total += factors[k % LANES] * np.float64(
+                        memory(source + k * between, kind)[c]
+                    )
+                to[c] = total
+
+        return add
+
+    return adder(real), adder("float64")
+
+
 def inspect(layout, real):
     """Around `pack`: pack the plane a second time elsewhere, and note sums of that copy.
 
@@ -106,37 +242,56 @@ def inspect(layout, real):
         return (width - phase + stride - 1) // stride
 
     @inlined
-    def digest(step, base, channel_step, table):
-        """Write the sum of the bits of a packed plane, and its largest magnitude, to a table."""
+    def clear(table):
+        """Begin a digest: two vectors of integers, see `_scan`."""
+        found = memory(table, bits)
+        for k in range(2 * LANES):
+            found[k] = bits(0)
+
+    @inlined
+    def scan(address, start, count, table):
+        """Add the bits of the numbers start <= k < count at an address to a digest."""
+        if start == 0:
+            blocks = count // LANES
+            _scan(double, 0, address, blocks, table, 0)
+            start = blocks * LANES
+        numbers, found = memory(address, bits), memory(table, bits)
+        for k in range(start, count):
+            number = numbers[k]
+            found[0] = bits(found[0] + number)
+            number = bits(number & magnitude)
+            found[LANES] = number if number > found[LANES] else found[LANES]
+
+    @inlined
+    def finish(table, result):
+        """Write a digest as two integers: the sum of all bits, and the largest magnitude."""
+        found, to = memory(table, bits), memory(result, bits)
+        total, largest = bits(0), bits(0)
+        for k in range(LANES):
+            total = bits(total + found[k])
+            largest = found[LANES + k] if found[LANES + k] > largest else largest
+        to[0] = total
+        to[1] = largest
+
+    @inlined
+    def scan_plane(step, base, channel_step, table):
+        """Add all numbers of a packed plane to a digest."""
         stride, pitch, channels = step[F.stride_w], step[F.pitch], step[F.channels]
         height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
         width = (step[F.width] - 1) * stride + step[F.extent_w]
-        total, largest = bits(0), bits(0)
         if in_rows:
             for c in range(channels):
                 for j in range(height):
                     row = base + itemsize * (c * channel_step + j * step[F.row_step])
                     for phase in range(stride):
-                        numbers = memory(row + itemsize * phase * pitch, bits)
-                        for k in range(count_of(width, phase, stride)):
-                            number = numbers[k]
-                            total = bits(total + number)
-                            number = bits(number & magnitude)
-                            largest = number if number > largest else largest
+                        count = count_of(width, phase, stride)
+                        scan(row + itemsize * phase * pitch, 0, count, table)
         else:
             joined = pitch == channels
             pieces, length = (1, width * channels) if joined else (width, channels)
             for j in range(height):
                 for p in range(pieces):
-                    numbers = memory(base + itemsize * (j * step[F.row_step] + p * pitch), bits)
-                    for k in range(length):
-                        number = numbers[k]
-                        total = bits(total + number)
-                        number = bits(number & magnitude)
-                        largest = number if number > largest else largest
-        found = memory(table, bits)
-        found[0] = total
-        found[1] = largest
+                    scan(base + itemsize * (j * step[F.row_step] + p * pitch), 0, length, table)
 
     @inlined
     def leave(step, slot):
@@ -145,12 +300,10 @@ def inspect(layout, real):
         if held[slot] < 0:
             return
         held[slot] = -1
-        digest(
-            step,
-            step[F.scratch] + itemsize * slot * step[F.plane_step],
-            step[F.channel_step],
-            step[F.held_bits] + 16 * step[F.ring],
-        )
+        clear(step[F.digest])
+        plane = step[F.scratch] + itemsize * slot * step[F.plane_step]
+        scan_plane(step, plane, step[F.channel_step], step[F.digest])
+        finish(step[F.digest], step[F.held_bits] + 16 * step[F.ring])
         found = memory(step[F.held_bits] + 16 * step[F.ring], bits)
         noted = memory(step[F.held_bits] + 16 * slot, bits)
         if found[0] != noted[0]:
@@ -166,14 +319,17 @@ def inspect(layout, real):
         taps, dilation = step[F.taps_w], step[F.dilation_w]
         lanes = memory(step[F.lane_sums], np.float64)
         blocks = width // LANES
+        positions = (width - 1) * stride + step[F.extent_w]
         for phase in range(stride):
             numbers = memory(row + itemsize * phase * pitch, kind)
+            address = row + itemsize * phase * pitch
+            _scan(double, 1, address, blocks, step[F.digest], step[F.lane_sums])
+            scan(address, blocks * LANES, count_of(positions, phase, stride), step[F.digest])
             shift = -1  # positions before the window that the lanes hold the sums of
             for tap in range(taps):
                 if tap * dilation % stride != phase:
                     continue
                 if shift < 0:
-                    _lane_sums(double, row + itemsize * phase * pitch, blocks, step[F.lane_sums])
                     for k in range(blocks * LANES, width):
                         lanes[k % LANES] += np.float64(numbers[k])
                     shift = 0
@@ -184,6 +340,8 @@ def inspect(layout, real):
                 sums[tap] = _products(
                     step[F.lane_sums], step[F.column_signs] + 8 * LANES * (shift % LANES), 1
                 )
+
+    add_voxels, add_sums = _adders(real)
 
     @inlined
     def sum_row_of_voxels(step, row, sums):
@@ -196,14 +354,12 @@ def inspect(layout, real):
                 if tap * dilation % stride != phase:
                     continue
                 if shift < 0:
-                    lanes = memory(step[F.lane_sums], np.float64)
-                    for k in range(LANES * channels):
-                        lanes[k] = 0.0
-                    for x in range(width):
-                        numbers = memory(row + itemsize * (phase + x * stride) * pitch, kind)
-                        lanes = memory(step[F.lane_sums] + 8 * (x % LANES) * channels, np.float64)
-                        for c in range(channels):
-                            lanes[c] += np.float64(numbers[c])
+                    here, between = row + itemsize * phase * pitch, itemsize * stride * pitch
+                    for lane in range(LANES):
+                        to = step[F.lane_sums] + 8 * lane * channels
+                        count = (width - lane + LANES - 1) // LANES
+                        start = here + lane * between
+                        add_voxels(start, LANES * between, count, channels, step[F.ones], to)
                     shift = 0
                 while shift < tap * dilation // stride:
                     first = memory(row + itemsize * (phase + shift * stride) * pitch, kind)
@@ -216,14 +372,9 @@ def inspect(layout, real):
                     for c in range(channels):
                         lanes[c] += np.float64(last[c])
                     shift += 1
-                signs = memory(step[F.column_signs] + 8 * LANES * (shift % LANES), np.float64)
-                for c in range(channels):
-                    sums[tap * channels + c] = 0.0
-                for lane in range(LANES):
-                    lanes = memory(step[F.lane_sums] + 8 * lane * channels, np.float64)
-                    sign = signs[lane]
-                    for c in range(channels):
-                        sums[tap * channels + c] += sign * lanes[c]
+                signs = step[F.column_signs] + 8 * LANES * (shift % LANES)
+                to = sums + 8 * tap * channels
+                add_sums(step[F.lane_sums], 8 * channels, LANES, channels, signs, to)
 
     def loops(step):
         ring, position = step[F.ring], step[F.position]
@@ -251,11 +402,11 @@ def inspect(layout, real):
         second_step = step[F.channel_step]
         step[F.scratch], step[F.slot], step[F.channel_step] = scratch, slot, channel_step
 
-        table = step[F.held_bits] + 16 * slot
-        digest(step, step[F.second_plane], second_step, table)
+        clear(step[F.digest])
         held[slot] = position
         sum_slot = position % step[F.sum_planes]
-        largest[sum_slot] = memory(table, bits)[1]
+        if not in_rows:  # rows are scanned while they are summed
+            scan_plane(step, step[F.second_plane], second_step, step[F.digest])
         channels, row_sums = step[F.channels], step[F.row_sums]
         height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
         for j in range(height):
@@ -266,7 +417,9 @@ def inspect(layout, real):
                     sums = memory(to + 8 * c * step[F.taps_w], np.float64)
                     sum_row_of_rows(step, row + itemsize * c * second_step, sums)
             else:
-                sum_row_of_voxels(step, row, memory(to, np.float64))
+                sum_row_of_voxels(step, row, to)
+        finish(step[F.digest], step[F.held_bits] + 16 * slot)
+        largest[sum_slot] = memory(step[F.held_bits] + 16 * slot, bits)[1]
 
     return loops
 
@@ -281,12 +434,12 @@ def compare(real):
     double = 1 if itemsize == 8 else 0
     bits = np.uint64 if double else np.uint32
     infinite = bits(0x7FF0000000000000 if double else 0x7F800000)
+    add_sums, _ = _adders(real)
 
     @inlined
     def summed(step, plane, row):
         """The sum over a row of outputs, all filters, weighted by their signs."""
         width, filters = step[F.width], step[F.filters]
-        lanes = memory(step[F.lane_sums], np.float64)
         filter_signs = memory(step[F.filter_signs], np.float64)
         signs = memory(step[F.column_signs], np.float64)
         start = step[F.accumulator] + itemsize * (
@@ -304,13 +457,8 @@ def compare(real):
                     part += signs[k % LANES] * np.float64(numbers[k])
                 total += filter_signs[f] * part
         else:
-            for f in range(filters):
-                lanes[f] = 0.0
-            for x in range(width):
-                numbers = memory(start + itemsize * x * step[F.acc_column_step], kind)
-                sign = signs[x % LANES]
-                for f in range(filters):
-                    lanes[f] += sign * np.float64(numbers[f * step[F.acc_filter_step]])
+            between = itemsize * step[F.acc_column_step]
+            add_sums(start, between, width, filters, step[F.column_signs], step[F.lane_sums])
             total = _dot(step[F.lane_sums], step[F.filter_signs], filters)
         return total
 
@@ -342,7 +490,8 @@ def compare(real):
         if top >= infinite or not (scale < real_field(step, F.overflow)):
             verdicts[number] |= UNCHECKED
         else:
-            allowed = scale * real_field(step, F.tolerance) + real_field(step, F.underflow)
+            tiny = real_field(step, F.underflow)
+            allowed = scale * real_field(step, F.tolerance) + tiny
             row_signs = memory(step[F.row_signs], np.float64)
             unit = step[F.unit_rows]
             long, short = step[F.unit_length], step[F.row_length]
@@ -361,10 +510,9 @@ def compare(real):
                     difference = abs(total - expected(step, plane, first, weights, length))
                     if not difference <= allowed:
                         verdicts[number] |= WRONG_SUMS
-                    if scale > 0:
-                        ratio = difference / scale
-                        if not ratio <= deviations[number]:
-                            deviations[number] = ratio
+                    ratio = difference / scale if scale > 0 else difference / tiny
+                    if not ratio <= deviations[number]:
+                        deviations[number] = ratio
                     row += rows
         last_plane = step[F.step_plane] + step[F.step_planes] == step[F.plane] + step[F.depth]
         if last_plane and step[F.block_row] + step[F.block_rows] == step[F.height]:
