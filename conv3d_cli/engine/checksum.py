@@ -175,7 +175,8 @@ class Checks:
         compare = machine_code("checksum", "compare", name)
         if divides:
             return inspect, compare
-        return inspect, compare, machine_code("checksum", "read_back", out.itemsize)
+        copies = int(out == self.real)
+        return inspect, compare, machine_code("checksum", "read_back", out.itemsize, copies)
 
     def tables(self) -> CheckTables:
         """The fields of a thread, with memory of its own; the weights are shared."""
@@ -272,6 +273,7 @@ class Checks:
         step[F.pack], step[F.activate] = codes[0].address, codes[1].address
         if len(codes) > 2:
             step[F.store] = codes[2].address
+            step[F.streaming] = 0  # what is read at once should be in the cache
 
     def weights_intact(self) -> bool:
         """Whether the packed weights are as they were; if not, they are packed again."""

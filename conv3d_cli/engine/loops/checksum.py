@@ -526,38 +526,38 @@ def compare(real):
     return loops
 
 
-def read_back(itemsize):
-    """Around `store`: store the block a second time elsewhere, and compare all bits.
+def read_back(itemsize, copies):
+    """Around `store`: compare all bits of a stored block with what it should hold.
 
     itemsize : int      bytes of a stored number
+    copies : int        1: the sums are stored as they are, so the accumulator is what the block
+                        should hold; 0: store it a second time elsewhere
     """
     bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[itemsize]
 
-    def loops(step):
-        filters, planes = step[F.filters], step[F.step_planes]
-        rows, width = step[F.block_rows], step[F.width]
-        clipped = memory(step[F.clipped], np.int64)
+    @inlined
+    def first_of(step, filter_step, plane_step, row_step, column_step):
+        """The offset of the block's first number from that of the slab, in elements."""
+        return (
+            step[F.group] * step[F.filters] * filter_step
+            + step[F.step_plane] * plane_step
+            + (step[F.row] + step[F.block_row]) * row_step
+            + step[F.column] * column_step
+        )
+
+    @inlined
+    def store_again(step, filter_step, plane_step, row_step, column_step):
+        """Store the block at `second_out`, with these strides; the sums contain the bias by now."""
         out, has_bias, streaming = step[F.out], step[F.has_bias], step[F.streaming]
         out_filter, out_plane = step[F.out_filter_step], step[F.out_plane_step]
         out_row, out_column = step[F.out_row_step], step[F.out_column_step]
-        call(step[F.plain_store], step)
+        clipped = memory(step[F.clipped], np.int64)
         before = clipped[step[F.step_number]]
-
-        step[F.has_bias] = step[F.streaming] = 0  # the sums contain the bias by now
-        if out_filter == 1:
-            second_filter, second_column = 1, filters
-        else:
-            second_filter, second_column = planes * rows * width, 1
-        second_row = width * second_column
-        second_plane = rows * second_row
-        step[F.out_filter_step], step[F.out_column_step] = second_filter, second_column
-        step[F.out_row_step], step[F.out_plane_step] = second_row, second_plane
-        first_filter, first_row = step[F.group] * filters, step[F.row] + step[F.block_row]
-        step[F.out] = step[F.second_out] - itemsize * (
-            first_filter * second_filter
-            + step[F.step_plane] * second_plane
-            + first_row * second_row
-            + step[F.column] * second_column
+        step[F.has_bias] = step[F.streaming] = 0
+        step[F.out_filter_step], step[F.out_plane_step] = filter_step, plane_step
+        step[F.out_row_step], step[F.out_column_step] = row_step, column_step
+        step[F.out] = step[F.second_out] - itemsize * first_of(
+            step, filter_step, plane_step, row_step, column_step
         )
         call(step[F.plain_store], step)
         clipped[step[F.step_number]] = before
@@ -565,33 +565,67 @@ def read_back(itemsize):
         step[F.out_filter_step], step[F.out_plane_step] = out_filter, out_plane
         step[F.out_row_step], step[F.out_column_step] = out_row, out_column
 
-        start = out + itemsize * (
-            first_filter * out_filter
-            + step[F.step_plane] * out_plane
-            + first_row * out_row
-            + step[F.column] * out_column
-        )
-        joined = out_filter == 1 and out_column == filters
+    @inlined
+    def differ(first, first_step, second, second_step, count):
+        """Whether any of `count` numbers at two addresses differ."""
+        a, b = memory(first, bits), memory(second, bits)
         different = bits(0)
+        if first_step == 1 and second_step == 1:
+            for k in range(count):
+                different |= a[k] ^ b[k]
+        else:
+            for k in range(count):
+                different |= a[k * first_step] ^ b[k * second_step]
+        return different != 0
+
+    def loops(step):
+        filters, planes = step[F.filters], step[F.step_planes]
+        rows, width = step[F.block_rows], step[F.width]
+        out_filter, out_plane = step[F.out_filter_step], step[F.out_plane_step]
+        out_row, out_column = step[F.out_row_step], step[F.out_column_step]
+        call(step[F.plain_store], step)
+        if copies:
+            second = step[F.accumulator]
+            filter_step, plane_step = step[F.acc_filter_step], step[F.acc_plane_step]
+            row_step, column_step = step[F.acc_row_step], step[F.acc_column_step]
+        else:
+            second = step[F.second_out]
+            if out_filter == 1:
+                filter_step, column_step = 1, filters
+            else:
+                filter_step, column_step = planes * rows * width, 1
+            row_step = width * column_step
+            plane_step = rows * row_step
+            store_again(step, filter_step, plane_step, row_step, column_step)
+        start = step[F.out] + itemsize * first_of(step, out_filter, out_plane, out_row, out_column)
+        by_voxel = out_filter == 1 and filter_step == 1
+        joined = by_voxel and out_column == filters and column_step == filters
+        different = False
         for i in range(planes):
             for j in range(rows):
                 here = start + itemsize * (i * out_plane + j * out_row)
-                there = step[F.second_out] + itemsize * (i * second_plane + j * second_row)
+                there = second + itemsize * (i * plane_step + j * row_step)
                 if joined:
-                    a, b = memory(here, bits), memory(there, bits)
-                    for k in range(width * filters):
-                        different |= a[k] ^ b[k]
+                    different |= differ(here, 1, there, 1, width * filters)
+                elif by_voxel:
+                    for k in range(width):
+                        different |= differ(
+                            here + itemsize * k * out_column,
+                            1,
+                            there + itemsize * k * column_step,
+                            1,
+                            filters,
+                        )
                 else:
                     for f in range(filters):
-                        a = memory(here + itemsize * f * out_filter, bits)
-                        b = memory(there + itemsize * f * second_filter, bits)
-                        if out_column == 1 and second_column == 1:
-                            for k in range(width):
-                                different |= a[k] ^ b[k]
-                        else:
-                            for k in range(width):
-                                different |= a[k * out_column] ^ b[k * second_column]
-        if different != 0:
+                        different |= differ(
+                            here + itemsize * f * out_filter,
+                            out_column,
+                            there + itemsize * f * filter_step,
+                            column_step,
+                            width,
+                        )
+        if different:
             verdicts = memory(step[F.verdicts], np.uint8)
             verdicts[step[F.step_number]] |= WRONG_OUTPUT
 
