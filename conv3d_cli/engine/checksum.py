@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from conv3d_cli.model.spec import ConvProblem
 
 LANES = 16  # columns after which the signs repeat
+TAPS_AT_ONCE = 8  # sums that are written together, some beyond the last tap
 
 # Bits of a step's verdict.
 WRONG_SUMS, WRONG_INPUT, WRONG_OUTPUT, UNCHECKED, WRONG_WEIGHTS = 1, 2, 4, 8, 16
@@ -146,7 +147,7 @@ class Checks:
             "held_planes": layout.ring,
             "held_bits": 2 * (layout.ring + 1),
             "plane_largest": planes,
-            "plane_sums": planes * rows * self._channels * kw,
+            "plane_sums": planes * (rows * self._channels * kw + TAPS_AT_ONCE),
             "digest": 2 * LANES,
             "lane_sums": LANES * max(self._channels, 1) + self._filters,
         }
@@ -199,12 +200,13 @@ class Checks:
             planes = (layout.step_depth - 1) * problem.strides[0] + problem.extent[0]
             self._tables = CheckTables(
                 sum_planes=planes,
-                plane_sums_step=self._input_rows(layout.tile.height) * row_sums,
+                plane_sums_step=self._input_rows(layout.tile.height) * row_sums + TAPS_AT_ONCE,
                 row_sums=row_sums,
                 taps_d=kd,
                 taps_w=kw,
                 dilation_d=problem.dilation_rate[0],
                 dilation_w=problem.dilation_rate[2],
+                **self._tap_tables(columns),
                 column_signs=np.stack([np.roll(columns, turn) for turn in range(LANES)]),
                 ones=np.ones(LANES),
                 row_signs=_signs(self._unit),
@@ -220,6 +222,26 @@ class Checks:
                 overflow=OVERFLOW[name],
             )
         return self._tables
+
+    @property
+    def _tap_order(self) -> NDArray[np.int64]:
+        """The taps along the width in the order of packed rows: by stride phase."""
+        taps = np.arange(self.problem.kernel_size[2]) * self.problem.dilation_rate[2]
+        return np.argsort(taps % self.problem.strides[2], kind="stable")
+
+    def _tap_tables(self, signs: NDArray[Any]) -> dict[str, Any]:
+        """The tables of taps along the width, by field; see `CheckTables`."""
+        order, stride = self._tap_order, self.problem.strides[2]
+        shifts, phases = np.divmod(order * self.problem.dilation_rate[2], stride)
+        step = len(order) + TAPS_AT_ONCE
+        table = np.zeros((LANES, step))
+        table[:, : len(order)] = signs[(np.arange(LANES)[:, None] - shifts) % LANES]
+        return {
+            "tap_shifts": shifts,
+            "phase_taps": np.searchsorted(phases, np.arange(stride + 1)),
+            "tap_signs": table,
+            "tap_signs_step": step,
+        }
 
     def _sum_weights(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """The weights summed over filters and rows with their signs, and the scales.
@@ -244,7 +266,7 @@ class Checks:
                 sizes[group] = max(sizes[group], size)
         summed = summed.reshape(blocks, kd, kh, kw, self._channels)
         if self.prepared.layout.pack == "rows":
-            summed = summed.swapaxes(3, 4)
+            summed = summed[:, :, :, self._tap_order].swapaxes(3, 4)
         summed = summed.reshape(blocks, kd, kh, kw * self._channels)
 
         def spread(rows: int) -> NDArray[Any]:

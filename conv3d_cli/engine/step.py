@@ -271,6 +271,10 @@ class CheckTables(FieldGroup):
     taps_w: int = 0
     dilation_d: int = 0
     dilation_w: int = 0
+    tap_shifts: Memory = None  # int64, of rows: whole strides from the first position to a tap
+    phase_taps: Memory = None  # int64, of rows: the first tap of each stride phase, and the end
+    tap_signs: Memory = None  # float64, of rows: the sign of a column for each tap
+    tap_signs_step: int = 0
     column_signs: Memory = None  # float64, turned by 0 to LANES - 1 lanes
     row_signs: Memory = None  # float64, of the rows of a unit; the first is 1
     filter_signs: Memory = None  # float64

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 from conv3d_cli.engine.checksum import (
     LANES,
+    TAPS_AT_ONCE,
     UNCHECKED,
     WRONG_INPUT,
     WRONG_OUTPUT,
@@ -171,6 +172,29 @@ def _products(typingctx, first, second, blocks):
     return sig, codegen
 
 
+@intrinsic
+def _turned_sums(typingctx, lanes, table, step, target):
+    """Sum lanes with the signs of `TAPS_AT_ONCE` taps: target[t] = sum of lanes[k] * table[k][t].
+
+    table : address     float64, rows `step` bytes apart
+    """
+    sig = types.void(lanes, table, step, target)
+
+    def codegen(context, builder, sig, args):
+        v = Vec(builder, TAPS_AT_ONCE, "float64")
+        pointer = v.real.as_pointer()
+        lanes = builder.inttoptr(args[0], pointer)
+        sums = [v.zero, v.zero]
+        for k in range(LANES):
+            row = builder.inttoptr(builder.add(args[1], builder.mul(args[2], const(k))), pointer)
+            signs = v.load(row, const(0))
+            sums[k % 2] = v.fma(v.broadcast(lanes, const(k)), signs, sums[k % 2])
+        v.store(builder.fadd(*sums), builder.inttoptr(args[3], pointer), const(0))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
 @inlined
 def _dot(first, second, count):
     """The sum of products of `count` float64 numbers at two addresses."""
@@ -249,18 +273,21 @@ def inspect(layout, real):
             found[k] = bits(0)
 
     @inlined
-    def scan(address, start, count, table):
+    def scan_rest(address, start, count, table):
         """Add the bits of the numbers start <= k < count at an address to a digest."""
-        if start == 0:
-            blocks = count // LANES
-            _scan(double, 0, address, blocks, table, 0)
-            start = blocks * LANES
         numbers, found = memory(address, bits), memory(table, bits)
         for k in range(start, count):
             number = numbers[k]
             found[0] = bits(found[0] + number)
             number = bits(number & magnitude)
             found[LANES] = number if number > found[LANES] else found[LANES]
+
+    @inlined
+    def scan(address, count, table):
+        """Add the bits of `count` numbers at an address to a digest."""
+        blocks = count // LANES
+        _scan(double, 0, address, blocks, table, 0)
+        scan_rest(address, blocks * LANES, count, table)
 
     @inlined
     def finish(table, result):
@@ -285,13 +312,13 @@ def inspect(layout, real):
                     row = base + itemsize * (c * channel_step + j * step[F.row_step])
                     for phase in range(stride):
                         count = count_of(width, phase, stride)
-                        scan(row + itemsize * phase * pitch, 0, count, table)
+                        scan(row + itemsize * phase * pitch, count, table)
         else:
             joined = pitch == channels
             pieces, length = (1, width * channels) if joined else (width, channels)
             for j in range(height):
                 for p in range(pieces):
-                    scan(base + itemsize * (j * step[F.row_step] + p * pitch), 0, length, table)
+                    scan(base + itemsize * (j * step[F.row_step] + p * pitch), length, table)
 
     @inlined
     def leave(step, slot):
@@ -314,32 +341,39 @@ def inspect(layout, real):
 
     @inlined
     def sum_row_of_rows(step, row, sums):
-        """The sums of a packed row for every tap along the width, weighted by the signs."""
+        """The sums of a packed row for every tap along the width, weighted by the signs.
+
+        Those of the first tap cover the positions 0 to width - 1; each following one leaves out
+        some at the start and takes as many in at the end.
+        """
         stride, pitch, width = step[F.stride_w], step[F.pitch], step[F.width]
-        taps, dilation = step[F.taps_w], step[F.dilation_w]
-        lanes = memory(step[F.lane_sums], np.float64)
-        blocks = width // LANES
+        lanes, to = memory(step[F.lane_sums], np.float64), memory(sums, np.float64)
+        shifts, phases = memory(step[F.tap_shifts], np.int64), memory(step[F.phase_taps], np.int64)
+        table, table_step = step[F.tap_signs], 8 * step[F.tap_signs_step]
         positions = (width - 1) * stride + step[F.extent_w]
         for phase in range(stride):
-            numbers = memory(row + itemsize * phase * pitch, kind)
             address = row + itemsize * phase * pitch
+            numbers = memory(address, kind)
+            first, end = phases[phase], phases[phase + 1]
+            count = count_of(positions, phase, stride)
+            blocks = min(count, width) // LANES
             _scan(double, 1, address, blocks, step[F.digest], step[F.lane_sums])
-            scan(address, blocks * LANES, count_of(positions, phase, stride), step[F.digest])
-            shift = -1  # positions before the window that the lanes hold the sums of
-            for tap in range(taps):
-                if tap * dilation % stride != phase:
+            scan_rest(address, blocks * LANES, count, step[F.digest])
+            for k in range(blocks * LANES, width if first < end else 0):
+                lanes[k % LANES] += np.float64(numbers[k])
+            for tap in range(first, end, TAPS_AT_ONCE):
+                _turned_sums(step[F.lane_sums], table + 8 * tap, table_step, sums + 8 * tap)
+            tap, k = first, 0
+            while tap < end:
+                if shifts[tap] <= k:
+                    tap += 1
                     continue
-                if shift < 0:
-                    for k in range(blocks * LANES, width):
-                        lanes[k % LANES] += np.float64(numbers[k])
-                    shift = 0
-                while shift < tap * dilation // stride:
-                    lanes[shift % LANES] -= np.float64(numbers[shift])
-                    lanes[(shift + width) % LANES] += np.float64(numbers[shift + width])
-                    shift += 1
-                sums[tap] = _products(
-                    step[F.lane_sums], step[F.column_signs] + 8 * LANES * (shift % LANES), 1
-                )
+                left, taken = np.float64(numbers[k]), np.float64(numbers[width + k])
+                old = memory(table + table_step * (k % LANES), np.float64)
+                new = memory(table + table_step * ((width + k) % LANES), np.float64)
+                for t in range(tap, end):
+                    to[t] += taken * new[t] - left * old[t]
+                k += 1
 
     add_voxels, add_sums = _adders(real)
 
@@ -414,7 +448,7 @@ def inspect(layout, real):
             row = step[F.second_plane] + itemsize * j * step[F.row_step]
             if in_rows:
                 for c in range(channels):
-                    sums = memory(to + 8 * c * step[F.taps_w], np.float64)
+                    sums = to + 8 * c * step[F.taps_w]
                     sum_row_of_rows(step, row + itemsize * c * second_step, sums)
             else:
                 sum_row_of_voxels(step, row, to)
