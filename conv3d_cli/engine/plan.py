@@ -688,7 +688,9 @@ class Plan:
                 )
             clipped[number] = self._recompute(number, grid, region, run._replace(again=True))
             with checks.counts.lock:
-                checks.counts.faults.append(Fault(self.algorithm.name, what, box, deviation))
+                plane = checks.first_plane + box.start[0]
+                fault = Fault(self.algorithm.name, what, box.size, plane, deviation)
+                checks.counts.faults.append(fault)
 
     def _recompute(self, number: int, grid: _TaskGrid, region: _Region, run: _Run) -> int:
         """Recompute a step by the direct sum.

@@ -41,6 +41,7 @@ from conv3d_cli.pipeline.memory import (
     reading_kernels,
     weight_memory,
 )
+from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.settings.presets import PRESETS
@@ -401,6 +402,7 @@ def _assemble_stages(
             watches_losses=True,
         )
         stages.append(PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses))
+    begin_checks(job, [stage.convolution for stage in stages], len(order.parts))
     return stages, planning
 
 

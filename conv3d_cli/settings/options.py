@@ -627,16 +627,19 @@ class Settings:
     )
 
     # Checks and provenance
-    verify: int | None = option(
-        integer(low=1),
+    verify: int | str | None = option(
+        TEXT,
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
         python=True,
-        metavar="N",
+        metavar="N|all|off",
+        config=Value((int, str), 'a whole number of at least 1, "all" or "off"'),
         resumes=True,
-        help="Afterwards, compute N voxels again from the files by another method, in float64; "
-        "exit with 7 if one differs.",
+        help="N: afterwards, compute N voxels again from the files by another method, in float64; "
+        "exit with 7 if one differs. all: check every tile by a checksum while it is computed, "
+        "which is the default where it costs little; a tile that fails is computed again. off: no "
+        "checksums.",
     )
     strict: bool | None = option(
         FLAG,
