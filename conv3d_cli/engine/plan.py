@@ -231,7 +231,15 @@ class Plan:
         A step that fails is computed again by `fallback`. See `engine/checksum.py`.
         """
         if self.checks is None:
-            self.checks = Checks(self.problem, self.weights, self.prepared, self.dtype)
+            self.checks = self._make_checks()
+
+    @property
+    def check_seconds(self) -> float:
+        """CPU seconds that `check` adds to the run of a whole volume, predicted."""
+        return (self.checks or self._make_checks()).seconds
+
+    def _make_checks(self) -> Checks:
+        return Checks(self.problem, self.weights, self.prepared, self.dtype)
 
     @property
     def depth_step(self) -> int:
@@ -665,13 +673,21 @@ class Plan:
         assert checks is not None and isinstance(verdicts, np.ndarray)
         if not checks.weights_intact():
             verdicts |= WRONG_WEIGHTS
+            # from the start: some algorithms keep the array that they return as packed
+            anew = self.algorithm.prepare(self.problem, self.weights, self.dtype)
+            self.prepared.weights[...] = anew.weights
         if flags is not None:
             verdicts[flags & HAS_NONFINITE != 0] = UNCHECKED
         deviations = checked.deviations
         assert isinstance(deviations, np.ndarray)
+        # a task at the end of the depth has fewer steps than the others
+        task, index = np.divmod(np.arange(len(verdicts)), grid.steps_per_task)
+        block = task // (grid.counts.width * grid.counts.height) % grid.counts.depth
+        computed = block * grid.tile.depth + index * self.depth_step < region.size.depth
+        verdicts[~computed] = 0
         wrong = np.flatnonzero(verdicts & WRONG)
         with checks.counts.lock:
-            checks.counts.steps += len(verdicts)
+            checks.counts.steps += int(computed.sum())
             checks.counts.unchecked += int(np.count_nonzero(verdicts & UNCHECKED))
             passed = deviations[verdicts == 0]
             checks.counts.worst = max(checks.counts.worst, float(passed.max(initial=0.0)))

@@ -70,11 +70,7 @@ def begin_checks(job: Job, convolutions: Sequence[Convolution], parts: int) -> N
 
 def _cost_little(job: Job, plans: Sequence[Plan], parts: int) -> bool:
     """Whether checks are predicted to take at most `SHARE` of the process."""
-    from conv3d_cli.engine.checksum import Checks
-
-    added = sum(
-        Checks(plan.problem, plan.weights, plan.prepared, plan.dtype).seconds for plan in plans
-    )
+    added = sum(plan.check_seconds for plan in plans)
     others = job.share_of_start * START_SECONDS
     for plan in plans:
         voxels = math.prod(plan.problem.in_shape) + math.prod(plan.problem.out_shape)

@@ -414,18 +414,18 @@ def inspect(layout, real):
         ring, position = step[F.ring], step[F.position]
         held = memory(step[F.held_planes], np.int64)
         largest = memory(step[F.plane_largest], bits)
-        if step[F.position] < 0:  # `compare` at the end of a task
-            for slot in range(ring):
-                leave(step, slot)
-            return
-        if step[F.inspected_task] != step[F.task]:
+        ends = position < 0  # `compare` calls it so at the end of a task
+        if not ends and step[F.inspected_task] != step[F.task]:
             step[F.inspected_task] = step[F.task]
             for slot in range(ring):
                 held[slot] = -1
             for slot in range(step[F.sum_planes]):
                 largest[slot] = bits(0)
         slot = step[F.slot]
-        leave(step, slot)
+        for leaving in range(0 if ends else slot, ring if ends else slot + 1):
+            leave(step, leaving)
+        if ends:
+            return
         call(step[F.plain_pack], step)
 
         scratch, channel_step = step[F.scratch], step[F.channel_step]
