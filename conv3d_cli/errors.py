@@ -24,7 +24,7 @@ EXIT_CODES = {
     4: "kernel and volume do not fit",
     5: "output exists",
     6: "over --max-memory",
-    7: "volumes differ",
+    7: "volumes differ, or a checksum fails twice",
     129: "hung up",
     130: "interrupted",
     143: "terminated",

@@ -148,7 +148,7 @@ class Checks:
     @property
     def _sizes(self) -> dict[str, int]:
         """Numbers of a thread's tables, by the field that holds their address."""
-        layout, (kd, _, kw) = self.prepared.layout, self.problem.kernel_size
+        layout, kw = self.prepared.layout, self.problem.kernel_size[2]
         planes = (layout.step_depth - 1) * self.problem.strides[0] + self.problem.extent[0]
         rows = self._input_rows(layout.tile.height)
         apart = self.prepared.layout.pack == "rows"
@@ -302,17 +302,17 @@ class Checks:
                 summed[block, ..., index, :] += signs[index, f] * own[..., f].astype(np.float64)
                 size = float(np.abs(own[..., f]).sum(dtype=np.float64))
                 sizes[group] = max(sizes[group], size)
-        summed = summed.reshape(blocks, kd, kh, kw, self._channels)
+        by_tap: NDArray[Any] = summed.reshape(blocks, kd, kh, kw, self._channels)
         if self.prepared.layout.pack == "rows":
-            summed = summed[:, :, :, self._tap_order].swapaxes(3, 4)
-        summed = summed.reshape(blocks, kd, kh, kw * self._channels)
+            by_tap = by_tap[:, :, :, self._tap_order].swapaxes(3, 4)
+        by_tap = by_tap.reshape(blocks, kd, kh, kw * self._channels)
 
         def spread(rows: int) -> NDArray[Any]:
             stride, dilation = problem.strides[1], problem.dilation_rate[1]
             result = np.zeros((blocks, kd, self._input_rows(rows), kw * self._channels))
             for row, sign in enumerate(_signs(rows)):
                 for tap in range(kh):
-                    result[:, :, row * stride + tap * dilation] += sign * summed[:, :, tap]
+                    result[:, :, row * stride + tap * dilation] += sign * by_tap[:, :, tap]
             return result
 
         return spread(self._unit), spread(1), sizes.reshape(blocks, together).max(axis=1)

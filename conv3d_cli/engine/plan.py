@@ -346,8 +346,8 @@ class Plan:
         )
         mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
         inside = None if division is None or division.inside is None else division.inside.dtype
-        key = (source, out, checked, certainty is not None, mask, division is not None, inside)
-        key += (self.checks is not None,)
+        policies = certainty is not None, mask, division is not None, inside
+        key = (source, out, checked, *policies, self.checks is not None)
         # cached, since composing the names of the loops takes as long as computing a small box
         if key not in self._named:
             self._named[key] = self._name_loops(source, out, checked, certainty, division)
@@ -670,7 +670,8 @@ class Plan:
         Raises: FaultError if a step fails again, or in a division, which cannot be done twice.
         """
         checks, verdicts = self.checks, checked.verdicts
-        assert checks is not None and isinstance(verdicts, np.ndarray)
+        assert checks is not None
+        assert isinstance(verdicts, np.ndarray)
         if not checks.weights_intact():
             verdicts |= WRONG_WEIGHTS
             # from the start: some algorithms keep the array that they return as packed

@@ -32,6 +32,7 @@ from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
+from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
@@ -41,7 +42,6 @@ from conv3d_cli.pipeline.memory import (
     reading_kernels,
     weight_memory,
 )
-from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.settings.presets import PRESETS

@@ -57,9 +57,7 @@ class Bench:
         self.scale = float(np.abs(self.volume).max() * sums)
 
     def fresh(self, checked: bool = True) -> Plan:
-        plan = make_plan(
-            self.problem, self.weights, dtype=self.precision, algorithm=self.algorithm
-        )
+        plan = make_plan(self.problem, self.weights, dtype=self.precision, algorithm=self.algorithm)
         if checked:
             plan.check()
         return plan
@@ -84,7 +82,9 @@ class Planter:
     choose : callable   (array) -> index and bit to flip
     """
 
-    def __init__(self, place: str, turn: int, choose: Callable[..., tuple[int, int] | None]) -> None:
+    def __init__(
+        self, place: str, turn: int, choose: Callable[..., tuple[int, int] | None]
+    ) -> None:
         self.place, self.turn, self.choose = place, turn, choose
         self.before, self.after, self.planted = 0.0, 0.0, False
 
@@ -226,7 +226,7 @@ def find_faults(count: int, patch: pytest.MonkeyPatch, names: tuple[str, ...]) -
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_planted_faults_are_found_and_repaired(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_faults(40, monkeypatch, (name,)) == 40
+    assert find_faults(16, monkeypatch, (name,)) == 16
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def check_clean_tiles(count: int, names: tuple[str, ...], precision: str) -> flo
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_clean_tiles_pass(name: str, precision: str) -> None:
-    assert check_clean_tiles(200, (name,), precision) < 0.2
+    assert check_clean_tiles(60, (name,), precision) < 0.2
 
 
 @pytest.mark.slow
@@ -314,7 +314,8 @@ def test_tiles_with_nan_are_counted_as_unchecked(name: str) -> None:
     counts = bench.plan.checks.counts
     assert 0 < counts.unchecked < counts.steps or counts.steps == 2
     assert not counts.faults
-    assert np.isnan(bench.out).any() and np.isfinite(bench.out).any()
+    assert np.isnan(bench.out).any()
+    assert np.isfinite(bench.out).any()
 
 
 def test_a_fault_in_a_masked_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +337,8 @@ def test_a_fault_in_a_masked_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         with monkeypatch.context() as inner:
             planter.install(bench.plan, bench.out, inner)
             bench.run(certainty=certainty)
-        assert planter.planted and len(faults) >= 1, place
+        assert planter.planted, place
+        assert faults, place
         faults.clear()
         np.testing.assert_allclose(bench.out, right, atol=1e-5 * bench.scale)
 

@@ -165,9 +165,9 @@ def _products(typingctx, first, second, blocks):
         with cgutils.for_range(builder, args[2]) as loop:
             at = builder.mul(loop.index, const(LANES))
             builder.store(v.fma(v.load(a, at), v.load(b, at), builder.load(total)), total)
-        return builder.extract_element(v.add_across([builder.load(total)]), ir.Constant(
-            ir.IntType(32), 0
-        ))
+        return builder.extract_element(
+            v.add_across([builder.load(total)]), ir.Constant(ir.IntType(32), 0)
+        )
 
     return sig, codegen
 
@@ -233,9 +233,7 @@ def _adders(real):
             for c in range(blocks * LANES, length):
                 total = 0.0
                 for k in range(count):
-                    total += factors[k % LANES] * np.float64(
-                        memory(source + k * between, kind)[c]
-                    )
+                    total += factors[k % LANES] * np.float64(memory(source + k * between, kind)[c])
                 to[c] = total
 
         return add
