@@ -21,6 +21,7 @@ from conv3d_cli.model.missing import MASK_MODES, MIN_COVERAGE, NAN_MODES
 from conv3d_cli.model.spec import BOUNDARIES
 from conv3d_cli.settings.option import (
     ANY,
+    COUNT_OR_WORD,
     FLAG,
     NUMBER,
     RECORDED_SECTIONS,
@@ -628,13 +629,12 @@ class Settings:
 
     # Checks and provenance
     verify: int | str | None = option(
-        TEXT,
+        COUNT_OR_WORD,
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
         python=True,
         metavar="N|all|off",
-        config=Value((int, str), 'a whole number of at least 1, "all" or "off"'),
         resumes=True,
         help="N: afterwards, compute N voxels again from the files by another method, in float64; "
         "exit with 7 if one differs. all: check every tile by a checksum while it is computed, "
