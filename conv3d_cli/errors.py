@@ -24,7 +24,7 @@ EXIT_CODES = {
     4: "kernel and volume do not fit",
     5: "output exists",
     6: "over --max-memory",
-    7: "volumes differ",
+    7: "volumes differ, or a checksum fails twice",
     129: "hung up",
     130: "interrupted",
     143: "terminated",
@@ -106,6 +106,12 @@ class ClusterError(Conv3DError, ConnectionError):
 
 class DifferenceError(Conv3DError, ValueError):
     """Two volumes that should agree do not (`compare`)."""
+
+    exit_code = 7
+
+
+class FaultError(Conv3DError, ArithmeticError):
+    """Sums of an output do not agree with its input, computed twice: memory or CPU are faulty."""
 
     exit_code = 7
 

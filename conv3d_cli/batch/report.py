@@ -398,6 +398,7 @@ def run_record(report: JobReport) -> dict[str, Any]:
         "losses": report.losses,
         **fwhm_record(report.fwhm),
         "statistics": None if report.statistics is None else report.statistics.record(),
+        "checks": None if report.checks is None else report.checks._asdict(),
         "notes": report.notes,
     }
 
@@ -410,6 +411,7 @@ def describe_run(report: JobReport) -> str:
         f"{name} {seconds:.2f} s" + (f" ({count / 1e6 / seconds:.0f} MB/s)" if seconds > 0 else "")
         for name, (seconds, count) in stages_of(report).items()
     )
+    rows += [] if report.checks is None else [("checked", report.checks.words())]
     done = f"{count_of(report.voxels, 'voxel')} in {report.seconds:.2f} s"
     return aligned([*rows, ("done", f"{done}; stages overlap: {stages}")])
 

@@ -60,6 +60,8 @@ NO_SETTINGS = {
     "beside",
     "preset",
     "files",
+    "checks",
+    "share_of_start",
     *fields_not_compared(Place.JOB),
 }
 NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.batch.results import JobResult, Say, failed, skipped
-from conv3d_cli.errors import Conv3DError
+from conv3d_cli.errors import Conv3DError, SpecError, named
 from conv3d_cli.system.atomic import committed_together, placed_outputs
 from conv3d_cli.system.words import count_of, percent
 
@@ -33,7 +33,9 @@ class BatchOptions:
     skip_existing : bool            skip jobs whose output exists
     make_folder : bool              create the folders of outputs
     scheduler : str or None         run on this Dask cluster: see `cluster.run`
-    verify : int or None            number of voxels of each output to compute again
+    verify : int, str or None       number of voxels of each output to compute again; "all" or
+                                    "off": whether tiles are checked by checksums
+    jobs : int                      jobs of the batch, which share the process's start
     to_fwhm : str or None           choose kernels that smooth outputs to this FWHM
     fail_fast : bool                after a failure, start no other job and cancel those that run
     details : bool                  describe each job and its times in messages
@@ -48,7 +50,8 @@ class BatchOptions:
     skip_existing: bool = False
     make_folder: bool = False
     scheduler: str | None = None
-    verify: int | None = None
+    verify: int | str | None = None
+    jobs: int = 1
     to_fwhm: str | None = None
     fail_fast: bool = False
     details: bool = False
@@ -105,6 +108,11 @@ class JobRun:
     result: JobResult | None = None
 
     @property
+    def verified_voxels(self) -> int | None:
+        """How many voxels of the output to compute again; None: none."""
+        return read_verify(self.options.verify)[0]
+
+    @property
     def recording(self) -> Recording | None:
         """The records to write beside the output; None if there are none."""
         return self.options.recordings.get(self.job.target)
@@ -126,6 +134,27 @@ class JobRun:
         """Tell the resume log that the job failed."""
         if self.options.resume_log is not None and self.status is not None:
             self.options.resume_log.give_up(self.status)
+
+
+def read_verify(value: int | str | None) -> tuple[int | None, bool | None]:
+    """The option --verify: voxels to compute again, and whether tiles are checked by checksums.
+
+    Raises: SpecError.
+
+    >>> read_verify("200"), read_verify("all"), read_verify("off"), read_verify(None)
+    ((200, None), (None, True), (None, False), (None, None))
+    """
+    if value is None:
+        return None, None
+    word = str(value).strip().lower()
+    if word in ("all", "off"):
+        return None, word == "all"
+    if not (word.isascii() and word.isdigit() and 0 < int(word) < 2**63):
+        raise SpecError(
+            f"{named('verify')} must be a whole number of at least 1, all or off, "
+            f"received {value!r}"
+        )
+    return int(word), None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -179,6 +208,12 @@ def match_smoothness(run: JobRun) -> None:
     run.job, run.notes = matched.job, [matched.words()]
 
 
+def choose_checks(run: JobRun) -> None:
+    """With --verify all or off: check all tiles by checksums, or none. Raises: SpecError."""
+    checks = read_verify(run.options.verify)[1]
+    run.job = replace(run.job, checks=checks, share_of_start=1 / max(1, run.options.jobs))
+
+
 def plan(run: JobRun) -> None:
     """With --dry-run: decide everything and run nothing."""
     if not run.options.dry_run:
@@ -200,7 +235,7 @@ def plan(run: JobRun) -> None:
 
 def check_verifiable(run: JobRun) -> None:
     """With --verify: refuse a job that cannot be verified afterwards. Raises: SpecError."""
-    if run.options.verify is not None:
+    if run.verified_voxels is not None:
         from conv3d_cli.analysis.verify import check_verifiable
 
         check_verifiable(run.job)
@@ -257,16 +292,17 @@ def convolve(run: JobRun) -> None:
         paths = map(os.path.normpath, placed)
         if run.report is not None or os.path.normpath(run.job.target) in paths:
             run.finished.written.append(run.job.target)
-            if options.verify is None:
+            if run.verified_voxels is None:
                 run.finished.complete.append(run.job.target)
 
 
 def verify(run: JobRun) -> None:
     """With --verify: compute some voxels of the output again. Raises: DifferenceError."""
-    if run.options.verify is not None:
+    count = run.verified_voxels
+    if count is not None:
         from conv3d_cli.analysis.verify import verify_output
 
-        found = verify_output(run.job, run.options.verify)
+        found = verify_output(run.job, count)
         run.verified = {"verified": found.voxels, "verified_worst": found.worst}
         run.finished.complete.append(run.job.target)
 
@@ -318,6 +354,7 @@ STEPS: tuple[Callable[[JobRun], None], ...] = (
     skip_existing,
     resume,
     make_folders,
+    choose_checks,
     match_smoothness,
     plan,
     check_verifiable,

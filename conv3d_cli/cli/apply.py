@@ -82,6 +82,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         make_folder=bool(asked.out_dir),
         scheduler=asked.scheduler,
         verify=asked.verify,
+        jobs=len(jobs),
         to_fwhm=asked.to_fwhm,
         fail_fast=bool(asked.fail_fast),
         details=bool(asked.verbose and not asked.quiet),

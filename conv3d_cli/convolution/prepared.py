@@ -285,6 +285,8 @@ class Convolution:
             sums = self._vectors.array(size, self.problem.filters, self.plan.dtype)
         elif whole:
             sums = np.empty((*size, self.problem.filters), self.plan.dtype)
+        if self.plan.checks is not None:
+            self.plan.checks.first_plane = slab.start
         result = self.plan.convolve_slab(
             slab.source,
             sums,

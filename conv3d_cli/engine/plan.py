@@ -29,6 +29,15 @@ from conv3d_cli.engine.algorithms import (
     sparse,
     winograd,
 )
+from conv3d_cli.engine.checksum import (
+    UNCHECKED,
+    WRONG,
+    WRONG_WEIGHTS,
+    Checks,
+    Fault,
+    as_words,
+    name_of,
+)
 from conv3d_cli.engine.cpu import FACTORS
 from conv3d_cli.engine.division import Cuts, Sharing, TaskGrid, divide, share
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
@@ -37,6 +46,7 @@ from conv3d_cli.engine.step import (
     HAS_INCOMPLETE,
     HAS_NONFINITE,
     AlgorithmData,
+    CheckedRun,
     Epilogue,
     F,
     FieldGroup,
@@ -66,7 +76,7 @@ from conv3d_cli.engine.views import (
     offset_table,
 )
 from conv3d_cli.engine.weighting import Certainty, Division
-from conv3d_cli.errors import ShapeError, unknown_name
+from conv3d_cli.errors import FaultError, ShapeError, unknown_name
 from conv3d_cli.model.box import Box, Size
 from conv3d_cli.model.spec import ConvProblem
 
@@ -121,6 +131,7 @@ class _Worker(NamedTuple):
 class _Run(NamedTuple):
     """The arguments that all regions of a slab share; see `Plan.convolve_slab`.
 
+    again : bool            a step that failed its check is computed again
     sums_channels : int     channels of `out`; in a division, a multiple of those of coverage
     """
 
@@ -134,6 +145,7 @@ class _Run(NamedTuple):
     certainty: Certainty | None = None
     division: Division | None = None
     sums_channels: int = 1
+    again: bool = False
 
 
 class _Region(NamedTuple):
@@ -166,6 +178,7 @@ class Plan:
     algorithm : Algorithm       the chosen algorithm
     refusals : list             (name, reason) of each algorithm that cannot compute the problem
     seconds : dict              name -> predicted seconds of each algorithm that can
+    checks : Checks or None     the checksums of each step; see `check`
     """
 
     problem: ConvProblem
@@ -175,6 +188,7 @@ class Plan:
     algorithm: Algorithm
     refusals: list[tuple[str, str]]
     seconds: dict[str, float]
+    checks: Checks | None = None
     _workers: dict[int, _Worker] = field(default_factory=dict)
     _named: dict[tuple[Any, ...], list[MachineCode]] = field(default_factory=dict)
     _loaded: set[tuple[Any, ...]] = field(default_factory=set)
@@ -186,13 +200,32 @@ class Plan:
 
     @cached_property
     def fallback(self) -> Plan:
-        """The direct sum's plan, which recomputes steps whose windows contain NaN or infinity.
+        """The direct sum's plan, which recomputes steps that hold NaN, or fail their check.
 
-        Only the direct sum confines them to the outputs whose windows contain them.
+        Only the direct sum confines NaN and infinity to the outputs whose windows contain them.
         """
-        return make_plan(
+        plan = make_plan(
             self.problem, self.weights, dtype=self.dtype, threads=self.threads, algorithm="direct"
         )
+        if self.checks is not None:
+            plan.check()
+        return plan
+
+    def check(self) -> None:
+        """Check every step by checksums from now on; to be called before the first run.
+
+        A step that fails is computed again by `fallback`. See `engine/checksum.py`.
+        """
+        if self.checks is None:
+            self.checks = self._make_checks()
+
+    @property
+    def check_seconds(self) -> float:
+        """CPU seconds that `check` adds to the run of a whole volume, predicted."""
+        return (self.checks or self._make_checks()).seconds
+
+    def _make_checks(self) -> Checks:
+        return Checks(self.problem, self.weights, self.prepared, self.dtype)
 
     @property
     def depth_step(self) -> int:
@@ -233,6 +266,8 @@ class Plan:
         layout = self.prepared.layout
         elements = layout.scratch_size + layout.accumulator_size
         of_thread = elements * self.dtype.itemsize + layout.workspace_bytes
+        if self.checks is not None:
+            of_thread += self.checks.worker_bytes
         return of_thread * min(self.threads, self.tasks_for(size))
 
     def tasks_for(self, size: tuple[int, int, int]) -> int:
@@ -255,6 +290,8 @@ class Plan:
     def weight_bytes(self) -> WeightBytes:
         """Memory of the packed weights, including those of `fallback` if steps may need it."""
         own = self.prepared.weight_bytes
+        if self.checks is not None:
+            own = own._replace(kept=own.kept + self.checks.weight_bytes)
         if not self.prepared.spreads_nonfinite:
             return own
         taps = direct.item_shape(self.problem)[0]
@@ -310,7 +347,8 @@ class Plan:
         )
         mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
         inside = None if division is None or division.inside is None else division.inside.dtype
-        key = (source, out, checked, certainty is not None, mask, division is not None, inside)
+        policies = certainty is not None, mask, division is not None, inside
+        key = (source, out, checked, *policies, self.checks is not None)
         # cached, since composing the names of the loops takes as long as computing a small box
         if key not in self._named:
             self._named[key] = self._name_loops(source, out, checked, certainty, division)
@@ -346,6 +384,8 @@ class Plan:
             *self.prepared.packs_weights,
             *self.prepared.calls.values(),
         ]
+        if self.checks is not None:
+            codes += self.checks.codes(out, division is not None)
         return codes
 
     def convolve_slab(
@@ -542,8 +582,11 @@ class Plan:
         if division is not None:
             repeat = max(1, run.sums_channels // self.problem.filters)
             groups.append(division.fields(self.dtype, repeat))
+        checked = None if self.checks is None else self.checks.begin(steps)
+        if checked is not None:
+            groups.append(checked)
         self.prepared.weights  # noqa: B018 (packed before the workers, which share them)
-        return grid, Filled(grid.tasks, drive, clipped, flags, [], groups, {})
+        return grid, Filled(grid.tasks, drive, clipped, flags, [], groups, {}, checked)
 
     def _prepare_workers(self, filled: Filled, run: _Run, *numbers: int) -> None:
         """Fill the step records of these workers, which are made at their first use."""
@@ -551,6 +594,10 @@ class Plan:
         fill([worker.step for worker in workers], *filled.groups)
         for number, worker in zip(numbers, workers, strict=True):
             filled.epilogues[number] = self._add_epilogue(worker, run, filled.failures)
+        if self.checks is not None:
+            around = self.checks.codes(run.out.flat.dtype, run.division is not None)
+            for worker in workers:
+                self.checks.surround(worker.step, around)
 
     def _convolve_region(
         self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None
@@ -588,6 +635,8 @@ class Plan:
             run.source.flat.dtype, run.scale, run.certainty
         ):
             self._recompute_nonfinite(flags, clipped, grid, region, run)
+        if filled.checked is not None:
+            self._repair(filled.checked, grid, region, run, clipped, flags)
         counts = run.out.flat.dtype.kind != "f" or run.division is not None
         return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
@@ -675,6 +724,62 @@ class Plan:
         start = (plane, h * grid.tile.height, w * grid.tile.width)
         extent = (self.depth_step, grid.tile.height, grid.tile.width)
         return Box.at(start, extent).intersect(Box.whole(region.size))
+
+    def _repair(
+        self,
+        checked: CheckedRun,
+        grid: TaskGrid,
+        region: _Region,
+        run: _Run,
+        clipped: NDArray[np.int64],
+        flags: NDArray[np.uint8] | None,
+    ) -> None:
+        """Recompute the steps that failed their check, and count what was checked.
+
+        clipped : (steps,)          is corrected
+        flags : (steps,) or None    steps with `HAS_NONFINITE` were computed again already
+        Raises: FaultError if a step fails again, or in a division, which cannot be done twice.
+        """
+        checks, verdicts = self.checks, checked.verdicts
+        assert checks is not None
+        assert isinstance(verdicts, np.ndarray)
+        if not checks.weights_intact():
+            verdicts |= WRONG_WEIGHTS
+            # from the start: some algorithms keep the array that they return as packed
+            anew = self.algorithm.prepare(self.problem, self.weights, self.dtype)
+            self.prepared.weights[...] = anew.weights
+        if flags is not None:
+            verdicts[flags & HAS_NONFINITE != 0] = UNCHECKED
+        deviations = checked.deviations
+        assert isinstance(deviations, np.ndarray)
+        # a task at the end of the depth has fewer steps than the others
+        task, index = np.divmod(np.arange(len(verdicts)), grid.steps_per_task)
+        block = task // (grid.counts.width * grid.counts.height) % grid.counts.depth
+        computed = block * grid.tile.depth + index * self.depth_step < region.size.depth
+        verdicts[~computed] = 0
+        wrong = np.flatnonzero(verdicts & WRONG)
+        with checks.counts.lock:
+            checks.counts.steps += int(computed.sum())
+            checks.counts.unchecked += int(np.count_nonzero(verdicts & UNCHECKED))
+            passed = deviations[verdicts == 0]
+            checks.counts.worst = max(checks.counts.worst, float(passed.max(initial=0.0)))
+        for number in wrong.tolist():
+            box, what = self._box_of_step(number, grid, region), name_of(int(verdicts[number]))
+            deviation = float(deviations[number])
+            if run.again or run.division is not None:
+                raise FaultError(
+                    f"the {what} of a tile of {box.size.depth} x {box.size.height} x "
+                    f"{box.size.width} outputs failed the checksum"
+                    f"{' twice' if run.again else ''} (sums are off by {as_words(deviation)}): "
+                    "memory or CPU of this machine are faulty; nothing was written, test them "
+                    "before you use it"
+                )
+            group = number // grid.steps_per_task // grid.counts.voxels
+            clipped[number] = self._recompute(group, box, region, run._replace(again=True))
+            with checks.counts.lock:
+                plane = checks.first_plane + box.start[0]
+                fault = Fault(self.algorithm.name, what, box.size, plane, deviation)
+                checks.counts.faults.append(fault)
 
     def _recompute_nonfinite(
         self,
@@ -799,6 +904,7 @@ class Plan:
                 workspace=aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8)),
             ),
             Sums(accumulator, *layout.sums),
+            *(() if self.checks is None else (self.checks.tables(),)),
         )
         return _Worker(step, accumulator)
 

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.machine_code import MachineCode
-from conv3d_cli.engine.step import F, FieldGroup, Output, Source, StepRecord, address_of
+from conv3d_cli.engine.step import (
+    CheckedRun,
+    F,
+    FieldGroup,
+    Output,
+    Source,
+    StepRecord,
+    address_of,
+)
 from conv3d_cli.engine.tile import PreparedAlgorithm
 
 
@@ -27,6 +35,7 @@ class Filled(NamedTuple):
     failures : list         receives what a Python activation raises
     groups : list           must live as long as the loops run, since they read its memory
     epilogues : dict        those of the workers, by number; likewise
+    checked : CheckedRun or None    receives the results of checksums
     """
 
     tasks: int
@@ -36,6 +45,7 @@ class Filled(NamedTuple):
     failures: list[BaseException]
     groups: list[FieldGroup]
     epilogues: dict[int, Any]
+    checked: CheckedRun | None = None
 
 
 @dataclass(eq=False)

@@ -252,6 +252,56 @@ class StepResults(FieldGroup):
 
 
 @dataclass(eq=False, repr=False)
+class CheckTables(FieldGroup):
+    """What the checksums of a thread's steps need; see `engine/checksum.py`."""
+
+    second_plane: Memory = None  # receives the copy of a packed plane
+    second_out: Memory = None  # receives the copy of a stored block
+    held_planes: Memory = None  # int64, the position of the plane in each slot of the ring, or -1
+    held_bits: Memory = None  # sum of its bits and largest magnitude, 16 bytes a slot
+    plane_largest: Memory = None  # bits of the largest magnitude of each plane of the window
+    plane_sums: Memory = None  # float64, (planes of the window, rows, channels x taps)
+    sum_planes: int = 0
+    plane_sums_step: int = 0
+    row_sums: int = 0  # sums of one row
+    lane_sums: Memory = None  # float64, a workspace
+    digest: Memory = None  # a workspace: sums of bits and largest magnitudes, by lane
+    ones: Memory = None  # float64 (LANES,)
+    taps_d: int = 0
+    taps_w: int = 0
+    dilation_d: int = 0
+    dilation_w: int = 0
+    tap_shifts: Memory = None  # int64, of rows: whole strides from the first position to a tap
+    phase_taps: Memory = None  # int64, of rows: the first tap of each stride phase, and the end
+    tap_signs: Memory = None  # float64, of rows: the sign of a column for each tap
+    tap_signs_step: int = 0
+    column_signs: Memory = None  # float64, turned by 0 to LANES - 1 lanes
+    row_signs: Memory = None  # float64, of the rows of a unit; the first is 1
+    filter_signs: Memory = None  # float64
+    unit_rows: int = 0  # rows of outputs that are summed together
+    unit_length: int = 0  # sums of the input that they take, for each tap along depth
+    row_length: int = 0  # the same for one row
+    unit_weights: Memory = None  # float64, (groups, taps along depth, unit_length)
+    row_weights: Memory = None
+    sums_of_weights: Memory = None  # float64, the largest sum of |w| of a filter, by group
+    tolerance: float = 0.0  # of a sum, in units of max|x| times the sum of |w|
+    underflow: float = 0.0  # the same for sums near 0
+    overflow: float = 0.0  # sums may not be representable from this scale on
+
+
+@dataclass(eq=False, repr=False)
+class CheckedRun(FieldGroup):
+    """The functions that checks are made around, and the results of the checks of a run."""
+
+    plain_pack: int = 0
+    plain_activate: int = 0
+    plain_store: int = 0
+    verdicts: Memory = None  # uint8, one for each step of every task
+    deviations: Memory = None  # float64, in units of the scale, one for each step
+    inspected_task: int = -1  # the task whose planes `held_planes` tells of
+
+
+@dataclass(eq=False, repr=False)
 class Progress(FieldGroup):
     """The progress of the loops, which write these fields themselves."""
 
@@ -294,6 +344,8 @@ GROUPS: tuple[type[FieldGroup], ...] = (
     Output,
     DivisionFields,
     StepResults,
+    CheckTables,
+    CheckedRun,
     Progress,
 )
 

@@ -33,6 +33,7 @@ from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
+from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
@@ -417,6 +418,7 @@ def _assemble_stages(
             watches_losses=True,
         )
         stages.append(PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses))
+    begin_checks(job, [stage.convolution for stage in stages], len(order.parts))
     return stages, planning
 
 

@@ -215,6 +215,9 @@ class Job:
     preset : Applied or None    the preset that gave some of the settings, for reports
     history : str               a line to add to the output's history (see `VolumeHeader`); "" for
                                 none
+    checks : bool or None       check every tile by a checksum while it is computed; None: where
+                                that costs little, see `pipeline.checks`
+    share_of_start : float      part of the process's start that this job bears, 1 / jobs in a batch
     on_cluster : bool           boxes are computed by a cluster's workers, so no ceiling applies to
                                 slabs on this machine
     files : tuple of str        paths that the settings came from: configs, a manifest
@@ -246,6 +249,8 @@ class Job:
     strict: bool = False
     preset: Applied | None = None
     history: str = ""
+    checks: bool | None = None
+    share_of_start: float = 1.0
     on_cluster: bool = False
     files: tuple[str, ...] = ()
 
@@ -306,6 +311,10 @@ class Job:
             )
         if self.on_cluster and (self.strict or self.scale != "none"):
             raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")
+        if self.on_cluster and self.checks:
+            raise SpecError(
+                f"--scheduler does not take {setting('verify', 'all')} yet: leave it out"
+            )
         if self.on_cluster and self.missing != NOTHING:
             raise SpecError(
                 "--scheduler does not take --mask, --nan and --missing yet: leave it out"

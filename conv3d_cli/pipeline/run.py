@@ -31,6 +31,7 @@ from conv3d_cli.formats import (
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
 from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
+from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
 from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
@@ -75,6 +76,7 @@ class JobReport:
     notes : list of str             for the user
     fwhm : KernelFwhm or None       see `kernel_fwhm`; None unless statistics were asked for
     statistics : Statistics or None mean and range before and after; None unless asked for
+    checks : CheckReport or None    tiles checked by checksums; None: none was
     """
 
     source: str
@@ -91,6 +93,7 @@ class JobReport:
     notes: list[str]
     fwhm: KernelFwhm | None = None
     statistics: Statistics | None = None
+    checks: CheckReport | None = None
 
 
 def check_paths(job: Job, make_folder: bool = False) -> None:
@@ -268,9 +271,11 @@ def run_job(
             *coverage_notes,
             *clipped_notes,
             *changed_notes,
+            *check_notes(job, convolutions),
         ],
         fwhm=kernel_fwhm(prepared) if statistics else None,
         statistics=None if observer is None else observer.statistics(),
+        checks=check_report(convolutions),
     )
 
 

@@ -204,6 +204,7 @@ def run_recorded(
                 "Outputs": [entry.as_json() for entry in outputs],
                 **facts,
                 "ClippedVoxels": report.clipped,
+                **_checks_record(report),
             },
         }
         volumes = len(group.staged)
@@ -216,6 +217,16 @@ def run_recorded(
         group.staged = [*group.staged[volumes:], *group.staged[:volumes]]
         group.commit()
     return report
+
+
+def _checks_record(report: JobReport) -> dict[str, Any]:
+    """What checksums found, without the number of tiles, which depends on memory."""
+    if report.checks is None:
+        return {}
+    return {
+        "Checked": "all tiles" if not report.checks.unchecked else "tiles of finite numbers",
+        "RepairedTiles": report.checks.repaired,
+    }
 
 
 def _new_copies(recording: Recording) -> dict[str, bytes]:

@@ -139,6 +139,9 @@ KINDS = {
 
 TEXT: Kind[str] = Kind("text", Value((str,), "a string"))
 TEXTS: Kind[tuple[str, ...]] = Kind("text", Value((list,), "a list of strings"), repeats=True)
+COUNT_OR_WORD: Kind[int | str] = Kind(
+    "text", Value((int, str), 'a whole number of at least 1, "all" or "off"')
+)
 FLAG: Kind[bool] = Kind("flag", Value((bool,), "true or false"))
 SWITCH: Kind[bool] = Kind("switch", Value((bool,), "true or false"))
 NUMBER: Kind[float] = Kind("number", Value((int, float), "a number"))

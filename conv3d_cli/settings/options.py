@@ -21,6 +21,7 @@ from conv3d_cli.model.missing import MASK_MODES, MIN_COVERAGE, NAN_MODES
 from conv3d_cli.model.spec import BOUNDARIES
 from conv3d_cli.settings.option import (
     ANY,
+    COUNT_OR_WORD,
     FLAG,
     NUMBER,
     RECORDED_SECTIONS,
@@ -634,16 +635,18 @@ class Settings:
     )
 
     # Checks and provenance
-    verify: int | None = option(
-        integer(low=1),
+    verify: int | str | None = option(
+        COUNT_OR_WORD,
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
         python=True,
-        metavar="N",
+        metavar="N|all|off",
         resumes=True,
-        help="Afterwards, compute N voxels again from the files by another method, in float64; "
-        "exit with 7 if one differs.",
+        help="N: afterwards, compute N voxels again from the files by another method, in float64; "
+        "exit with 7 if one differs. all: check every tile by a checksum while it is computed, "
+        "which is the default where it costs little; a tile that fails is computed again. off: no "
+        "checksums.",
     )
     strict: bool | None = option(
         FLAG,

@@ -50,6 +50,8 @@ NO_OPTIONS = {
         "preset",
         "history",
         "on_cluster",
+        "checks",
+        "share_of_start",
         "files",
     },
     Missing: set[str](),
