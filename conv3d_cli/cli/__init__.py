@@ -22,6 +22,7 @@ from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import EXIT_CODES, Conv3DError, for_command_line, one_line
 from conv3d_cli.system.atomic import abandon_outputs, cause_of, placed_outputs
+from conv3d_cli.system.faults import explained
 from conv3d_cli.system.interrupts import handle_interrupts, limit_cleaning_up, told
 from conv3d_cli.system.standard_streams import lost_output
 from conv3d_cli.system.words import printable
@@ -135,18 +136,18 @@ class ErrorTranslator(CommandGroup):
         except Conv3DError as error:
             click.echo(f"Error: {one_line(error)}", err=True)
             code = error.exit_code
-        except MemoryError:
-            click.echo(
-                "Error: out of memory; pass a smaller --max-memory, or use a machine with more",
-                err=True,
-            )
-            code = 6
         except KeyboardInterrupt as error:
             click.echo(f"interrupted; {_outputs_left(error, placed)}", err=True)
             code = 130
         except Terminated as error:
             click.echo(f"terminated; {_outputs_left(error, placed)}", err=True)
             code = 128 + error.signum
+        except Exception as error:
+            fault = explained(error)
+            if fault is None:
+                raise
+            click.echo(f"Error: {one_line(fault)}", err=True)
+            code = fault.exit_code
         if code > 128:
             told()
         ctx.exit(code)

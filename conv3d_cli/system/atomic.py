@@ -222,18 +222,27 @@ def new_hidden_folder(target: Path, mark: str = "tmp", mode: int = 0o777) -> tup
         folder = hidden_name(target, suffix_of(target), mark)
         folder.mkdir(mode)
         try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except OSError:
-            if os.name == "posix" and os.path.lexists(folder):
-                raise
-            return folder, Hold(None)  # Windows opens no folders
-        try:
-            hold = Hold(descriptor)
-        finally:
-            os.close(descriptor)
+            hold = _hold_folder(folder)
+        except BaseException:
+            with suppress(OSError):
+                folder.rmdir()
+            raise
         if os.path.lexists(folder):  # another run may have taken it for a leftover before the lock
             return folder, hold
         hold.release()
+
+
+def _hold_folder(folder: Path) -> Hold:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        if os.name == "posix" and os.path.lexists(folder):
+            raise
+        return Hold(None)  # Windows opens no folders
+    try:
+        return Hold(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _new_hidden_file(target: Path, mode: int) -> tuple[BinaryIO, Path, Hold]:
@@ -244,11 +253,22 @@ def _new_hidden_file(target: Path, mode: int) -> tuple[BinaryIO, Path, Hold]:
         file: BinaryIO = open(  # noqa: SIM115 - closed by the caller
             path, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
         )
-        hold = Hold(file.fileno())
-        if os.fstat(file.fileno()).st_nlink:
-            return file, path, hold
+        hold = None
+        try:
+            hold = Hold(file.fileno())
+            if os.fstat(file.fileno()).st_nlink:
+                return file, path, hold
+        except BaseException:
+            path.unlink(missing_ok=True)
+            _close(file, hold)
+            raise
+        _close(file, hold)
+
+
+def _close(file: BinaryIO, hold: Hold | None) -> None:
+    file.close()
+    if hold is not None:
         hold.release()
-        file.close()
 
 
 _unfinished: WeakSet[AtomicFile | AtomicFolder] = WeakSet()
@@ -728,7 +748,8 @@ def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
         with signals_deferred():
             journal = None
             try:
-                planned = [output.planned() for output in outputs]
+                with write_errors(outputs[0].path):
+                    planned = [output.planned() for output in outputs]
                 # a single file replaces the old one in one atomic step
                 if len(outputs) > 1 or (isinstance(outputs[0], AtomicFolder) and planned[0].old):
                     with write_errors(outputs[0].path):
@@ -937,6 +958,10 @@ def cause_of(error: OSError) -> str:
         errno.EACCES: "permission denied; choose a folder that is writable",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
+        errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+        errno.ENFILE: "too many files are open on this machine; end other programs",
+        errno.ENOMEM: "out of memory",
+        errno.EIO: "the disk or the network fails; choose another folder",
         errno.EEXIST: "a file of that name is in the way; name another folder",
         errno.EBADF: "it is closed, or not open for writing",
         errno.EPIPE: "its reader has ended",

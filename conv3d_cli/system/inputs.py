@@ -72,6 +72,9 @@ def why_unreadable(error: Exception) -> str:
         errno.ENAMETOOLONG: "no file has a name as long as this; correct the path",
         errno.ELOOP: "it is a link that leads to itself; name the file",
         errno.EIO: "the disk or the network cannot deliver it; copy it again",
+        errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+        errno.ENFILE: "too many files are open on this machine; end other programs",
+        errno.ENOMEM: "out of memory",
         errno.ESTALE: "the network folder has changed; mount it again",
     }
     return known.get(number or 0) or getattr(error, "strerror", None) or str(error)

@@ -43,12 +43,14 @@ from conv3d_cli.formats.zarr.names import (
 )
 from conv3d_cli.system.atomic import (
     AtomicFolder,
+    cause_of,
     check_target,
     new_hidden_folder,
     output_file,
     write_errors,
 )
-from conv3d_cli.system.inputs import check_input, near_names
+from conv3d_cli.system.faults import explained, raise_fault
+from conv3d_cli.system.inputs import check_input, near_names, why_unreadable
 
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
@@ -105,6 +107,11 @@ def zarr_errors(
             raise error(f"{start}it is compressed by an unknown codec ({words})") from cause
         if "Protocol not known" in words:
             raise error(f"{start}no file system is known for {urlsplit(path).scheme}://") from cause
+        if isinstance(cause, OSError) and cause.strerror and "://" not in path:
+            reason = why_unreadable(cause) if error is FormatError else cause_of(cause)
+            raise error(f"{start}{reason}") from cause
+        if (fault := explained(cause)) is not None and not isinstance(cause, OSError):
+            raise type(fault)(f"{start}{fault}") from cause
         if isinstance(cause, OSError) and cause.strerror:
             raise error(f"{start}{cause.strerror}; correct the address, or try again") from cause
         if type(cause).__module__.partition(".")[0] in ("aiohttp", "fsspec", "botocore", "s3fs"):
@@ -218,6 +225,7 @@ def _check_archive(path: str, file: str) -> None:
     try:
         listing(file)
     except (OSError, BadZipFile, NotImplementedError) as error:
+        raise_fault(error, path)
         raise FormatError(f"cannot read {path}: not a zip file, or truncated ({error})") from error
     if not is_node(file):
         raise FormatError(
