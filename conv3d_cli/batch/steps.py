@@ -361,7 +361,7 @@ def run_steps(run: JobRun) -> JobResult:
         if fault is None:
             raise
         if run.is_written and not isinstance(fault, DifferenceError):
-            fault = type(fault)(f"{fault}; {run.job.target} itself is written")
+            fault = type(fault)(f"{fault}; {run.job.target} is written")
         return failed(run.job, fault, run.messages, run.preview)
     except BaseException:
         run.end()

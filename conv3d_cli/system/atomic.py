@@ -634,12 +634,12 @@ class AtomicFolder:
         """Remove the old folder, if `place` replaced one; the new one is no longer in use."""
         self._hold.release()
         if self._backup is not None:
-            _remove_folder(self._backup)
+            remove_folder(self._backup)
             self._backup = None
 
     def discard(self) -> None:
         """Remove the complete folder, if it was not placed."""
-        _remove_folder(self.temporary)
+        remove_folder(self.temporary)
         self._hold.release()
 
     def abort(self) -> None:
@@ -933,7 +933,7 @@ def _mode_within(folder: Path, is_folder: bool) -> int | None:
     return None
 
 
-def _remove_folder(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder; try again if a library's interrupted thread still writes a file to it."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)

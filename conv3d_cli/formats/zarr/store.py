@@ -47,6 +47,7 @@ from conv3d_cli.system.atomic import (
     check_target,
     new_hidden_folder,
     output_file,
+    remove_folder,
     write_errors,
 )
 from conv3d_cli.system.faults import explained, raise_fault
@@ -570,7 +571,7 @@ class StoreArchive:
         self._remove()
 
     def _remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
         self._hold.release()
 
 
