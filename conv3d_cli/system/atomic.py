@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 from weakref import WeakSet
 
 from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting
+from conv3d_cli.system.faults import is_loading_fault
 from conv3d_cli.system.leftovers import (
     Hold,
     Journal,
@@ -988,4 +989,6 @@ class write_errors:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, Conv3DError):
+            if is_loading_fault(error):  # a library that is first needed here
+                return
             raise WriteError(f"cannot write {self.path}: {cause_of(error)}") from error

@@ -30,8 +30,10 @@ _NUMBERS = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-# Python's own words: the class alone says nothing.
+# Words of Python, of zstd, of the C library and of llvmlite: the classes alone say nothing.
 _NO_THREAD = "can't start new thread"
+_NO_MEMORY = ("not enough memory", "unable to create zstd")
+_NOT_LOADED = ("failed to map segment", "cannot allocate memory", "load shared object file")
 
 
 def is_fault(error: BaseException | None) -> bool:
@@ -44,23 +46,57 @@ def is_fault(error: BaseException | None) -> bool:
     """
     if isinstance(error, Conv3DError):
         return False
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _NUMBERS
-    return isinstance(error, MemoryError) or _is_of_threads(error)
+    return isinstance(error, MemoryError) or _is_of_threads(error) or _lacks_memory(error)
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    text = str(error).lower()
+    return is_loading_fault(error) or any(words in text for words in _NO_MEMORY)
 
 
 def _is_of_threads(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and _NO_THREAD in str(error)
 
 
+def is_loading_fault(error: BaseException | None) -> bool:
+    """Whether a library could not be loaded for lack of memory; the loader says it in words only.
+
+    >>> is_loading_fault(ImportError("libx.so: failed to map segment from shared object"))
+    True
+    >>> is_loading_fault(ImportError("No module named 'x'"))
+    False
+    """
+    if not isinstance(error, ImportError | OSError) or isinstance(error, Conv3DError):
+        return False
+    text = str(error).lower()
+    # llvmlite says no more; without a limit, its installation may well be broken
+    known = _NOT_LOADED if _address_space_is_limited() else _NOT_LOADED[:1]
+    return getattr(error, "errno", None) is None and any(words in text for words in known)
+
+
+def _address_space_is_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def explained(error: BaseException) -> Conv3DError | None:
     """The error, in words for the user, of a fault of the system; None for any other error.
 
     >>> print(explained(RuntimeError("can't start new thread")))
-    the system starts no more threads (ulimit -u, or a container's limit); pass threads=1
+    the system starts no more threads (ulimit -u or -v, or a container's limit): pass threads=1
     """
     if not is_fault(error):
         return None
+    if is_loading_fault(error):
+        return MemoryLimitError(
+            "out of memory: a library cannot be loaded; raise the limit (ulimit -v), or use a "
+            "machine with more"
+        )
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         if _is_limit(error):
             return SystemLimitError(why_unreadable(error))
@@ -69,7 +105,7 @@ def explained(error: BaseException) -> Conv3DError | None:
         return WriteError(f"the system refused a file operation{words}: {why_unreadable(error)}")
     if _is_of_threads(error):
         return SystemLimitError(
-            "the system starts no more threads (ulimit -u, or a container's limit); "
+            "the system starts no more threads (ulimit -u or -v, or a container's limit): "
             f"pass {setting('threads', 1)}"
         )
     return MemoryLimitError(
@@ -88,7 +124,12 @@ def raise_fault(error: BaseException, path: str) -> None:
     """
     if not is_fault(error):
         return
-    if isinstance(error, OSError) and error.errno != errno.ENOMEM and not _is_limit(error):
+    if (
+        isinstance(error, OSError)
+        and not is_loading_fault(error)
+        and error.errno != errno.ENOMEM
+        and not _is_limit(error)
+    ):
         raise FormatError(f"cannot read {path}: {why_unreadable(error)}") from error
     found = explained(error)
     assert found is not None

@@ -29,11 +29,11 @@ COMPANIONS = [
     ["--depfile", "o.d"],
     ["--resume"],
     ["--verify", "100"],
-    ["--to-fwhm", "3vox"],
+    ["--to-fwhm", "6vox"],
     ["--mask", "m.npy"],
     ["--threads", "1"],
     ["-k", "k.npy"],
-    ["--output-dtype", "uint8", "--scale", "auto"],
+    ["--dtype", "uint8", "--scale", "auto"],
 ]
 # input, output, further options, whether an older output is replaced
 CASES = [
@@ -44,7 +44,13 @@ CASES = [
     ("x.npy", "o.ome.zarr", ["--levels", "2"], False),
 ]
 COMMAND = ["apply", "-k", "box:size=3", "-q"]
-MOST = 40  # calls of one kind; the others are of the same places again
+# The HDF5 library makes no call again that a signal interrupted, and needs its memory.
+HDF5 = (".h5", ".mnc", ".ims")
+WITHOUT_HDF5 = {
+    kind: [e for e in errors if e != "EINTR" and (e, kind) != ("ENOMEM+", "memory")]
+    for kind, errors in ERRORS.items()
+}
+MOST = 12  # calls of one kind, spread over all; `None` tries each, in hours
 
 
 def prepared(folder: Path, source: str, target: str, options: list[str], old: bool) -> list[str]:
@@ -63,8 +69,8 @@ def prepared(folder: Path, source: str, target: str, options: list[str], old: bo
     if source != "x.npy":
         run(*COMMAND, "x.npy", "-o", source)
     command = [*COMMAND, source, "-o", target, *options]
-    if "-k" in options or "--to-fwhm" in options:
-        del command[1:3]
+    if {"-k", "--to-fwhm"} & {*options}:
+        command = [command[0], *command[3:]]
     if old and not {"--resume", "--mask"} & set(options):
         run(*["y.npy" if word == source else word for word in command])
         command.append("--overwrite")
@@ -88,7 +94,8 @@ def test_every_call_fails_once(
     source: str, target: str, options: list[str], old: bool, library: Path, tmp_path: Path
 ) -> None:
     command = prepared(tmp_path / "before", source, target, options, old)
-    tried = failing_calls(library, tmp_path / "before", command, most=MOST)
+    errors = WITHOUT_HDF5 if source.endswith(HDF5) or target.endswith(HDF5) else ERRORS
+    tried = failing_calls(library, tmp_path / "before", command, errors, MOST)
     assert {one.kind for one in tried} >= {"open", "read", "sync", "stat", "memory"}
     assert not [str(one) for one in tried if one.fault()]
 
@@ -102,7 +109,8 @@ def test_machine_code_that_cannot_be_loaded_is_compiled(
     command = prepared(tmp_path / "before", "x.npy", target, [], old=False)
     errors = {kind: ERRORS[kind] for kind in ("open", "read", "stat", "map", "list")}
     tried = failing_calls(library, tmp_path / "before", command, errors, most=25, cold=True)
-    assert not [str(one) for one in tried if one.fault()]
+    faults = [one for one in tried if one.fault()]
+    assert not [str(one) for one in faults]
     cached = [one for one in tried if "conv3d" in one.call and "cache" in one.call]
     assert cached
     assert not [str(one) for one in cached if one.code]
