@@ -801,8 +801,10 @@ _placed: ContextVar[list[str] | None] = ContextVar("_placed", default=None)
 
 
 @contextmanager
-def placed_outputs() -> Iterator[list[str]]:
+def placed_outputs(apart: bool = False) -> Iterator[list[str]]:
     """Collect the paths of outputs as they are placed, so that an interrupt right after loses none.
+
+    apart : bool    a collection around this one does not get them
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, placed_outputs() as placed:
@@ -817,7 +819,7 @@ def placed_outputs() -> Iterator[list[str]]:
         yield placed
     finally:
         _placed.reset(token)
-        if (outer := _placed.get()) is not None:
+        if not apart and (outer := _placed.get()) is not None:
             outer += placed
 
 
