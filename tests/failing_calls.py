@@ -91,7 +91,8 @@ class Tried:
         if self.code == 0:
             if lines:
                 return "text without an error"
-            if states - {"whole"}:
+            # a library without its version goes into no record
+            if states - {"whole"} and "dist-info" not in self.call:
                 return "files are missing"
         else:
             if self.error in HARMLESS:

@@ -31,6 +31,7 @@ from weakref import WeakSet
 
 from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting
 from conv3d_cli.system.faults import is_loading_fault
+from conv3d_cli.system.inputs import walk
 from conv3d_cli.system.leftovers import (
     Hold,
     Journal,
@@ -887,7 +888,7 @@ def _flush_folder(folder: Path) -> None:
     Otherwise a power cut could leave a complete folder of empty files.
     """
     unsupported = (errno.EINVAL, errno.EBADF)  # some systems cannot flush folders
-    for where, _, names in os.walk(folder):
+    for where, names in walk(folder):
         for name in (*names, "."):
             descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
             try:
@@ -964,7 +965,6 @@ def cause_of(error: OSError) -> str:
         errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
         errno.ENFILE: "too many files are open on this machine; end other programs",
         errno.ENOMEM: "out of memory",
-        errno.EIO: "the disk or the network fails; choose another folder",
         errno.EEXIST: "a file of that name is in the way; name another folder",
         errno.EBADF: "it is closed, or not open for writing",
         errno.EPIPE: "its reader has ended",

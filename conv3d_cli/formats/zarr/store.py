@@ -51,7 +51,7 @@ from conv3d_cli.system.atomic import (
     write_errors,
 )
 from conv3d_cli.system.faults import explained, raise_fault
-from conv3d_cli.system.inputs import check_input, near_names, why_unreadable
+from conv3d_cli.system.inputs import check_input, near_names, walk, why_unreadable
 
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
@@ -507,8 +507,15 @@ class StoreFolder(AtomicFolder):
 
     def commit(self) -> None:
         """Remove half-written chunks of killed processes, and put the folder in its place."""
-        for left in self.temporary.rglob("*.partial"):
-            left.unlink(missing_ok=True)
+        try:
+            with write_errors(self.path):
+                for where, names in walk(self.temporary):
+                    for name in names:
+                        if name.endswith(".partial"):
+                            Path(where, name).unlink(missing_ok=True)
+        except BaseException:
+            self.abort()
+            raise
         super().commit()
 
     def address(self, name: str) -> str:
@@ -548,7 +555,8 @@ class StoreArchive:
 
     def commit(self) -> None:
         """Pack the store, put the file in its place and remove the folder."""
-        files = [file for file in self._folder.rglob("*") if file.is_file()]
+        with write_errors(self.path):
+            files = [Path(where, name) for where, names in walk(self._folder) for name in names]
         names = [file.relative_to(self._folder).as_posix() for file in files]
         names = [name for name in names if not name.endswith(".partial")]
         names.sort(key=lambda n: (PurePosixPath(n).name not in MARKERS, n.count("/"), n))
