@@ -29,8 +29,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 from weakref import WeakSet
 
-from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting
-from conv3d_cli.system.faults import is_loading_fault
+from conv3d_cli.errors import Conv3DError, MemoryLimitError, OutputExistsError, WriteError, setting
+from conv3d_cli.system.faults import explained, is_loading_fault
 from conv3d_cli.system.inputs import walk
 from conv3d_cli.system.leftovers import (
     Hold,
@@ -993,4 +993,6 @@ class write_errors:
         if isinstance(error, OSError) and not isinstance(error, Conv3DError):
             if is_loading_fault(error):  # a library that is first needed here
                 return
+            if error.errno == errno.ENOMEM:
+                raise MemoryLimitError(f"cannot write {self.path}: {explained(error)}") from error
             raise WriteError(f"cannot write {self.path}: {cause_of(error)}") from error
