@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         OutputExistsError,
         ShapeError,
         SpecError,
+        SystemLimitError,
         UnknownNameError,
         WriteError,
     )
@@ -61,6 +62,7 @@ _HOMES = {
     "OutputExistsError": "conv3d_cli.errors",
     "ShapeError": "conv3d_cli.errors",
     "SpecError": "conv3d_cli.errors",
+    "SystemLimitError": "conv3d_cli.errors",
     "UnknownNameError": "conv3d_cli.errors",
     "WriteError": "conv3d_cli.errors",
 }
@@ -81,6 +83,7 @@ __all__ = [
     "OutputExistsError",
     "ShapeError",
     "SpecError",
+    "SystemLimitError",
     "UnknownNameError",
     "Volume",
     "WriteError",

@@ -104,6 +104,10 @@ class ClusterError(Conv3DError, ConnectionError):
     """A scheduler cannot be reached, or its workers fail."""
 
 
+class SystemLimitError(Conv3DError, RuntimeError):
+    """The system gives this process no more threads or open files."""
+
+
 class DifferenceError(Conv3DError, ValueError):
     """Two volumes that should agree do not (`compare`)."""
 

@@ -33,6 +33,7 @@ PROMISED = {
     "DifferenceError": (ValueError, 7),
     "WriteError": (OSError, 1),
     "ClusterError": (ConnectionError, 1),
+    "SystemLimitError": (RuntimeError, 1),
 }
 CLASSES = [
     value

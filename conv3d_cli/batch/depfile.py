@@ -16,6 +16,8 @@ from conv3d_cli.pipeline.files import input_files, output_files, settings_files
 from conv3d_cli.pipeline.outputs import VOLUME
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.system.atomic import check_target, output_file, takes_many, write_errors
+from conv3d_cli.system.faults import reading
+from conv3d_cli.system.inputs import walk
 
 COLUMNS = 120
 
@@ -52,9 +54,9 @@ def prerequisites(job: Job) -> list[str]:
 
 def _files_in(folder: str) -> list[str]:
     found = []
-    for where, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        found += [os.path.join(where, name) for name in sorted(names)]
+    with reading(folder):
+        for where, names in walk(folder, follow_links=True):
+            found += [os.path.join(where, name) for name in names]
     return found
 
 

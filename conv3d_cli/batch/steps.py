@@ -12,8 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.batch.results import JobResult, Say, failed, skipped
-from conv3d_cli.errors import Conv3DError, SpecError, named
+from conv3d_cli.errors import (
+    Conv3DError,
+    DifferenceError,
+    OutputExistsError,
+    SpecError,
+    named,
+)
 from conv3d_cli.system.atomic import committed_together, placed_outputs
+from conv3d_cli.system.faults import explained
 from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
@@ -130,8 +137,19 @@ class JobRun:
 
             check_sidecar(self.recording, self.job.overwrite, self.options.make_folder)
 
-    def give_up(self) -> None:
-        """Tell the resume log that the job failed."""
+    @property
+    def is_written(self) -> bool:
+        """Whether this run has put the output in place."""
+        return self.job.target in self.finished.written
+
+    def end(self, right: bool = True) -> None:
+        """Tell the resume log that the job failed, or was interrupted.
+
+        right : bool    an output in place holds what it should. It stays logged as begun, so that
+                        the next run may replace it
+        """
+        if right and self.is_written:
+            return
         if self.options.resume_log is not None and self.status is not None:
             self.options.resume_log.give_up(self.status)
 
@@ -370,17 +388,44 @@ def run_steps(run: JobRun) -> JobResult:
 
     An error of the job becomes its result; interrupts pass through.
     """
+    job = run.job
     try:
-        for step in STEPS:
-            step(run)
-            if run.result is not None:
-                return run.result
-    except Conv3DError as error:
-        run.give_up()
-        return failed(run.job, error, run.messages, run.preview)
+        try:
+            _run_steps(run)
+        except OutputExistsError:
+            run.end()
+            if not _made_meanwhile(job, run.options.resume_log):
+                raise
+            run.job, run.notes, run.preview = job, [], None
+            _run_steps(run)
+    except Exception as error:
+        fault = error if isinstance(error, Conv3DError) else explained(error)
+        run.end(right=not isinstance(fault, DifferenceError))
+        if fault is None:
+            raise
+        if run.is_written and not isinstance(fault, DifferenceError):
+            fault = type(fault)(f"{fault}; {run.job.target} is written")
+        return failed(run.job, fault, run.messages, run.preview)
     except BaseException:
-        # an output in place stays logged as begun, so that the next run may replace it
-        if run.job.target not in run.finished.written:
-            run.give_up()
+        run.end()
         raise
-    return done(run)
+    return done(run) if run.result is None else run.result
+
+
+def _run_steps(run: JobRun) -> None:
+    for step in STEPS:
+        step(run)
+        if run.result is not None:
+            return
+
+
+def _made_meanwhile(job: Job, log: ResumeLog | None) -> bool:
+    """Whether another run with --resume has written the output since this one looked for it.
+
+    The output is then that of this job, or the other run has not yet said so: both would write
+    the same bytes.
+    """
+    if log is None or job.overwrite:
+        return False
+    status = log.status(job)
+    return status.done or status.interrupted

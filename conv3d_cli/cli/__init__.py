@@ -20,8 +20,9 @@ import click
 from conv3d_cli.cli.help_json import add_help_json, help_json_option
 from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.cli.usage import CommandGroup
-from conv3d_cli.errors import EXIT_CODES, Conv3DError, for_command_line, one_line
+from conv3d_cli.errors import EXIT_CODES, Conv3DError, DifferenceError, for_command_line, one_line
 from conv3d_cli.system.atomic import abandon_outputs, cause_of, placed_outputs
+from conv3d_cli.system.faults import explained
 from conv3d_cli.system.interrupts import handle_interrupts, limit_cleaning_up, told
 from conv3d_cli.system.standard_streams import lost_output
 from conv3d_cli.system.words import printable
@@ -105,6 +106,16 @@ def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     )
 
 
+def _tell(error: Conv3DError, placed: Sequence[str]) -> int:
+    """Print an error, and which outputs are complete nevertheless; its exit code."""
+    text = one_line(error)
+    if not isinstance(error, DifferenceError):  # which is about an output
+        words = [f"{path} is written" for path in placed if os.path.lexists(path)]
+        text = "; ".join([text, *(one for one in words if one not in text)])
+    click.echo(f"Error: {printable(text)}", err=True)
+    return error.exit_code
+
+
 class ErrorTranslator(CommandGroup):
     """A group whose commands end with a one-line error and an exit code, never with a traceback.
 
@@ -133,20 +144,18 @@ class ErrorTranslator(CommandGroup):
             with placed_outputs() as placed:
                 return super().invoke(ctx)
         except Conv3DError as error:
-            click.echo(f"Error: {one_line(error)}", err=True)
-            code = error.exit_code
-        except MemoryError:
-            click.echo(
-                "Error: out of memory; pass a smaller --max-memory, or use a machine with more",
-                err=True,
-            )
-            code = 6
+            code = _tell(error, placed)
         except KeyboardInterrupt as error:
             click.echo(f"interrupted; {_outputs_left(error, placed)}", err=True)
             code = 130
         except Terminated as error:
             click.echo(f"terminated; {_outputs_left(error, placed)}", err=True)
             code = 128 + error.signum
+        except Exception as error:
+            fault = explained(error)
+            if fault is None:
+                raise
+            code = _tell(fault, placed)
         if code > 128:
             told()
         ctx.exit(code)

@@ -188,6 +188,7 @@ def _run_with_page(
 ) -> None:
     """Run jobs, then write the page, even if some failed. An interrupted batch has no page."""
     from conv3d_cli.pictures.page import Report
+    from conv3d_cli.system.atomic import placed_outputs
 
     with Report(path, overwrite) as page:
         reporter.page = page
@@ -196,10 +197,12 @@ def _run_with_page(
             batch.run(jobs, at_once)
         except Conv3DError as error:
             failed = error
-        page.finish(
-            f"conv3d apply: {count_of(len(jobs), 'volume')}",
-            shlex.join(["conv3d", *sys.argv[1:]]),
-        )
+        # an error of the volume does not go on to speak of the page
+        with placed_outputs(apart=failed is not None):
+            page.finish(
+                f"conv3d apply: {count_of(len(jobs), 'volume')}",
+                shlex.join(["conv3d", *sys.argv[1:]]),
+            )
         if failed is not None:
             raise failed
 

@@ -59,6 +59,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.system.atomic import sent_to
+from conv3d_cli.system.faults import reading
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of, split_part
 
@@ -229,7 +230,8 @@ def open_volume(
         )
     _check_url(found, path, "read")
     opener = (again and found.open_again) or found.open
-    reader = opener(path, axes=axes, channels_first=channels_first)
+    with reading(path):
+        reader = opener(path, axes=axes, channels_first=channels_first)
     if reader.header.nbytes > MOST_BYTES:
         shape = " x ".join(map(str, reader.header.axes.shape))
         reader.close()

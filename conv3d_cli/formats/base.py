@@ -35,6 +35,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.system.atomic import OutputFile, check_target, committed_together, write_errors
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.maps import WatchedMap, unwatch_map, watch_map
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
@@ -270,9 +271,10 @@ def library_errors(path: str, what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (Conv3DError, MemoryError):
+    except Conv3DError:
         raise
     except Exception as error:
+        raise_fault(error, path)
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise FormatError(f"cannot read {path}: damaged {what}: {text}") from error
 
@@ -325,7 +327,13 @@ class RawReader(ArrayReader):
                 f"(shape {header.axes.shape}, {stored}), the file has {size}; copy it again"
             )
         self._file = file
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if count else None
+        try:
+            # its length is given, so that a file system that fails now is not taken for a bad map
+            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if count else None
+        except ValueError:
+            raise FormatError(
+                f"cannot read {path}: it became shorter while it was read; run again"
+            ) from None
         # np.frombuffer keeps the map open as long as a view exists; np.ndarray(buffer=map) does not
         buffer = np.frombuffer(self._map, np.uint8) if self._map is not None else b""
         try:

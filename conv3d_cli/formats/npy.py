@@ -33,6 +33,7 @@ from conv3d_cli.formats.base import (
 )
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import open_sent, output_file, sent_to, takes_many, write_errors
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
@@ -117,6 +118,7 @@ def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool,
             shape, fortran, dtype = read(file)
     # of a damaged header, NumPy's parser raises nearly anything (tokenize.TokenError, ...)
     except Exception as error:
+        raise_fault(error, path)
         reason = " ".join(str(error).split())[:200]
         raise FormatError(
             f"cannot read {path}: not a .npy file, or its header is damaged ({reason})"

@@ -24,6 +24,7 @@ from conv3d_cli.formats.base import (
 from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, write_errors
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Unpacked at a time, then copied into the slab: measured as fast as unpacking into the slab itself.
@@ -61,6 +62,7 @@ class PackedStream:
                 f"after {self._file.tell()} unpacked bytes; copy it again"
             ) from error
         except self._errors as error:
+            raise_fault(error, self.path)
             raise FormatError(
                 f"cannot read {self.path}: corrupt {self.codec.name} stream "
                 f"after {self._file.tell()} unpacked bytes ({error}); copy it again"

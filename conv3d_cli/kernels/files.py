@@ -46,6 +46,7 @@ from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel, not_real
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import output_file, sent_to, write_errors
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of
 
@@ -206,6 +207,7 @@ def _read_errors(path: str) -> Iterator[None]:
     except RecursionError:
         raise FormatError(f"cannot read {path}: nested too deeply") from None
     except Exception as error:
+        raise_fault(error, path)
         # zipfile, gzip, numpy, nibabel and tifffile raise nearly any class on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"cannot read {path}: {reason[:300]}") from error

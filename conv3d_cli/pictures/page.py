@@ -99,7 +99,12 @@ class Report:
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path = path
         self._output = output_file(path, overwrite)
-        self._sections = unnamed_file(path)
+        try:
+            with write_errors(path):
+                self._sections = unnamed_file(path)
+        except BaseException:
+            self._output.abort()
+            raise
         self._rows: list[tuple[str, Mapping[str, str]]] = []
 
     def add(self, entry: Entry) -> None:

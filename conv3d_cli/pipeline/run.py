@@ -37,7 +37,7 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
-from conv3d_cli.system.atomic import committed_together, takes_many
+from conv3d_cli.system.atomic import committed_together, takes_many, write_errors
 from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.maps import check_maps, faults_noticed
 from conv3d_cli.system.parts import file_of
@@ -128,11 +128,12 @@ def _check_target(job: Job, make_folder: bool) -> None:
     if job.target == "-":
         return
     source = file_of(job.source)
-    same = (
-        os.path.exists(source)
-        and os.path.exists(job.target)
-        and os.path.samefile(source, job.target)
-    )
+    with write_errors(job.target):
+        same = (
+            os.path.exists(source)
+            and os.path.exists(job.target)
+            and os.path.samefile(source, job.target)
+        )
     if same and holds_more(job.source):
         raise OutputExistsError(
             f"cannot write {job.target}: the input is one of several images in it, and the others "

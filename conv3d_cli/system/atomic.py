@@ -29,7 +29,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 from weakref import WeakSet
 
-from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting
+from conv3d_cli.errors import Conv3DError, MemoryLimitError, OutputExistsError, WriteError, setting
+from conv3d_cli.system.faults import explained, is_loading_fault
+from conv3d_cli.system.inputs import walk
 from conv3d_cli.system.leftovers import (
     Hold,
     Journal,
@@ -222,18 +224,27 @@ def new_hidden_folder(target: Path, mark: str = "tmp", mode: int = 0o777) -> tup
         folder = hidden_name(target, suffix_of(target), mark)
         folder.mkdir(mode)
         try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except OSError:
-            if os.name == "posix" and os.path.lexists(folder):
-                raise
-            return folder, Hold(None)  # Windows opens no folders
-        try:
-            hold = Hold(descriptor)
-        finally:
-            os.close(descriptor)
+            hold = _hold_folder(folder)
+        except BaseException:
+            with suppress(OSError):
+                folder.rmdir()
+            raise
         if os.path.lexists(folder):  # another run may have taken it for a leftover before the lock
             return folder, hold
         hold.release()
+
+
+def _hold_folder(folder: Path) -> Hold:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        if os.name == "posix" and os.path.lexists(folder):
+            raise
+        return Hold(None)  # Windows opens no folders
+    try:
+        return Hold(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _new_hidden_file(target: Path, mode: int) -> tuple[BinaryIO, Path, Hold]:
@@ -244,11 +255,22 @@ def _new_hidden_file(target: Path, mode: int) -> tuple[BinaryIO, Path, Hold]:
         file: BinaryIO = open(  # noqa: SIM115 - closed by the caller
             path, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
         )
-        hold = Hold(file.fileno())
-        if os.fstat(file.fileno()).st_nlink:
-            return file, path, hold
+        hold = None
+        try:
+            hold = Hold(file.fileno())
+            if os.fstat(file.fileno()).st_nlink:
+                return file, path, hold
+        except BaseException:
+            path.unlink(missing_ok=True)
+            _close(file, hold)
+            raise
+        _close(file, hold)
+
+
+def _close(file: BinaryIO, hold: Hold | None) -> None:
+    file.close()
+    if hold is not None:
         hold.release()
-        file.close()
 
 
 _unfinished: WeakSet[AtomicFile | AtomicFolder] = WeakSet()
@@ -614,12 +636,12 @@ class AtomicFolder:
         """Remove the old folder, if `place` replaced one; the new one is no longer in use."""
         self._hold.release()
         if self._backup is not None:
-            _remove_folder(self._backup)
+            remove_folder(self._backup)
             self._backup = None
 
     def discard(self) -> None:
         """Remove the complete folder, if it was not placed."""
-        _remove_folder(self.temporary)
+        remove_folder(self.temporary)
         self._hold.release()
 
     def abort(self) -> None:
@@ -728,7 +750,8 @@ def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
         with signals_deferred():
             journal = None
             try:
-                planned = [output.planned() for output in outputs]
+                with write_errors(outputs[0].path):
+                    planned = [output.planned() for output in outputs]
                 # a single file replaces the old one in one atomic step
                 if len(outputs) > 1 or (isinstance(outputs[0], AtomicFolder) and planned[0].old):
                     with write_errors(outputs[0].path):
@@ -779,8 +802,10 @@ _placed: ContextVar[list[str] | None] = ContextVar("_placed", default=None)
 
 
 @contextmanager
-def placed_outputs() -> Iterator[list[str]]:
+def placed_outputs(apart: bool = False) -> Iterator[list[str]]:
     """Collect the paths of outputs as they are placed, so that an interrupt right after loses none.
+
+    apart : bool    a collection around this one does not get them
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, placed_outputs() as placed:
@@ -795,7 +820,7 @@ def placed_outputs() -> Iterator[list[str]]:
         yield placed
     finally:
         _placed.reset(token)
-        if (outer := _placed.get()) is not None:
+        if not apart and (outer := _placed.get()) is not None:
             outer += placed
 
 
@@ -863,7 +888,7 @@ def _flush_folder(folder: Path) -> None:
     Otherwise a power cut could leave a complete folder of empty files.
     """
     unsupported = (errno.EINVAL, errno.EBADF)  # some systems cannot flush folders
-    for where, _, names in os.walk(folder):
+    for where, names in walk(folder):
         for name in (*names, "."):
             descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
             try:
@@ -912,7 +937,7 @@ def _mode_within(folder: Path, is_folder: bool) -> int | None:
     return None
 
 
-def _remove_folder(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder; try again if a library's interrupted thread still writes a file to it."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
@@ -937,6 +962,9 @@ def cause_of(error: OSError) -> str:
         errno.EACCES: "permission denied; choose a folder that is writable",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
+        errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+        errno.ENFILE: "too many files are open on this machine; end other programs",
+        errno.ENOMEM: "out of memory",
         errno.EEXIST: "a file of that name is in the way; name another folder",
         errno.EBADF: "it is closed, or not open for writing",
         errno.EPIPE: "its reader has ended",
@@ -963,4 +991,8 @@ class write_errors:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, Conv3DError):
+            if is_loading_fault(error):  # a library that is first needed here
+                return
+            if error.errno == errno.ENOMEM:
+                raise MemoryLimitError(f"cannot write {self.path}: {explained(error)}") from error
             raise WriteError(f"cannot write {self.path}: {cause_of(error)}") from error

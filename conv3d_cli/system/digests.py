@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import FormatError, SpecError
-from conv3d_cli.system.inputs import near_names, why_unreadable
+from conv3d_cli.system.inputs import near_names, walk, why_unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,9 +155,8 @@ def fingerprint_of(path: str) -> FileFingerprint:
             status = os.stat(path)
             return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
         listed, last = [], 0
-        for where, folders, names in os.walk(path, followlinks=True):
-            folders.sort()
-            for name in sorted(names):
+        for where, names in walk(path, follow_links=True):
+            for name in names:
                 status = os.stat(os.path.join(where, name))
                 times = (status.st_mtime_ns, status.st_ctime_ns)
                 listed.append(

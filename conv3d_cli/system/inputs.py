@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from conv3d_cli.errors import FormatError
 
@@ -32,6 +33,27 @@ def check_input(path: str) -> int:
     if size == 0:
         raise FormatError(f"cannot read {path}: the file is empty; copy it again")
     return size
+
+
+def walk(
+    folder: str | os.PathLike[str], follow_links: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder in a folder, itself included, with the names of its files, both sorted.
+
+    Python's own walks leave out, without a word, what they cannot list.
+    Raises: OSError.
+
+    >>> list(walk(os.path.join("no", "such", "folder")))
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] No such file or directory: 'no/such/folder'
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for where, folders, names in os.walk(folder, onerror=fail, followlinks=follow_links):
+        folders.sort()
+        yield where, sorted(names)
 
 
 def read_text(path: str, what: str = "", cure: str = "") -> str:
@@ -72,6 +94,9 @@ def why_unreadable(error: Exception) -> str:
         errno.ENAMETOOLONG: "no file has a name as long as this; correct the path",
         errno.ELOOP: "it is a link that leads to itself; name the file",
         errno.EIO: "the disk or the network cannot deliver it; copy it again",
+        errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+        errno.ENFILE: "too many files are open on this machine; end other programs",
+        errno.ENOMEM: "out of memory",
         errno.ESTALE: "the network folder has changed; mount it again",
     }
     return known.get(number or 0) or getattr(error, "strerror", None) or str(error)

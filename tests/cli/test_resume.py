@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import pytest
 from processes import LIMIT, started, wait_until
 
 from conv3d_cli import Volume, write_volume
-from conv3d_cli.batch.resume import LOG_NAME
+from conv3d_cli.batch.resume import LOG_NAME, ResumeLog, ResumeStatus
+from conv3d_cli.errors import WriteError
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 COMMAND = [sys.executable, "-m", "conv3d_cli", "apply"]
@@ -472,3 +474,90 @@ def test_a_kept_log_is_understood(
     np.save("coverage.npy", mask / 2)
     assert status_of(*masked, code=5) == "failed"
     assert Path(LOG_NAME).read_text().startswith(text)
+
+
+# Each run waits until all have begun the volume, so that only one of them finds its place free.
+MEET = """
+import sys, time
+from pathlib import Path
+from conv3d_cli.batch.resume import ResumeLog
+from conv3d_cli.cli import main
+
+begin, number = ResumeLog.begin, sys.argv.pop(1)
+
+def meet(self, status):
+    begin(self, status)
+    Path(f"begun{number}").touch()
+    while len(list(Path().glob("begun*"))) < 3:
+        time.sleep(0.01)
+
+ResumeLog.begin = meet
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--sidecar"]], ids=" ".join)
+def test_runs_of_the_same_volume_at_once_share_its_output(
+    options: list[str], tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
+    np.save(tmp_path / "x.npy", rng.random((9, 10, 11), np.float32))
+    words = ["apply", "x.npy", "-k", "box:size=3", "-o", "o.npy", "--resume", "--json", *options]
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(
+                started(
+                    [sys.executable, "-c", MEET, number, *words],
+                    cwd=tmp_path,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for number in range(3)
+        ]
+        ends = [one.communicate(timeout=LIMIT) for one in runs]
+    assert [one.returncode for one in runs] == [0, 0, 0], ends
+    run("apply", tmp_path / "x.npy", "-k", "box:size=3", "-o", tmp_path / "alone.npy")
+    assert (tmp_path / "o.npy").read_bytes() == (tmp_path / "alone.npy").read_bytes()
+    left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert left == {LOG_NAME}
+    again = subprocess.run(
+        [*COMMAND, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert statuses(again.stdout) == {"x.npy": "skipped"}
+
+
+def test_a_file_that_appears_meanwhile_is_not_taken_for_that_of_another_run(
+    tmp_path: Path, rng: np.random.Generator, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", rng.random((5, 6, 7), np.float32))
+    begin = ResumeLog.begin
+
+    def appears(self: ResumeLog, status: ResumeStatus) -> None:
+        begin(self, status)
+        (tmp_path / "o.npy").write_bytes(b"mine")
+
+    monkeypatch.setattr(ResumeLog, "begin", appears)
+    arguments = ["-k", "box:size=3", "-o", tmp_path / "o.npy", "--resume"]
+    run("apply", tmp_path / "x.npy", *arguments, code=5)
+    assert (tmp_path / "o.npy").read_bytes() == b"mine"
+
+
+def test_a_log_that_cannot_be_written_disowns_no_output(
+    tmp_path: Path, rng: np.random.Generator, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the output is complete: it is told of, and the next run may go on."""
+    np.save(tmp_path / "x.npy", rng.random((5, 6, 7), np.float32))
+    arguments = ["-k", "box:size=3", "-o", tmp_path / "o.npy", "--resume"]
+
+    def full(self: ResumeLog, status: ResumeStatus) -> list[str]:
+        raise WriteError("cannot write the log: no space left on the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumeLog, "finish", full)
+        result = run("apply", tmp_path / "x.npy", *arguments, code=1)
+    assert f"no space left on the disk; {tmp_path / 'o.npy'} is written" in result.stderr
+    assert result.stderr.count(" is written") == 1
+    whole = (tmp_path / "o.npy").read_bytes()
+    run("apply", tmp_path / "x.npy", *arguments)
+    assert (tmp_path / "o.npy").read_bytes() == whole

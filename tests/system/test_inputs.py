@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.inputs import check_input, walk
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,24 @@ def test_a_missing_file_beside_the_shell(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(FormatError, match="no such file; ") as caught:
             check_input(name)
         assert str(caught.value).endswith(says)
+
+
+def test_a_walk_leaves_nothing_out_that_it_cannot_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is packed or flushed would lose chunks without a word, as `Path.rglob` does."""
+    (tmp_path / "c" / "d").mkdir(parents=True)
+    for name in ("b", "a", "c/e", "c/d/f"):
+        (tmp_path / name).touch()
+    found = [(os.path.relpath(where, tmp_path), names) for where, names in walk(tmp_path)]
+    assert found == [(".", ["a", "b"]), ("c", ["e"]), (os.path.join("c", "d"), ["f"])]
+    usual = os.scandir
+
+    def refused(path: Any) -> Any:
+        if os.fspath(path).endswith("d"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        list(walk(tmp_path))

@@ -15,7 +15,7 @@ from typing import Any
 from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.formats.base import library_errors
 from conv3d_cli.formats.dicom import folder_files, is_dicom_file
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.inputs import check_input, why_unreadable
 from conv3d_cli.system.parts import split_part
 
 CURE = "convert it: dcm2niix -z y -o OUT FOLDER"
@@ -271,7 +271,7 @@ def _scan(folder: str) -> tuple[dict[str, Series], list[str]]:
     try:
         state = tuple((file, os.stat(file).st_mtime_ns, os.path.getsize(file)) for file in files)
     except OSError as error:
-        raise FormatError(f"cannot read {folder}: {error.strerror}") from None
+        raise FormatError(f"cannot read {folder}: {why_unreadable(error)}") from None
     return _scan_files(state)
 
 

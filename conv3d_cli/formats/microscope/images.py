@@ -11,6 +11,7 @@ from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.formats.stored import LARGEST
 from conv3d_cli.formats.tiff.images import Listed, choose
 from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli.system.faults import raise_fault
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def file_errors(path: str, what: str) -> Iterator[None]:
             f"cannot read {path}: its compression needs imagecodecs: pip install 'conv3d[tiff]'"
         ) from error
     except Exception as error:
+        raise_fault(error, path)
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise FormatError(f"cannot read {path}: damaged {what}: {text}") from error
     finally:

@@ -27,6 +27,7 @@ from conv3d_cli.formats.tiff.images import (
     first_file,
     full_text,
 )
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
 
@@ -97,6 +98,7 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
             raise MemoryLimitError(
                 f"cannot read {path}: {what}it does not fit into memory ({error})"
             ) from error
+        raise_fault(error, path)
         if "imagecodecs" in str(error) or isinstance(error, ImportError):
             cure = "its compression needs imagecodecs: pip install 'conv3d[tiff]'"
             raise FormatError(f"cannot read {path}: {what}{cure}") from error

@@ -19,6 +19,7 @@ from conv3d_cli.formats.tiff.directories import read_directories
 from conv3d_cli.formats.tiff.planes import PlaneArray
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader
+from conv3d_cli.system.inputs import why_unreadable
 from conv3d_cli.system.parts import split_part
 
 NUMBER = re.compile(r"(\d+)")
@@ -34,7 +35,7 @@ def stack_files(name: str) -> list[str]:
     try:
         entries = os.listdir(folder)
     except OSError as error:
-        raise FormatError(f"cannot read {folder}: {error.strerror}") from None
+        raise FormatError(f"cannot read {folder}: {why_unreadable(error)}") from None
     found = [
         entry
         for entry in fnmatch.filter(entries, pattern)

@@ -43,12 +43,15 @@ from conv3d_cli.formats.zarr.names import (
 )
 from conv3d_cli.system.atomic import (
     AtomicFolder,
+    cause_of,
     check_target,
     new_hidden_folder,
     output_file,
+    remove_folder,
     write_errors,
 )
-from conv3d_cli.system.inputs import check_input, near_names
+from conv3d_cli.system.faults import explained, raise_fault
+from conv3d_cli.system.inputs import check_input, near_names, walk, why_unreadable
 
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
@@ -105,6 +108,11 @@ def zarr_errors(
             raise error(f"{start}it is compressed by an unknown codec ({words})") from cause
         if "Protocol not known" in words:
             raise error(f"{start}no file system is known for {urlsplit(path).scheme}://") from cause
+        if isinstance(cause, OSError) and cause.strerror and "://" not in path:
+            reason = why_unreadable(cause) if error is FormatError else cause_of(cause)
+            raise error(f"{start}{reason}") from cause
+        if (fault := explained(cause)) is not None and not isinstance(cause, OSError):
+            raise type(fault)(f"{start}{fault}") from cause
         if isinstance(cause, OSError) and cause.strerror:
             raise error(f"{start}{cause.strerror}; correct the address, or try again") from cause
         if type(cause).__module__.partition(".")[0] in ("aiohttp", "fsspec", "botocore", "s3fs"):
@@ -218,6 +226,7 @@ def _check_archive(path: str, file: str) -> None:
     try:
         listing(file)
     except (OSError, BadZipFile, NotImplementedError) as error:
+        raise_fault(error, path)
         raise FormatError(f"cannot read {path}: not a zip file, or truncated ({error})") from error
     if not is_node(file):
         raise FormatError(
@@ -498,8 +507,15 @@ class StoreFolder(AtomicFolder):
 
     def commit(self) -> None:
         """Remove half-written chunks of killed processes, and put the folder in its place."""
-        for left in self.temporary.rglob("*.partial"):
-            left.unlink(missing_ok=True)
+        try:
+            with write_errors(self.path):
+                for where, names in walk(self.temporary):
+                    for name in names:
+                        if name.endswith(".partial"):
+                            Path(where, name).unlink(missing_ok=True)
+        except BaseException:
+            self.abort()
+            raise
         super().commit()
 
     def address(self, name: str) -> str:
@@ -539,7 +555,8 @@ class StoreArchive:
 
     def commit(self) -> None:
         """Pack the store, put the file in its place and remove the folder."""
-        files = [file for file in self._folder.rglob("*") if file.is_file()]
+        with write_errors(self.path):
+            files = [Path(where, name) for where, names in walk(self._folder) for name in names]
         names = [file.relative_to(self._folder).as_posix() for file in files]
         names = [name for name in names if not name.endswith(".partial")]
         names.sort(key=lambda n: (PurePosixPath(n).name not in MARKERS, n.count("/"), n))
@@ -562,7 +579,7 @@ class StoreArchive:
         self._remove()
 
     def _remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
         self._hold.release()
 
 

@@ -27,6 +27,7 @@ from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, W
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 
 Array = NDArray[Any]
@@ -116,6 +117,7 @@ def read_errors(path: str) -> Iterator[None]:
     except RecursionError:
         raise FormatError(f"cannot read {path}: nested too deeply") from None
     except Exception as error:
+        raise_fault(error, path)
         # h5py, zipfile, json and protobuf raise nearly any class on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"cannot read {path}: {reason[:300]}") from error

@@ -42,6 +42,7 @@ from conv3d_cli.kernels.weights.onnx_constants import (
 )
 from conv3d_cli.model.keras_json import NO_PADS
 from conv3d_cli.model.spec import triple
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
@@ -80,6 +81,7 @@ def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
     except FormatError:
         raise
     except Exception as error:  # protobuf's DecodeError, and ValueError for bad UTF-8
+        raise_fault(error, path)
         raise FormatError(
             f"cannot read {path}: not an ONNX model, or damaged ({str(error)[:100]})"
         ) from error

@@ -29,6 +29,7 @@ from conv3d_cli.kernels.weights.layer import (
 )
 from conv3d_cli.kernels.weights.pickles import RefusedError, Tensor, read_pickle
 from conv3d_cli.kernels.weights.state_dict import read_state_dict
+from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 
 CURE = (
@@ -74,6 +75,7 @@ def read_pytorch(path: str) -> list[SavedLayer | OtherLayer]:
         except FormatError:
             raise
         except Exception as error:  # a damaged pickle may raise any class
+            raise_fault(error, path)
             raise FormatError(
                 f"cannot read {path}: its data.pkl is damaged ({type(error).__name__})"
             ) from error
