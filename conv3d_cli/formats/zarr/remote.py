@@ -7,13 +7,14 @@ late.
 
 from __future__ import annotations
 
-import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
+
+from conv3d_cli.errors import SpecError, setting
 
 TIMEOUT = 60.0  # seconds
 TRIES = 3
@@ -22,9 +23,25 @@ _timeout: ContextVar[float] = ContextVar("timeout", default=TIMEOUT)
 _most: ContextVar[int | None] = ContextVar("most", default=None)
 
 
+def check_timeout(seconds: float | None) -> None:
+    """Raise SpecError for a time-out that is not positive."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise SpecError(
+            f"{setting('timeout')} is a positive number of seconds, received {seconds:g}"
+        )
+
+
 @contextmanager
 def waiting(seconds: float | None) -> Iterator[None]:
-    """In the body, give up servers that send nothing for this time; None leaves it as it is."""
+    """In the body, let files open that give up a server which sends nothing for this time.
+
+    seconds : float or None     None leaves it as it is
+
+    >>> with waiting(5):
+    ...     timeout()
+    5
+    """
+    check_timeout(seconds)
     token = _timeout.set(_timeout.get() if seconds is None else seconds)
     try:
         yield
@@ -42,7 +59,7 @@ def storage_options(url: str) -> dict[str, Any]:
 
     Other file systems than those of the web, S3 and Google have time-outs of their own.
     """
-    scheme, seconds = urlsplit(url).scheme, _timeout.get()
+    scheme, seconds = url.partition("://")[0].lower(), _timeout.get()
     ours: dict[str, Any] = {}
     if scheme in ("http", "https"):
         import aiohttp
@@ -89,24 +106,41 @@ class TooLargeError(ValueError):
     """A file or an answer is larger than what it stands for can be."""
 
 
-async def patiently(ask: Callable[[], Awaitable[Any]], most: int, again: Callable[[], None]) -> Any:
+class SilentServerError(Exception):
+    """A server sent nothing in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the server sent nothing for {seconds:g} s, {TRIES} times; try again, or pass "
+            f"{setting('timeout', f'{4 * seconds:g}')}"
+        )
+
+
+async def patiently(
+    ask: Callable[[], Awaitable[Any]], most: int, seconds: float, again: Callable[[], None]
+) -> Any:
     """The answer of a server, which is asked up to `TRIES` times.
 
     ask : callable      asks
     most : int          bytes that the answer may have, if it comes by HTTP
+    seconds : float     for which the server may send nothing, for the message
     again : callable    is called before it is asked again
-    Raises: TimeoutError with the cure if it sends nothing; what `ask` raises.
+    Raises: SilentServerError, TooLargeError; what `ask` raises.
     """
+    import asyncio
+
     _most.set(most)  # of this task alone
-    for number in range(1, TRIES):
+    for number in range(TRIES):
         try:
             return await ask()
         except Exception as error:
-            if not _may_pass(error):
+            if number == TRIES - 1 or not _may_pass(error):
+                if isinstance(error, TimeoutError):
+                    raise SilentServerError(seconds) from error
                 raise
         again()
-        await asyncio.sleep(PAUSE * 2 ** (number - 1))
-    return await ask()
+        await asyncio.sleep(PAUSE * 2**number)
+    raise AssertionError("unreachable")
 
 
 def _may_pass(error: Exception) -> bool:

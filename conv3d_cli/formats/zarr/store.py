@@ -91,11 +91,12 @@ def zarr_errors(
         what = f"{what}: " if what else ""
         start = f"cannot {'read' if error is FormatError else 'write'} {path}: {what}"
         words = " ".join(str(cause).split())[:200] or type(cause).__name__
+        if isinstance(cause, remote.SilentServerError):
+            raise error(f"{start}{cause}") from cause
         if isinstance(cause, TimeoutError):
-            seconds = remote.timeout()
             raise error(
-                f"{start}the server sent nothing for {seconds:g} s, {remote.TRIES} times; try "
-                f"again, or pass {setting('timeout', f'{4 * seconds:g}')}"
+                f"{start}the server did not answer in time; try again, or pass "
+                f"{setting('timeout')} with more seconds"
             ) from cause
         if isinstance(cause, MemoryError):
             raise MemoryLimitError(f"{start}it does not fit into memory ({words})") from cause
@@ -171,7 +172,7 @@ def _watched_store() -> Any:
 
         def __init__(self, inner: Any, watch: ChunkWatch | None = None) -> None:
             super().__init__(inner)
-            self.watch = watch or ChunkWatch()
+            self.watch, self.seconds = watch or ChunkWatch(), remote.timeout()
 
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
             told = PurePosixPath(key).name in METADATA  # zarr tries several names
@@ -186,7 +187,10 @@ def _watched_store() -> Any:
                 found = await super().get(key, prototype, byte_range)
             else:
                 found = await remote.patiently(
-                    lambda: inner.get(key, prototype, byte_range), most, self.watch.asked_again
+                    lambda: inner.get(key, prototype, byte_range),
+                    most,
+                    self.seconds,
+                    self.watch.asked_again,
                 )
             if told and found is not None:
                 check_codecs(self.path, key, found.to_bytes())
