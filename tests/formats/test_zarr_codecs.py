@@ -250,3 +250,19 @@ def test_a_codec_that_stores_no_numbers_is_refused(tmp_path: Path) -> None:
     config = {"id": "astype", "encode_dtype": "V1000000", "decode_dtype": "<f4"}
     text = refused(format_2(tmp_path / "a.zarr", None, b"", [config]))
     assert "which are not both numbers" in text
+
+
+@pytest.mark.parametrize("place", ["../other.zarr", "0/../../other.zarr", "file:///other.zarr"])
+def test_a_dataset_does_not_leave_its_store(place: str, tmp_path: Path) -> None:
+    packed = np.ones((SIDE, SIDE, SIDE), np.float32).tobytes()
+    format_2(tmp_path / "other.zarr", None, packed)
+    image = tmp_path / "a.zarr"
+    image.mkdir()
+    (image / ".zgroup").write_text('{"zarr_format": 2}')
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    scale = [{"type": "scale", "scale": [1, 1, 1]}]
+    level = {"path": place, "coordinateTransformations": scale}
+    attributes = {"multiscales": [{"version": "0.4", "axes": axes, "datasets": [level]}]}
+    (image / ".zattrs").write_text(json.dumps(attributes))
+    with pytest.raises(FormatError, match=r"the path '.*' of a dataset leaves the store"):
+        open_volume(str(image))
