@@ -50,6 +50,7 @@ HOMES = {
     "zarr": ["formats/zarr/*.py"],
     "numcodecs": ["formats/zarr/*.py"],
     "fsspec": ["formats/zarr/*.py"],
+    "aiohttp": ["formats/zarr/remote.py"],
     "distributed": ["cluster/run.py"],
     "dask": ["cluster/run.py"],
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on

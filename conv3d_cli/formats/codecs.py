@@ -27,6 +27,7 @@ WINDOW_BYTES = 1 << 15  # deflate looks back this far
 # more than level 3, at a seventh.
 ZSTD_LEVEL = 1
 LARGEST_WINDOW = 1 << 27  # zstd's default limit for reading; every level packs within it
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE = b"\x2a\x4d\x18"  # last 3 bytes of the magic number of a skippable frame
 
 
@@ -98,6 +99,38 @@ def codec_within(path: str) -> Codec | None:
     with open(path, "rb") as file:
         start = file.read(4)
     return next((codec for codec in CODECS if start.startswith(codec.magics)), None)
+
+
+def unpack_members(data: Any, most: int, new: Callable[[], Any], magic: bytes = b"") -> bytes:
+    """The unpacked bytes of a stream in memory, if they are no more than `most`.
+
+    new : callable      () -> an object like `bz2.BZ2Decompressor`, for one member of the stream
+    magic : bytes       first bytes of each further member; b"" if only the first one counts
+    Raises: ValueError if it unpacks to more or breaks off; what the decompressor raises.
+
+    >>> import bz2
+    >>> unpack_members(bz2.compress(b"voxels") * 2, 12, bz2.BZ2Decompressor, b"BZh")
+    b'voxelsvoxels'
+    >>> unpack_members(bz2.compress(bytes(10**6)), 12, bz2.BZ2Decompressor)
+    Traceback (most recent call last):
+    ...
+    ValueError: it unpacks to more than 12 bytes, which its shape allows
+    """
+    parts, size, rest = [], 0, data
+    while True:
+        member = new()
+        while not member.eof:
+            part = member.decompress(rest, max_length=most + 1 - size)
+            size += len(part)
+            if size > most:
+                raise ValueError(f"it unpacks to more than {most:,} bytes, which its shape allows")
+            parts.append(part)
+            rest = b""
+            if not part and not member.eof and member.needs_input:
+                raise ValueError("its stream breaks off")
+        rest = member.unused_data.lstrip(b"\0")
+        if not magic or not rest.startswith(magic):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -314,6 +347,23 @@ def _open_zstd(path: str, file: BinaryIO) -> tuple[Any, Any]:
     return zstd.open(file, "rb"), (OSError, zstd.ZstdError)
 
 
+def zstd_content(head: bytes) -> int | None:
+    """The unpacked size that the header of a zstd frame tells; None if it does not.
+
+    head : bytes    18 bytes or more, the longest header
+    Source: RFC 8878, 3.1.1.1.
+    """
+    if not head.startswith(ZSTD_MAGIC) or len(head) < 6:
+        return None
+    flags = head[4]
+    single = flags >> 5 & 1
+    length = (single, 2, 4, 8)[flags >> 6]
+    at = 6 - single + (0, 1, 2, 4)[flags & 3]
+    if not length or len(head) < at + length:
+        return None
+    return int.from_bytes(head[at : at + length], "little") + (256 if length == 2 else 0)
+
+
 def _zstd_window_bytes(path: str) -> int:
     """Memory that unpacking the first frame takes: its window, or its whole content.
 
@@ -370,7 +420,7 @@ CODECS = (
         name="zstd",
         suffix=".zst",
         # pzstd begins with a skippable frame
-        magics=(b"\x28\xb5\x2f\xfd", *(bytes([kind]) + SKIPPABLE for kind in range(0x50, 0x60))),
+        magics=(ZSTD_MAGIC, *(bytes([kind]) + SKIPPABLE for kind in range(0x50, 0x60))),
         # RFC 8878: a block has at most 128 KiB, and a block of that size takes at least 4 bytes
         largest_inflation=1 << 15,
         open=_open_zstd,

@@ -49,6 +49,12 @@ DEVIATIONS = {
         "it and all after it are left out",
         "nifti1.h, EXTENDED HEADER; nifti1_io.c, nifti_read_extensions, stops there, too",
     ),
+    "extension-bytes": Deviation(
+        "NIfTI",
+        "its extensions are more than {limit} from number {number} on",
+        "that one and all after it are left out",
+        "a limit of this program: a header of a megabyte may unpack to gigabytes",
+    ),
     "negative-pixdim": Deviation(
         "NIfTI",
         "its pixdim[{dimension}] is {size}",

@@ -24,6 +24,7 @@ from conv3d_cli.formats import (
     output_format,
 )
 from conv3d_cli.formats.base import random_access
+from conv3d_cli.formats.zarr.remote import waiting
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
@@ -155,13 +156,14 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
     again : bool        see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
-    return open_volume(
-        job.source,
-        axes=job.axes,
-        channels_first=job.channels_first,
-        spacing=given_spacing(job),
-        again=again,
-    )
+    with waiting(job.timeout):
+        return open_volume(
+            job.source,
+            axes=job.axes,
+            channels_first=job.channels_first,
+            spacing=given_spacing(job),
+            again=again,
+        )
 
 
 def given_spacing(job: Job) -> Spacing | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, name_hint, setting, words
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
+from conv3d_cli.formats.zarr.remote import check_timeout
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.kernel import Kernel
@@ -200,6 +201,8 @@ class Job:
     threads : int or None       None: see `machine.thread_count`
     max_memory : int or None    ceiling of the whole process in bytes; None: see
                                 `machine.memory_ceiling`
+    timeout : float or None     seconds without a byte after which a server is given up; None: see
+                                `formats.zarr.remote`
     algorithm : str             name of an algorithm, or "auto" for the fastest
     overwrite : bool            replace outputs that exist
     gz_level : int              0 to 3, of .nii.gz and deflate
@@ -237,6 +240,7 @@ class Job:
     precision: str = "float32"
     threads: int | None = None
     max_memory: int | None = None
+    timeout: float | None = None
     algorithm: str = "auto"
     overwrite: bool = False
     gz_level: int = 1
@@ -276,6 +280,7 @@ class Job:
                 f"'{self.data_format}'"
             )
         thread_count(self.threads)
+        check_timeout(self.timeout)
         if self.chunks is not None:
             triple(self.chunks, "chunks")
         if self.levels < 1:

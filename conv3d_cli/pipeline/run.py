@@ -29,6 +29,7 @@ from conv3d_cli.formats import (
     written_files,
 )
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
+from conv3d_cli.formats.zarr.remote import waiting
 from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
@@ -103,6 +104,11 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
     Raises: OutputExistsError for a path that exists (without --overwrite) or belongs to the input;
         WriteError for a folder that cannot be written; SpecError for an unknown suffix.
     """
+    with waiting(job.timeout):
+        _check_paths(job, make_folder)
+
+
+def _check_paths(job: Job, make_folder: bool) -> None:
     output_format(job.target)
     for output in job.outputs:
         if "-" not in (job.source, output.path) and lies_within(job.source, output.path):
@@ -331,16 +337,17 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
     """The writer of the main output."""
 
     def create(header: VolumeHeader) -> VolumeWriter:
-        return create_volume(
-            job.target,
-            header,
-            overwrite=job.overwrite,
-            gz_level=job.gz_level,
-            threads=job.threads,
-            chunks=job.chunks,
-            levels=job.levels,
-            compression=job.compression,
-        )
+        with waiting(job.timeout):
+            return create_volume(
+                job.target,
+                header,
+                overwrite=job.overwrite,
+                gz_level=job.gz_level,
+                threads=job.threads,
+                chunks=job.chunks,
+                levels=job.levels,
+                compression=job.compression,
+            )
 
     if job.scale == "none":
         return create(header)

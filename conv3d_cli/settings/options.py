@@ -745,6 +745,17 @@ class Settings:
         help="Use this algorithm; `conv3d explain` lists them, with the seconds that each would "
         "take.",
     )
+    timeout: float | None = option(
+        NUMBER,
+        Place.JOB,
+        "Running",
+        shapes=False,
+        metavar="SECONDS",
+        manifest=False,
+        unit=Unit.SECONDS,
+        help="Give up a server that sends nothing for this time; it is asked three times.  "
+        "[default: 60]",
+    )
     scheduler: str | None = option(
         TEXT,
         Place.COMMAND,
@@ -1047,7 +1058,7 @@ def fields_not_compared(place: Place) -> set[str]:
     """Fields of the object configured by a place's options that --resume does not compare.
 
     >>> sorted(fields_not_compared(Place.JOB))
-    ['max_memory', 'overwrite', 'threads']
+    ['max_memory', 'overwrite', 'threads', 'timeout']
     """
     return {
         option.field

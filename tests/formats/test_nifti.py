@@ -11,6 +11,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -848,6 +849,30 @@ class TestHeader:
         volume = read_volume(str(tmp_path / f"v{suffix}"))
         np.testing.assert_array_equal(volume.data, data.T)
         assert volume.metadata.extensions == ()
+
+    @pytest.mark.parametrize("size", [1 << 26, 16])
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    def test_extensions_of_many_megabytes_are_left_out(
+        self, tmp_path: Path, size: int, suffix: str
+    ) -> None:
+        """One of 64 MiB, or very many small ones: what they take is bounded, and told."""
+        data, total = values((3, 4, 5)), 1 << 26 if size > 16 else 1 << 23
+        header = image(data, pair=False).header
+        header["vox_offset"] = 352 + total
+        one = struct.pack("<ii", size, 6) + bytes(size - 8)
+        content = header.binaryblock + b"\1\0\0\0" + one * (total // size) + data.tobytes(order="F")
+        path = tmp_path / f"v{suffix}"
+        path.write_bytes(gzip.compress(content, 1) if suffix.endswith("gz") else content)
+        del content, one
+        tracemalloc.start()
+        try:
+            with open_volume(str(path)) as reader:
+                assert tracemalloc.get_traced_memory()[1] < 24 << 20
+                assert "its extensions are more than 16 MiB from number" in " ".join(reader.notes)
+                read = reader.read(0, slice(0, 5), slice(0, 1))[..., 0]
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(read, data.T)
 
     def test_long_axes_make_nifti_2(self, tmp_path: Path) -> None:
         path = save(self.described(), tmp_path / "v.nii")

@@ -870,10 +870,10 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]
     written: Counter[str] = Counter()
     see, put = zarr_store.ChunkWatch.see, LocalStore.set
 
-    def spied(self: Any, key: str, found: Any, whole: bool) -> None:
+    def spied(self: Any, key: str, found: Any) -> None:
         if found is not None and not key.endswith(".json"):
             read[key] += 1
-        see(self, key, found, whole)
+        see(self, key, found)
 
     async def noted(self: Any, key: str, value: Any) -> None:
         if not key.endswith(".json"):

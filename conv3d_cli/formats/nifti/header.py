@@ -62,6 +62,9 @@ DATATYPES: dict[int, Any] = {
     2048: np.clongdouble,
 }
 QUADRUPLE_MANTISSA = 112  # stored bits of the mantissa of IEEE's binary128
+# Memory of all extensions of a file. The connectivity matrices of CIFTI, which is refused, have
+# some of 10 MB. Each takes the objects of its entry besides its bytes.
+LARGEST_EXTENSIONS, EXTENSION_BYTES = 16 << 20, 256
 COMMENT_CODE = 6  # extension of plain text
 DESCRIP_BYTES = 79  # without the zero that ends the text
 RGB_SAMPLES = {128: 3, 2304: 4}
@@ -336,13 +339,14 @@ def read_extensions(
 
     read : callable     (count) -> the next bytes, from the end of the header on
     end : int           byte of the file where extensions end at the latest
-    notes : list of str gets the note on one of an impossible size, which ends them
+    notes : list of str gets the note on one of an impossible size, or beyond what is kept; it and
+                        those after it are left out
     """
     found: list[tuple[int, bytes]] = []
     extender = read(4)
     if len(extender) < 4 or not extender[0]:
         return ()
-    room = end - header.sizeof_hdr - 4
+    room, left = end - header.sizeof_hdr - 4, LARGEST_EXTENSIONS
     while room >= 16:
         head = read(8)
         if pair and not head:
@@ -350,6 +354,11 @@ def read_extensions(
         size, code = struct.unpack(header.endianness + "ii", head) if len(head) == 8 else (-1, 0)
         if size == 0:
             break  # zeros between the last extension and the voxels
+        left -= max(size, 0) + EXTENSION_BYTES
+        if 8 <= size <= room and left < 0:
+            limit = f"{LARGEST_EXTENSIONS >> 20} MiB"
+            notes.append(deviation_note("extension-bytes", number=len(found) + 1, limit=limit))
+            break
         content = read(size - 8) if 8 <= size <= room else b""
         if size < 8 or len(content) < size - 8:
             notes.append(

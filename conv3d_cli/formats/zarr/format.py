@@ -56,6 +56,7 @@ from conv3d_cli.model.volume import (
     VolumeReader,
     VolumeWriter,
 )
+from conv3d_cli.system.words import count_of
 
 # (D, H, W) of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller chunks cost a file and
 # some 0.1 ms each; larger ones cost memory (the writer holds a row of them) and make viewers fetch
@@ -238,6 +239,9 @@ class ZarrReader(VolumeReader):
         return count
 
     def finish(self) -> None:
+        if self._watch.retries:
+            again = count_of(self._watch.retries, "time")
+            self.notes = (*self.notes, f"the server did not answer at once: retried {again}")
         count = self.take_missing()
         if count:
             pairs = zip(self.array.shape, self.array.chunks, strict=True)
@@ -399,11 +403,6 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         if nifti is not None:
             header, note = zarr_nifti.applied(header, nifti, image, dataset, path)
             notes += [note] if note else []
-    watch.blosc = (
-        bool(metadata.compressors)
-        and not metadata.shards
-        and _codec_name(metadata.compressors[-1]).startswith("blosc")
-    )
     levels = [(d.path, joined(group, d.path)) for d in image.datasets] if image is not None else []
     reader = ZarrReader(array, header, path, watch, levels)
     reader.notes = tuple(notes)

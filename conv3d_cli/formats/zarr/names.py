@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 # metadata files; a folder with one of them is a Zarr node
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+LARGEST_METADATA = 16 << 20  # bytes of a node's metadata
 ARCHIVES = (".ozx", ".zarr.zip")  # zip files with a store in each
 
 
@@ -137,16 +138,20 @@ def content(path: str) -> str:
 
 
 def _read_file(path: str, name: str) -> bytes:
-    """A file of a node in a folder or in a zip file. Raises: OSError, KeyError, BadZipFile."""
+    """The start of a file of a node in a folder or in a zip file, all that is read of metadata.
+
+    Raises: OSError, KeyError, BadZipFile.
+    """
     archive = archive_of(path)
     if archive is None:
         with open(os.path.join(local_folder(path) or "", name), "rb") as file:
-            return file.read()
+            return file.read(LARGEST_METADATA)
     from zipfile import ZipFile
 
     with ZipFile(archive[0]) as opened:
         parts = (listing(archive[0])[1], archive[1], name)
-        return opened.read("/".join(part for part in parts if part))
+        with opened.open("/".join(part for part in parts if part)) as file:
+            return file.read(LARGEST_METADATA)
 
 
 def ancestors(path: str) -> Iterator[tuple[str, str]]:

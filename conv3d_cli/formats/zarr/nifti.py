@@ -32,6 +32,8 @@ from conv3d_cli.formats.nifti.header import (
     stored_axes,
 )
 from conv3d_cli.formats.zarr import NIFTI, names
+from conv3d_cli.formats.zarr.codecs import bound_codecs
+from conv3d_cli.formats.zarr.names import LARGEST_METADATA
 from conv3d_cli.formats.zarr.ome import Dataset, OmeImage
 from conv3d_cli.formats.zarr.store import is_array, open_node, zarr_errors
 from conv3d_cli.model.grid import Affine, spacing_of_affine
@@ -57,7 +59,11 @@ def read_nifti(group: Any, path: str, notes: list[str]) -> NiftiSource | None:
     draft = group.attrs.asdict().get(NODE)
     with zarr_errors(path, "its NIfTI header"):
         if NODE in group and hasattr(group[NODE], "chunks"):
-            content = np.asarray(group[NODE][...]).tobytes()
+            array = group[NODE]
+            if array.nbytes > LARGEST_METADATA:
+                raise ValueError(f"it has {array.nbytes:,} bytes; {LARGEST_METADATA:,} are read")
+            bound_codecs(array)
+            content = np.asarray(array[...]).tobytes()
         elif isinstance(draft, dict) and "base64" in draft:
             content = base64.b64decode(draft["base64"])
         else:

@@ -134,7 +134,7 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
         whole = [] if systems else multiscale.get("coordinateTransformations") or []
         datasets = tuple(
             Dataset(
-                str(d["path"]),
+                _inside(str(d["path"])),
                 *_compose([*(d.get("coordinateTransformations") or []), *whole], len(axes)),
             )
             for d in multiscale["datasets"]
@@ -208,6 +208,17 @@ def _coordinate_system(multiscale: Mapping[str, Any]) -> tuple[tuple[str, ...], 
 def _read_history(own: Any) -> tuple[str, ...]:
     lines = own.get("history") if isinstance(own, Mapping) else None
     return tuple(line for line in lines if isinstance(line, str)) if isinstance(lines, list) else ()
+
+
+def _inside(path: str) -> str:
+    """The path of a node, if it lies in its group. Raises: ValueError.
+
+    >>> _inside("scale0/image")
+    'scale0/image'
+    """
+    if ".." in path.replace("\\", "/").split("/") or "://" in path:
+        raise ValueError(f"the path {path!r} of a dataset leaves the store")
+    return path
 
 
 def _read_axis(entry: Any) -> Axis:

@@ -33,7 +33,10 @@ from conv3d_cli.errors import (
     WriteError,
     setting,
 )
+from conv3d_cli.formats.zarr import remote
+from conv3d_cli.formats.zarr.codecs import bound_codecs, check_codecs
 from conv3d_cli.formats.zarr.names import (
+    LARGEST_METADATA,
     MARKERS,
     archive_of,
     is_node,
@@ -91,6 +94,13 @@ def zarr_errors(
         what = f"{what}: " if what else ""
         start = f"cannot {'read' if error is FormatError else 'write'} {path}: {what}"
         words = " ".join(str(cause).split())[:200] or type(cause).__name__
+        if isinstance(cause, remote.SilentServerError):
+            raise error(f"{start}{cause}") from cause
+        if isinstance(cause, TimeoutError):
+            raise error(
+                f"{start}the server did not answer in time; try again, or pass "
+                f"{setting('timeout')} with more seconds"
+            ) from cause
         if isinstance(cause, MemoryError):
             raise MemoryLimitError(f"{start}it does not fit into memory ({words})") from cause
         if isinstance(cause, ImportError):  # of one of fsspec's file systems
@@ -128,51 +138,85 @@ class ChunkWatch:
     """Watches the chunks that a store passes to zarr.
 
     missing : int       number of requests for chunks that are not in the store
-    blosc : bool        True if each chunk is one Blosc buffer; its size is then checked, because
-                        Blosc's decoder trusts the header and reads beyond a truncated buffer
+    retries : int       number of times that a server was asked again
     """
 
     def __init__(self) -> None:
-        self.missing = 0
-        self.blosc = False
+        self.missing = self.retries = 0
         self._lock = threading.Lock()
 
-    def see(self, key: str, found: Any, whole: bool) -> None:
-        """Check the answer to a request.
+    def see(self, key: str, found: Any) -> None:
+        """Count the answer to a request for a chunk.
 
         key : str               name of the chunk in the store
         found : buffer or None  zarr's; None if the chunk is missing
-        whole : bool            True if the whole chunk was asked for, not a range of bytes
-        Raises: ValueError if the chunk is truncated.
         """
-        if PurePosixPath(key).name in (*MARKERS, ".zmetadata"):
-            return  # metadata; zarr tries several names
         if found is None:
             with self._lock:
                 self.missing += 1
-        elif self.blosc and whole:
-            header = bytes(found.as_numpy_array()[:16])
-            size = int.from_bytes(header[12:], "little")
-            if len(header) < 16 or size != len(found):
-                raise ValueError(
-                    f"chunk {key} has {len(found)} bytes, where its header promises {size}"
-                )
+
+    def asked_again(self) -> None:
+        """Count another request for the same answer."""
+        with self._lock:
+            self.retries += 1
+
+
+METADATA = (*MARKERS, ".zmetadata")
 
 
 @lru_cache(maxsize=1)
 def _watched_store() -> Any:
-    from zarr.storage import WrapperStore
+    from zarr.storage import LocalStore, WrapperStore, ZipStore
 
     class WatchedStore(WrapperStore):  # type: ignore[type-arg, unused-ignore]
-        """A store that shows `watch` each answer. (Defined here because zarr is imported late.)"""
+        """A store whose answers are checked, and shown to `watch`.
 
-        watch: ChunkWatch | None = None
+        `path` is the store's for messages, `most` the most bytes of a chunk. (Defined here because
+        zarr is imported late.)
+        """
+
+        path = ""
+        most = LARGEST_METADATA
+
+        def __init__(self, inner: Any, watch: ChunkWatch | None = None) -> None:
+            super().__init__(inner)
+            self.watch, self.seconds = watch or ChunkWatch(), remote.timeout()
 
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            found = await super().get(key, prototype, byte_range)
-            if self.watch is not None:
-                self.watch.see(key, found, byte_range is None)
+            told = PurePosixPath(key).name in METADATA  # zarr tries several names
+            most = LARGEST_METADATA if told else self.most
+            inner = self._store
+            if isinstance(inner, LocalStore | ZipStore):
+                if byte_range is None and await self._size(key) > most:
+                    raise remote.TooLargeError(
+                        f"{key} has {await self._size(key):,} bytes, where at most {most:,} are "
+                        "possible"
+                    )
+                found = await super().get(key, prototype, byte_range)
+            else:
+                found = await remote.patiently(
+                    lambda: inner.get(key, prototype, byte_range),
+                    most,
+                    self.seconds,
+                    self.watch.asked_again,
+                )
+            if told and found is not None:
+                check_codecs(self.path, key, found.to_bytes())
+            elif not told:
+                self.watch.see(key, found)
             return found
+
+        async def _size(self, key: str) -> int:
+            """Bytes of a file in a folder or a zip file; 0 if it is missing."""
+            inner = self._store
+            try:
+                if isinstance(inner, LocalStore):
+                    return os.stat(f"{inner.root}/{key}").st_size
+                if not inner._is_open:
+                    await inner._open()
+                return int(inner._zf.getinfo(key).file_size)
+            except (OSError, KeyError):
+                return 0
 
     return WatchedStore
 
@@ -211,13 +255,17 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
         elif folder is not None:
             inner = LocalStore(folder, read_only=True)
         else:
-            inner = FsspecStore.from_url(path, read_only=True)
-        store = _watched_store()(inner)
-        store.watch = watch
+            options = remote.storage_options(path)
+            inner = FsspecStore.from_url(path, storage_options=options, read_only=True)
+        store = _watched_store()(inner, watch)
+        store.path = path
         try:
-            return zarr.open(store=store, path=place, mode="r", use_consolidated=False)
+            node = zarr.open(store=store, path=place, mode="r", use_consolidated=False)
         except FileNotFoundError:
             raise FormatError(f"cannot read {path}: no such Zarr store") from None
+        if is_array(node):
+            store.most = bound_codecs(node)
+        return node
 
 
 def _check_archive(path: str, file: str) -> None:
@@ -598,7 +646,8 @@ class RemoteStore:
         with zarr_errors(path, error=WriteError):
             from fsspec.core import url_to_fs
 
-            self._files, self._inner = url_to_fs(self.path)
+            self._options = remote.storage_options(self.path)
+            self._files, self._inner = url_to_fs(self.path, **self._options)
         self._begun = False
 
     def exists(self) -> bool:
@@ -614,7 +663,8 @@ class RemoteStore:
             if not self._begun:
                 self._begun = True
                 self._remove()
-            return FsspecStore.from_url(joined(self.path, name) if name else self.path)
+            url = joined(self.path, name) if name else self.path
+            return FsspecStore.from_url(url, storage_options=self._options)
 
     def address(self, name: str) -> str:
         """The node's URL."""

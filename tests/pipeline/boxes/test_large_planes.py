@@ -370,9 +370,9 @@ def test_chunks_are_decoded_as_often_as_said_and_written_once(
     read, written = Counter[str](), Counter[str]()
     see, put = zarr_store.ChunkWatch.see, LocalStore.set
 
-    def spied(self: Any, key: str, found: Any, whole: bool) -> None:
+    def spied(self: Any, key: str, found: Any) -> None:
         read[key] += key.startswith("c/")
-        see(self, key, found, whole)
+        see(self, key, found)
 
     async def noted(self: Any, key: str, value: Any) -> None:
         written[key] += key.startswith("c/")
