@@ -26,12 +26,12 @@ from profiles import examples
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
 from conv3d_cli.kernels.weights import (
     OtherLayer,
-    isolated,
     model_config,
     read_contents,
     read_layers,
 )
 from conv3d_cli.kernels.weights.pickles import RefusedError, read_pickle
+from conv3d_cli.system import isolated
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
 FILES = [
@@ -506,7 +506,7 @@ def test_a_library_that_crashes_or_loops(
 ) -> None:
     (tmp_path / "h5py.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(isolated, "_TIMEOUT", timeout)
+    monkeypatch.setattr(isolated, "SECONDS", timeout)
     refused(DATA / "keras2.h5", words)
 
 
