@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from conv3d_cli import errors
 from conv3d_cli.errors import Conv3DError, FormatError
@@ -144,7 +144,7 @@ def end_all() -> None:
 # Messages: pickled, with the bytes of large arrays behind them
 
 
-def _send(pipe: BinaryIO, message: Any) -> None:
+def _send(pipe: IO[bytes], message: Any) -> None:
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
@@ -155,7 +155,7 @@ def _send(pipe: BinaryIO, message: Any) -> None:
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO) -> Any:
+def _receive(pipe: IO[bytes]) -> Any:
     """The next message. Raises: EOFError if the other side has ended."""
     length, count = (_HEAD.unpack(_bytes(pipe, _HEAD.size))[0] for _ in range(2))
     sizes = [_HEAD.unpack(_bytes(pipe, _HEAD.size))[0] for _ in range(count)]
@@ -163,7 +163,7 @@ def _receive(pipe: BinaryIO) -> Any:
     return pickle.loads(head, buffers=[_bytes(pipe, size) for size in sizes])
 
 
-def _bytes(pipe: BinaryIO, count: int) -> bytearray:
+def _bytes(pipe: IO[bytes], count: int) -> bytearray:
     data = bytearray(count)
     view, done = memoryview(data), 0
     while done < count:

@@ -325,6 +325,14 @@ def _afni(data: bytes, folder: Path) -> Path:
     return folder / "input+orig.HEAD"
 
 
+def _parrec(data: bytes, folder: Path) -> Path:
+    """The PAR; its voxels are zeros."""
+    (folder / "input.PAR").write_bytes(data)
+    if not (folder / "input.REC").exists():
+        (folder / "input.REC").write_bytes(bytes(300_000))
+    return folder / "input.PAR"
+
+
 def _hdf5s() -> dict[str, bytes]:
     """As this package writes them, and in packed chunks."""
     import h5py
@@ -797,6 +805,12 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "afni", "", read_volume_file, _nibabels("scaled+tlrc.HEAD", "example4d+orig.HEAD"),
         ("formats/afni/format.py", *_STORED), _AFNI_WORDS, layout=_afni,
+    ),
+    Target(
+        "parrec", "", read_volume_file, _nibabels("phantom_EPI_asc_CLEAR_2_1.PAR", "phantom_varscale.PAR"),
+        ("formats/parrec/format.py", "formats/planes.py"),
+        ("Max. number of slices/locations", "Repetition time [msec]", "Angulation midslice", "Scan resolution", "V4.2", "#sl ec dyn"),
+        layout=_parrec,
     ),
     Target(
         "minc1", ".mnc", read_volume_file, _nibabels("tiny.mnc", "minc1_4d.mnc", "minc1-no-att.mnc"),
