@@ -249,7 +249,9 @@ def test_a_missing_coarser_level_hides_nothing(tmp_path: Path) -> None:
         assert reader.storage()["levels"] == "0: 2 x 3 x 4; 1: missing"
 
 
-def test_a_sparse_store_is_valid_and_an_empty_one_an_error_if_asked(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_sparse_store_is_valid_and_an_empty_one_an_error_if_asked(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     data = rng.random((4, 3, 4))
     path = make(tmp_path / "a.zarr", data, image(space()))
     array = zarr.create_array(
