@@ -24,6 +24,7 @@ from processes import LIMIT
 from profiles import examples
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
+from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.weights import (
     OtherLayer,
     model_config,
@@ -483,6 +484,18 @@ def test_safetensors_headers_that_lie(header: Any, words: str, tmp_path: Path) -
 @pytest.mark.parametrize("length", [2**64 - 1, 2**40, 10_000])
 def test_safetensors_lengths_that_lie(length: int, tmp_path: Path) -> None:
     refused(tensors_file(tmp_path / "net.safetensors", {}, length=length), "it claims a header of")
+
+
+@pytest.mark.parametrize("layer", ["", "::a"])
+def test_the_index_of_several_files_names_them(layer: str, tmp_path: Path) -> None:
+    names = {"a.weight": "model-1-of-2.safetensors", "b.weight": "model-2-of-2.safetensors"}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(FormatError, match=r"index of 2 safetensors files; pass the one .*model-2"):
+        read_kernel(f"{path}{layer}")
+    path.write_text("{}")
+    with pytest.raises(FormatError, match="without a 'weight_map'"):
+        read_kernel(f"{path}{layer}")
 
 
 def test_absurd_shapes(tmp_path: Path) -> None:

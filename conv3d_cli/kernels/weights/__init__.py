@@ -97,6 +97,7 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
         safetensors.read_safetensors,
         safetensors.encode_safetensors,
     ),
+    WeightsFile("safetensors index", (".safetensors.index.json",), safetensors.refuse_index),
     WeightsFile("ONNX", (".onnx",), onnx.read_onnx, onnx.encode_onnx),
     WeightsFile("PyTorch", (".pt", ".pth", ".ckpt"), pytorch.read_pytorch),
 )
