@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,24 +131,48 @@ def commands(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
+class _Here:
+    """As `Isolated`, without a process; each has a reader of its own."""
+
+    def __init__(self, path: str, library: str) -> None:
+        self._reader: Any = None
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        from conv3d_cli import errors
+        from conv3d_cli.formats import isolated
+        from conv3d_cli.system.isolated import answer_to
+
+        isolated._reader = self._reader
+        kind, result = answer_to(function, arguments)
+        self._reader = getattr(isolated, "_reader", None)
+        if kind:
+            raise getattr(errors, kind, RuntimeError)(result)
+        return result
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 @pytest.fixture
 def hdf5_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read HDF5 files without a process for each of them, which takes half a second.
 
     Damaged files crash the HDF5 library: a test of such files must not take this.
     """
-    from conv3d_cli.kernels.weights import isolated
+    import conv3d_cli.formats.hdf5.format
+    import conv3d_cli.formats.isolated
+    import conv3d_cli.kernels.weights
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        with tempfile.TemporaryFile() as output, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["-c", *command[3:]])
-            patch.setattr(sys, "stdout", output)
-            isolated.serve()
-            output.seek(0)
-            return subprocess.CompletedProcess(command, 0, output.read(), b"")
-
-    names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
-    monkeypatch.setattr(isolated, "subprocess", SimpleNamespace(run=run, **names))
+    packages = conv3d_cli.formats, conv3d_cli.kernels
+    for user in (packages[0].isolated, packages[0].hdf5.format, packages[1].weights):
+        monkeypatch.setattr(user, "Isolated", _Here)
 
 
 # --------------------------------------------------------------------------------------------------

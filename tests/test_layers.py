@@ -43,7 +43,12 @@ HOMES = {
     "rich": ["cli/*.py"],
     "numba": ["engine/loops/*.py"],
     "llvmlite": ["engine/machine_code.py", "engine/cpu.py", "engine/loops/*.py"],
-    "nibabel": ["formats/nifti/*.py", "formats/minc/*.py", "kernels/files.py"],
+    "nibabel": [
+        "formats/nifti/*.py",
+        "formats/minc/*.py",
+        "formats/parrec/*.py",
+        "kernels/files.py",
+    ],
     "tifffile": ["formats/tiff/*.py", "kernels/files.py"],
     "imagecodecs": ["formats/tiff/*.py", "formats/microscope/czi.py"],
     "isal": ["formats/*.py", "formats/*/*.py"],

@@ -12,7 +12,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli import errors
+from conv3d_cli.convolution.losses import Losses
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, input_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
@@ -32,7 +33,14 @@ from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, wor
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
-from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
+from conv3d_cli.pipeline.run import (
+    JobReport,
+    all_losses,
+    check_paths,
+    clipped_note,
+    loss_notes,
+    refuse_losses,
+)
 from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 from conv3d_cli.system.scratch import scratch_folder
@@ -75,6 +83,7 @@ class Outcome:
     seconds : three floats      to read, to compute and to write
     low, high : arrays          range of values of each channel; empty if nobody needs it
     missing : int               reads of chunks that the input does not store
+    losses : tuple              of each convolution, as `Convolution.losses`
     error : (class, message)    why the task failed, or None. Not as an exception, because not every
                                 exception can be pickled.
     """
@@ -85,6 +94,7 @@ class Outcome:
     low: np.ndarray
     high: np.ndarray
     missing: int
+    losses: tuple[Losses | None, ...] = ()
     error: tuple[str, str] | None = None
 
 
@@ -246,8 +256,15 @@ def run_on_cluster(
                 missing += outcome.missing
                 seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
+                _add_losses(prepared, outcome.losses)
                 if progress is not None:
                     progress(done, total)
+            lost = [
+                *clipped_note(prepared.job, prepared.header, clipped, total),
+                *loss_notes(prepared),
+            ]
+            if job.strict:
+                refuse_losses([*lost, *writer.notes])
             all_done = time.perf_counter()
             writer.commit()
             seconds[2] += time.perf_counter() - all_done
@@ -259,7 +276,7 @@ def run_on_cluster(
     )
     if missing:
         notes.append(f"{missing} reads of chunks that the input does not store gave its fill value")
-    notes += clipped_note(prepared.job, prepared.header, clipped, total)
+    notes += lost
     read_seconds, compute_seconds, write_seconds = map(float, seconds)
     return JobReport(
         job.source,
@@ -275,6 +292,13 @@ def run_on_cluster(
         losses=all_losses(prepared),
         notes=notes,
     )
+
+
+def _add_losses(prepared: PreparedJob, losses: Sequence[Losses | None]) -> None:
+    """Add what a task lost to the losses of the job's convolutions."""
+    for stage, found in zip(prepared.stages, losses, strict=True):
+        if found is not None and stage.convolution.losses is not None:
+            stage.convolution.losses = stage.convolution.losses.plus(found)
 
 
 def check_suited(prepared: PreparedJob) -> None:
@@ -582,13 +606,16 @@ def run_task(task: Task, job: bytes) -> Outcome:
             source = BoxSource(state.reader, n, read, layer_chain(convolutions))
             given = source.read(task.box)
             computing = time.perf_counter()
+            for convolution in convolutions:
+                convolution.take_losses()  # of a task that failed
             clipped = compute_box(convolutions, given, scale, channels, task.box, out, state.team)
             missing = state.reader.take_missing()
+            losses = tuple(convolution.take_losses() for convolution in convolutions)
             writing = time.perf_counter()
             low, high = task.target.write(n, task.box.start, outputs.start, out, state.thread)
             ended = time.perf_counter()
         seconds = (computing - started, writing - computing, ended - writing)
-        return Outcome(out.size, clipped, seconds, low, high, missing)
+        return Outcome(out.size, clipped, seconds, low, high, missing, losses)
     except Conv3DError as error:
         empty = np.empty(0)
         failure = type(error).__name__, str(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +104,20 @@ class Losses:
                 if inside is not None and inside.shape[:3] == source.shape[:3]:
                     source = source[inside[..., 0] > 0]
                 self.has_input = _makes_output(source, scale, self.sums_weights)
+
+    def plus(self, other: Losses) -> Losses:
+        """The losses of two parts of a volume together.
+
+        >>> Losses(spoiled=1, only_zeros=False).plus(Losses(spoiled=2, largest=5)).spoiled
+        3
+        """
+        return replace(
+            self,
+            largest=max(self.largest, other.largest),
+            spoiled=self.spoiled + other.spoiled,
+            only_zeros=self.only_zeros and other.only_zeros,
+            has_input=self.has_input or other.has_input,
+        )
 
     def notes(self, real: np.dtype[Any], out: np.dtype[Any], cure: str) -> list[str]:
         """Notes on the losses of a whole volume.

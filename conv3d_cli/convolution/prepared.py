@@ -232,6 +232,13 @@ class Convolution:
             )
         return clipped
 
+    def take_losses(self) -> Losses | None:
+        """The losses since the last call, for a process that adds up those of several."""
+        found = self.losses
+        if found is not None:
+            self.losses = Losses(found.sums_weights, found.is_linear, found.gain)
+        return found
+
     def exact_dtype(self, out: np.dtype[Any]) -> np.dtype[Any]:
         """The dtype whose rounding integers of the input go through; the output has `out`."""
         return self.plan.dtype

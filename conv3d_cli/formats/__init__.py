@@ -42,6 +42,7 @@ from conv3d_cli.formats import (
     nifti,
     npy,
     nrrd,
+    parrec,
     tiff,
     zarr,
 )
@@ -63,7 +64,7 @@ from conv3d_cli.system.faults import reading
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of, split_part
 
-# The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
+# The order matters: two formats claim a name such as volumes.zarr/head.nii.gz, or scan.rec.
 FORMATS: tuple[VolumeFormat, ...] = (
     nifti.FORMAT,
     tiff.FORMAT,
@@ -72,6 +73,7 @@ FORMATS: tuple[VolumeFormat, ...] = (
     meta.FORMAT,
     mgh.FORMAT,
     mif.FORMAT,
+    parrec.FORMAT,
     mrc.FORMAT,
     analyze.FORMAT,
     afni.FORMAT,

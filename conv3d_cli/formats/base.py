@@ -261,6 +261,26 @@ class VolumeFormat:
         return file_of(path).lower().endswith(self.read_suffixes) if self.read_suffixes else False
 
 
+def repeated(header: VolumeHeader, name: str) -> frozenset[str]:
+    """The words of `Facts.others` that an output of a format repeats: all those of its own kind.
+
+    name : str      of the format
+    """
+    own = header.format == name and header.metadata is not None
+    return frozenset(header.facts.others if own else ())
+
+
+def entries_of(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Words for `Facts.others` on entries that only their own format has; () if there are none.
+
+    >>> entries_of("the keys", ["dw_scheme", "b", "c", "d"]), entries_of("the keys", [])
+    (('the keys dw_scheme, b, c and 1 more',), ())
+    """
+    shown = ", ".join(name[:40] for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (f"{what} {shown}{more}",) if names else ()
+
+
 @contextmanager
 def library_errors(path: str, what: str) -> Iterator[None]:
     """Whatever a library raises for a damaged file becomes a FormatError; no warnings.

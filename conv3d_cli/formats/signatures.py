@@ -184,12 +184,6 @@ FOREIGN: tuple[Foreign, ...] = (
         (".n5",),
         folder="attributes.json",
     ),
-    Foreign(
-        "Philips PAR/REC",
-        "convert it: dcm2niix -z y -o OUT FILE.PAR",
-        (".par",),
-        _magic(b"# === DATA DESCRIPTION FILE"),
-    ),
     Foreign("ECAT 7", "convert it: nibabel reads it", (".v",), _magic(b"MATRIX7")),
     Foreign("Interfile", "convert it: medcon -c nifti -f FILE", (".hv",), _magic(b"!INTERFILE")),
     Foreign("BrainVoyager", "convert it: neuroelf, or bvbabel", (".vmr", ".vtc", ".fmr", ".v16")),

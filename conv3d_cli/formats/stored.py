@@ -36,7 +36,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
 )
 from conv3d_cli.system.atomic import OutputFile, output_file, write_errors
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.inputs import check_input, lies_beside
 
 LARGEST = 1e38  # allowed magnitude of numbers, so that lengths do not overflow
 
@@ -99,7 +99,7 @@ def beside(path: str, name: str, what: str) -> str:
     path : str      of the header
     name : str      as the header gives it
     what : str      of the header that names it, for messages: "ElementDataFile"
-    A file that is a link counts by its own place, so a stranger's header reads nothing else.
+    A link counts by where it leads; see `lies_beside`.
     Raises: FormatError for a file outside the folder.
     """
     shown = name if len(name) <= 80 else f"{name[:80]}..."
@@ -107,9 +107,7 @@ def beside(path: str, name: str, what: str) -> str:
         raise FormatError(f"cannot read {path}: its '{what}' names no file")
     folder = os.path.dirname(path)
     found = os.path.join(folder, name)
-    inner = os.path.join(os.path.realpath(folder), "")
-    linked = os.path.join(os.path.dirname(os.path.realpath(path)), "")
-    if not os.path.realpath(found).startswith((inner, linked)):
+    if not lies_beside(found, path):
         raise FormatError(
             f"cannot read {path}: its '{what}' names {shown}, which is outside the file's folder "
             "and is not followed; put both files into one folder"

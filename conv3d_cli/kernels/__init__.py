@@ -127,12 +127,17 @@ def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
     return kernel if given and isinstance(kernel, str) else f"{kernel}:orient={orient}"
 
 
+INDEX_SUFFIX = ".safetensors.index.json"  # of a model in several weights files
+
+
 def may_name_a_layer(text: str) -> bool:
     """Whether a kernel text may name a layer in a weights file; if not, skip `kernels.weights`.
 
     >>> [may_name_a_layer(text) for text in ("model.keras", "psf.npy", "gaussian:sigma=1vox")]
     [True, False, False]
     """
+    if text.lower().endswith(INDEX_SUFFIX):  # no kernel in JSON
+        return True
     return "::" in text or not (is_builtin(text) or find_kernel_file(text) is not None)
 
 

@@ -314,8 +314,8 @@ class Job:
                 f"{setting('dtype', 'int16')} (or another integer dtype), and a name with such a "
                 "suffix"
             )
-        if self.on_cluster and (self.strict or self.scale != "none"):
-            raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")
+        if self.on_cluster and self.scale != "none":
+            raise SpecError("--scheduler does not take --scale yet: leave it out")
         if self.on_cluster and self.checks:
             raise SpecError(
                 f"--scheduler does not take {setting('verify', 'all')} yet: leave it out"

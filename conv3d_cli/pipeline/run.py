@@ -242,7 +242,7 @@ def run_job(
             ]
             if job.strict:
                 read_notes = prepared.reader.losses
-                _refuse_losses(
+                refuse_losses(
                     [
                         *clipped_notes,
                         *coverage_notes,
@@ -375,7 +375,7 @@ def _additional_writer(path: str, prepared: PreparedJob) -> VolumeWriter:
     return SpooledWriter(writer) if writer.sequential else writer
 
 
-def _refuse_losses(notes: list[str]) -> None:
+def refuse_losses(notes: list[str]) -> None:
     """Raises: ShapeError under --strict if there are notes on losses."""
     if notes:
         raise ShapeError(f"{setting('strict', True)}: {'; '.join(notes)}; nothing was written")

@@ -24,6 +24,7 @@ from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.model.grid import grid_after
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.system.isolated import end_all
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
@@ -288,5 +289,10 @@ def _one_thread(name: str) -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
     try:
         yield pool
+    except Exception:
+        raise
+    except BaseException:  # an interrupt: the task may wait for a library that does not finish
+        end_all()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -56,6 +56,26 @@ def walk(
         yield where, sorted(names)
 
 
+ANNEX = os.sep + os.path.join(".git", "annex", "objects", "")
+
+
+def lies_beside(file: str, path: str) -> bool:
+    """True if a file that another one names is in its folder or below, so that it may be followed.
+
+    file, path : str        the named file, and the one that names it
+    Links count by where they lead, so that a stranger's file reads nothing else. A link may also
+    lead to git-annex's objects of the repository that it stands in, as DataLad makes them.
+    """
+    folders = (os.path.realpath(os.path.dirname(path)), os.path.dirname(os.path.realpath(path)))
+    inner = tuple(os.path.join(folder, "") for folder in folders)
+    real = os.path.realpath(file)
+    if real.startswith(inner):
+        return True
+    place = os.path.join(os.path.realpath(os.path.dirname(file)), "")
+    repository, annex, _ = real.partition(ANNEX)
+    return bool(annex) and place.startswith(inner) and place.startswith(f"{repository}{os.sep}")
+
+
 def read_text(path: str, what: str = "", cure: str = "") -> str:
     """The text of a UTF-8 file or pipe; a byte order mark before it is left out.
 

@@ -54,7 +54,7 @@ SHARED = [
     (["--bias", "none.npy", *BOX], 3, "cannot read none.npy: no such file"),
     (["-c", "none.toml"], 3, "cannot read config none.toml: no such file"),
     (["--scheduler", "local:0", *BOX], 2, "at least 1"),
-    (["--scheduler", "local:2", "--strict", *BOX], 2, "--scheduler does not take --strict"),
+    (["--scheduler", "local:2", "--nan", "ignore", *BOX], 2, "--scheduler does not take --mask"),
 ]
 
 
@@ -65,7 +65,7 @@ SHARED = [
 def test_a_shared_fault_is_one_line_before_any_work(
     four: Path, run: Any, options: list[str], code: int, words: str, more: list[Any]
 ) -> None:
-    if "--dry-run" in more and "--scheduler" in options and "--strict" not in options:
+    if "--dry-run" in more and "--scheduler" in options and "--nan" not in options:
         more = []
     result = run("apply", "in", "--out-dir", "out", *options, *more, code=code)
     (line,) = result.stderr.splitlines()

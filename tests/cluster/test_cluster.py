@@ -209,6 +209,32 @@ def test_all_workers_gone(
     assert [p.name for p in tmp_path.iterdir()] == ["dask"]
 
 
+def test_losses_are_told_as_by_a_local_run(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(2).standard_normal(SHAPE)
+    values[::16] = 1e60  # finite, and beyond float32
+    np.save("x.npy", values)
+    run("apply", "x.npy", "-k", "identity", "--chunks", "8,32,32", "-o", "x.zarr")
+    options = ["x.zarr", "-k", "box:size=1,3,3", "--dtype", "float32"]
+    told = []
+    for name, more in (("local.zarr", []), ("spread.zarr", ["--scheduler", cluster.address])):
+        stderr = run("apply", *options, "-o", name, *more).stderr
+        told.append([line.partition(": ")[2] for line in stderr.splitlines() if "infinite" in line])
+    planes = len(range(0, SHAPE[0], 16))
+    assert told[0][0].endswith(told[1][0].partition(": ")[2])
+    assert f"{planes * SHAPE[1] * SHAPE[2]:,}".replace(",", "") in told[1][0].replace(",", "")
+    strict = run(
+        "apply", *options, "-o", "z.zarr", "--scheduler", cluster.address, "--strict", code=4
+    )
+    assert "became infinite or NaN" in strict.stderr
+    assert "nothing was written" in strict.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "local.zarr", "spread.zarr", "x.npy", "x.zarr",
+    ]  # fmt: skip
+
+
 def test_a_corrupt_chunk_is_the_inputs_fault(
     cluster: Cluster, store: Path, tmp_path: Path, run: Any
 ) -> None:

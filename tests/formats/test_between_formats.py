@@ -6,6 +6,7 @@ by tifffile, zarr, nibabel and ome-types, not by the package.
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
@@ -439,3 +440,125 @@ def test_images_in_zarr_have_a_name_a_type_and_metadata(tmp_path: Path) -> None:
     assert [image["type"] for image in found] == ["none", "local mean"]
     assert all(image["metadata"]["description"] for image in found)
     assert read_volume(str(tmp_path / "brain.ome.zarr")).facts.name == ""
+
+
+# --------------------------------------------------------------------------------------------------
+# What only the format itself can hold
+
+
+def nifti_of_details(path: Path) -> str:
+    image = nibabel.Nifti1Image(np.zeros((5, 4, 3, 2), np.float32), np.diag([2.0, 2, 2, 1]))
+    header = image.header
+    header["descrip"], header["aux_file"], header["intent_name"] = b"a scan", b"lut.txt", b"bold"
+    header["toffset"], header["slice_code"], header["slice_duration"] = 7.5, 1, 0.1
+    header.set_dim_info(slice=2)
+    header.extensions.append(nibabel.nifti1.Nifti1Extension(4, b"<AFNI/>"))
+    nibabel.save(image, path.with_suffix(".nii"))
+    return str(path.with_suffix(".nii"))
+
+
+def mgh_of_details(path: Path) -> str:
+    image = nibabel.MGHImage(np.zeros((5, 4, 3, 2), np.float32), np.diag([2.0, 2, 2, 1]))
+    image.header["tr"] = 2500.0  # ms
+    nibabel.save(image, path.with_suffix(".mgh"))
+    return str(path.with_suffix(".mgh"))
+
+
+def text_header(suffix: str, header: str) -> Callable[[Path], str]:
+    def make(path: Path) -> str:
+        voxels = np.zeros((2, 3, 4, 5), "<f4").tobytes()
+        path.with_suffix(suffix).write_bytes(header.encode() + voxels)
+        return str(path.with_suffix(suffix))
+
+    return make
+
+
+def imagej_of_details(path: Path) -> str:
+    data, info = np.zeros((3, 4, 5), np.float32), {"Info": "objective = 63x", "spacing": 2.0}
+    tifffile.imwrite(path.with_suffix(".tif"), data, imagej=True, metadata={**info, "unit": "um"})
+    return str(path.with_suffix(".tif"))
+
+
+META = (
+    "ObjectType = Image\nNDims = 4\nBinaryData = True\nElementSpacing = 1 1 2 2.5\n"
+    "DimSize = 5 4 3 2\nModality = MET_MOD_MR\nComment = by hand\nElementType = MET_FLOAT\n"
+    "ElementDataFile = LOCAL\n"
+)
+NRRD = (
+    "NRRD0004\ntype: float\ndimension: 4\nsizes: 5 4 3 2\nspacings: 1 1 2 2.5\n"
+    "kinds: space space space time\nencoding: raw\nendian: little\nmodality:=DWMRI\n\n"
+)
+MIF = (
+    "mrtrix image\ndim: 5,4,3,2\nvox: 1,1,2,2.5\nlayout: +0,+1,+2,+3\ndatatype: Float32LE\n"
+    "dw_scheme: 0,0,1,0\ndw_scheme: 1,0,0,1000\nfile: . 256\nEND\n"
+).ljust(256, "\0")
+# what each tells, as words of the note and as seconds of its time step
+DETAILS: dict[str, tuple[Callable[[Path], str], list[str], float | None]] = {
+    "nifti": (
+        nifti_of_details,
+        [
+            "the description (a scan)", "the name of an auxiliary file (lut.txt)",
+            "the name of the intent (bold)", "the time of the first volume (7.5)",
+            "the order of the slices in time", "1 extension of the header",
+        ],
+        None,
+    ),
+    "mgh": (mgh_of_details, [], 2.5),
+    "meta": (text_header(".mha", META), ["the fields Modality, Comment"], 2.5),
+    "nrrd": (text_header(".nrrd", NRRD), ["the keys modality"], 2.5),
+    "mif": (text_header(".mif", MIF), ["the entries dw_scheme"], 2.5),
+    "imagej": (imagej_of_details, ["the text of Image > Show Info"], None),
+}  # fmt: skip
+OWN_KIND = {"nifti": ".nii.gz", "mgh": ".mgh", "meta": ".mha", "nrrd": ".nrrd", "mif": ".mif"}
+OWN_KIND["imagej"] = ".tif"
+NEED_UNIT = (".tif", ".ome.tif", ".mgh")  # of the step of time
+DETAIL_TARGETS = (".nii.gz", ".mgh", ".mha", ".nrrd", ".mif", ".ome.tif", ".ome.zarr", ".npy")
+
+
+@pytest.mark.parametrize("target", [*DETAIL_TARGETS, ".tif"])
+@pytest.mark.parametrize("source", DETAILS)
+def test_details_are_repeated_or_said_to_be_lost(source: str, target: str, tmp_path: Path) -> None:
+    make, told, step = DETAILS[source]
+    path, output = make(tmp_path / "input"), str(tmp_path / f"output{target}")
+    job = Job(path, output, IDENTITY)
+    notes = "; ".join(run_job(job).notes)
+    own = OWN_KIND[source] == target
+    for words in told:
+        assert (words in notes) != own, notes
+    with open_volume(output) as reader:
+        facts = reader.header.facts
+    if own:
+        with open_volume(path) as reader:
+            assert facts.others == reader.header.facts.others
+    if step is not None:
+        arrived = facts.time_step is not None and facts.time_step[0] == pytest.approx(step)
+        assert arrived != ("the time step" in notes), notes
+        unitless = facts.time_step is None and source in ("meta", "nrrd")
+        assert arrived or target == ".npy" or (unitless and target in NEED_UNIT), notes
+    if told and not own:
+        with pytest.raises(ShapeError, match="nothing was written"):
+            run_job(Job(path, str(tmp_path / f"strict{target}"), IDENTITY, strict=True))
+
+
+def test_time_steps_of_mgh_and_metaimage_are_those_of_others(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((5, 4, 3, 2), np.float32), np.diag([2.0, 2, 2, 1]))
+    image.header.set_zooms((2, 2, 2, 1500))
+    image.header.set_xyzt_units("mm", "msec")
+    nibabel.save(image, tmp_path / "a.nii")
+    for suffix in (".mgh", ".mgz", ".mha"):
+        run_job(Job(str(tmp_path / "a.nii"), str(tmp_path / f"a{suffix}"), IDENTITY))
+    for footer in (
+        (tmp_path / "a.mgh").read_bytes()[-20:],
+        gzip.decompress((tmp_path / "a.mgz").read_bytes())[-20:],
+    ):
+        assert np.frombuffer(footer, ">f4").tolist() == [1500, 0, 0, 0, 0]  # TR in ms
+    header = (tmp_path / "a.mha").read_bytes().partition(b"LOCAL")[0].decode()
+    assert "ElementSpacing = 2 2 2 1.5\n" in header
+
+
+def test_a_time_step_behind_packed_voxels_is_said(tmp_path: Path) -> None:
+    image = nibabel.MGHImage(np.zeros((5, 4, 3, 2), np.float32), np.diag([2.0, 2, 2, 1]))
+    image.header["tr"] = 2500.0
+    nibabel.save(image, tmp_path / "a.mgz")
+    report = run_job(Job(str(tmp_path / "a.mgz"), str(tmp_path / "a.nii"), IDENTITY))
+    assert any("2.5 s, stands behind the packed voxels" in note for note in report.notes)

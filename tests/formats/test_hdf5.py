@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import LIMIT, started, wait_until
 
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import input_format, open_volume, read_volume, write_volume
+from conv3d_cli.formats import isolated as isolated_formats
+from conv3d_cli.formats.hdf5 import format as hdf5_format
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.volume import Volume
+from conv3d_cli.system import isolated
 
 h5py = pytest.importorskip("h5py")
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
 
 VALUES = np.arange(60, dtype=np.uint16).reshape(3, 4, 5)
 
@@ -297,3 +306,160 @@ class TestImaris:
             )
         assert "link to another file" in error_of(path)
         assert "no Imaris file" in error_of(h5(tmp_path / "b.ims", x=VALUES))
+
+
+def damaged_heap(path: Path, size: int = 255) -> str:
+    """A file whose global heap names a wrong size of an object: the library loops over it."""
+    with h5py.File(path, "w", libver="earliest") as file:
+        data = file.create_dataset("x", data=VALUES)
+        data.attrs["DIMENSION_LABELS"] = np.array(list("zyx"), dtype=h5py.string_dtype())
+    content = bytearray(path.read_bytes())
+    content[content.index(b"GCOL") + 48] = size  # the size of its second text
+    path.write_bytes(content)
+    return str(path)
+
+
+def cpu_ticks(process: int) -> int:
+    """The CPU time that a process has taken; starting takes 0.3 s, and then it loops."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+class TestProcessOfItsOwn:
+    """As outside of these tests; the others read in this process."""
+
+    @pytest.fixture(autouse=True)
+    def a_process(self, hdf5_in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        for user in (isolated_formats, hdf5_format):
+            monkeypatch.setattr(user, "Isolated", isolated.Isolated)
+
+    @pytest.mark.parametrize(("axes", "shape"), [("zyx", (3, 4, 5)), ("ctzyx", (2, 3, 4, 5, 6))])
+    def test_it_reads_the_same(
+        self, tmp_path: Path, axes: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        values = np.arange(np.prod(shape), dtype=">i4").reshape(shape)
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            chunks = tuple(min(2, n) for n in shape)
+            data = file.create_dataset("x", data=values, chunks=chunks, compression="gzip")
+            data.attrs["axistags"] = tags(axes, x=2.0, y=2.0, z=3.0)
+            data.attrs["history"] = "a line"
+        here = hdf5_format.open_hdf5(str(tmp_path / "a.h5"))
+        monkeypatch.setitem(sys.modules, "h5py", None)  # not in this process
+        with here, open_volume(str(tmp_path / "a.h5")) as reader:
+            assert repr(reader.header) == repr(here.header)
+            assert (reader.path, reader.notes) == (here.path, here.notes)
+            assert reader.storage() == here.storage()
+            assert reader.channels_together == here.channels_together
+            boxes = [slice(1, 3), slice(1, 4), slice(0, 5), slice(0, reader.header.shape[4])]
+            for n in range(reader.header.shape[0]):
+                np.testing.assert_array_equal(reader.read_box(n, *boxes), here.read_box(n, *boxes))
+                for read in (slice(0, 2), slice(1, 3)):
+                    one = reader.read(n, read, boxes[3])
+                    np.testing.assert_array_equal(one, here.read(n, read, boxes[3]))
+            reader.finish()
+
+    def test_its_memory_counts(self, tmp_path: Path) -> None:
+        path = h5(tmp_path / "a.h5", x=VALUES)
+        with hdf5_format.open_hdf5(path) as here, open_volume(path) as reader:
+            more = reader.buffer_bytes(2, 1) - here.buffer_bytes(2, 1)
+            block = 2 * 4 * 5 * VALUES.itemsize
+            assert more == isolated.PROCESS_BYTES + isolated.PIPE_BYTES + block
+            access, plain = reader.box_access(), here.box_access()
+            assert access is not None
+            assert plain is not None
+            assert access.unit == plain.unit
+            assert access.buffer_bytes - plain.buffer_bytes > isolated.PROCESS_BYTES
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+    def test_the_process_is_not_larger_than_it_is_said_to_be(self, tmp_path: Path) -> None:
+        with open_volume(h5(tmp_path / "a.h5", x=VALUES)) as reader:
+            assert isinstance(reader, isolated_formats.IsolatedReader)
+            status = Path(f"/proc/{reader._process._process.pid}/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) << 10
+        assert peak < isolated.PROCESS_BYTES, f"{peak / 2**20:.0f} MiB"
+
+    def test_a_loop_of_the_library_ends(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(isolated, "SECONDS", 1.0)
+        path = damaged_heap(tmp_path / "a.h5")
+        assert "damaged: the HDF5 library did not finish in 1 seconds" in error_of(path)
+        assert not hdf5_format.holds_more(path)
+
+    @pytest.mark.parametrize("name", ["a.h5", "a.ims", "a.mnc"])
+    def test_a_crash_is_one_line(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib" / "h5py.py").write_text("import os; os.abort()")
+        h5(tmp_path / name, **{"x" if name == "a.h5" else "minc-2.0": VALUES})
+        monkeypatch.syspath_prepend(tmp_path / "lib")
+        assert "the HDF5 library crashed (" in error_of(str(tmp_path / name))
+
+    @pytest.mark.parametrize("second", [False, True], ids=["input", "mask"])
+    def test_an_interrupt_ends_a_loop(self, tmp_path: Path, second: bool) -> None:
+        """The signal reaches conv3d alone, as by `kill -INT`."""
+        looping = damaged_heap(tmp_path / "a.h5")
+        np.save(tmp_path / "v.npy", VALUES)
+        source = [str(tmp_path / "v.npy"), "--mask", looping] if second else [looping]
+        command = [sys.executable, "-m", "conv3d_cli", "apply", *source, "-k", "box:size=3"]
+        with started([*command, "-o", tmp_path / "o.npy"], stderr=subprocess.PIPE) as process:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            if not children.exists():
+                pytest.skip("needs /proc")
+            wait_until(lambda: children.read_text().split(), process)
+            child = int(children.read_text().split()[0])
+            wait_until(lambda: cpu_ticks(child) > 0.6 * os.sysconf("SC_CLK_TCK"), process)
+            begin = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 130, errors
+        assert errors.decode() == "interrupted; no output was left behind\n"
+        assert time.monotonic() - begin < 10, "30 s of computing were waited for"
+        assert not Path(f"/proc/{child}").exists()
+
+    def test_an_interrupt_ends_a_loop_among_the_voxels(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A thread waits for them."""
+        lib = tmp_path / "lib"
+        lib.mkdir()
+        (lib / "loops.py").write_text(
+            "import conv3d_cli.formats.hdf5.file as file\n"
+            "from conv3d_cli.formats.hdf5.format import open_hdf5\n"
+            "def part(*_):\n"
+            "    open('reading', 'w').close()\n"
+            "    while True: pass\n"
+            "def opener(*a, **k):\n"
+            "    reader = open_hdf5(*a, **k)\n"
+            "    reader.part = part\n"
+            "    return reader\n"
+        )
+        (lib / "run.py").write_text(
+            "import dataclasses, os, signal, threading, time\n"
+            "from conv3d_cli import formats\n"
+            "from conv3d_cli.formats import hdf5, isolated\n"
+            "object.__setattr__(hdf5.FORMAT, 'open', isolated.isolated('loops:opener', 'HDF5'))\n"
+            "def interrupt():\n"
+            "    while not os.path.exists('reading'): time.sleep(0.01)\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "threading.Thread(target=interrupt, daemon=True).start()\n"
+            "from conv3d_cli import convolve_file\n"
+            "try:\n"
+            "    convolve_file('a.h5', 'o.npy', 'box:size=3')\n"
+            "except KeyboardInterrupt:\n"
+            "    print('interrupted')\n"
+        )
+        h5(tmp_path / "a.h5", x=VALUES)
+        environment = {**os.environ, "PYTHONPATH": f"{lib}{os.pathsep}{os.getcwd()}"}
+        begin = sum(os.times()[2:4])
+        ran = subprocess.run(
+            [sys.executable, lib / "run.py"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert ran.stdout == b"interrupted\n", ran.stderr
+        assert sum(os.times()[2:4]) - begin < 15, "30 s of computing were waited for"

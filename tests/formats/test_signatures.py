@@ -98,7 +98,6 @@ STRANGERS: dict[str, tuple[bytes, str, str]] = {
     "annex": (b"/annex/objects/MD5E-s1--0.nii.gz\n", "git-annex", "datalad get"),
     "surface": (b"\xff\xff\xfecreated by x" + bytes(600), "surface", "mri_surf2surf"),
     "tracks": (b"mrtrix tracks\n" + bytes(600), "streamlines", "tckmap"),
-    "par": (b"# === DATA DESCRIPTION FILE ====\n" + bytes(600), "PAR/REC", "dcm2niix"),
     "vtk": (b"# vtk DataFile Version 3.0\n" + bytes(600), "VTK", "MetaImage"),
 }  # fmt: skip
 

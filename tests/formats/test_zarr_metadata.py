@@ -249,7 +249,9 @@ def test_a_missing_coarser_level_hides_nothing(tmp_path: Path) -> None:
         assert reader.storage()["levels"] == "0: 2 x 3 x 4; 1: missing"
 
 
-def test_missing_chunks_are_errors_if_asked(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_sparse_store_is_valid_and_an_empty_one_an_error_if_asked(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     data = rng.random((4, 3, 4))
     path = make(tmp_path / "a.zarr", data, image(space()))
     array = zarr.create_array(
@@ -260,10 +262,11 @@ def test_missing_chunks_are_errors_if_asked(tmp_path: Path, rng: np.random.Gener
     shutil.rmtree(path / "0" / "c" / "1")
     told = "chunks that are not in the store: 1 of 2; they are read as its fill value, 0.0"
     assert told in convert(path, tmp_path / "c.zarr")
-    with pytest.raises(ShapeError, match=r"1 of 2.*nothing was written"):
+    assert told in convert(path, tmp_path / "strict.zarr", strict=True)
+    shutil.rmtree(path / "0" / "c")
+    with pytest.raises(ShapeError, match=r"2 of 2.*nothing was written"):
         convert(path, tmp_path / "d.zarr", strict=True)
     assert not (tmp_path / "d.zarr").exists()
-    shutil.rmtree(path / "0" / "c")
     assert "2 of 2" in (text := convert(path, tmp_path / "e.zarr")[-1])
     assert "separator of chunk names" in text
 

@@ -16,7 +16,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -107,9 +109,21 @@ def _zip_without_sums() -> Iterator[None]:
 def read_volume_file(path: str) -> None:
     """Open a volume and read its first planes as a job would, in small blocks."""
     from conv3d_cli.formats import open_volume
+
+    _read_volume(open_volume, path)
+
+
+def read_here(opener: str) -> Callable[[str], None]:
+    """As `read_volume_file`, by a reader "module:function" in this process, where the fuzzer sees the code."""
+    from conv3d_cli.formats.base import late
+
+    return partial(_read_volume, late(f"conv3d_cli.formats.{opener}"))
+
+
+def _read_volume(opener: Callable[[str], Any], path: str) -> None:
     from conv3d_cli.model.volume import parts_in_storage_order
 
-    with open_volume(path) as reader:
+    with opener(path) as reader:
         header = reader.header
         reader.storage()
         _, depth, height, width, channels = header.shape
@@ -309,6 +323,14 @@ def _afni(data: bytes, folder: Path) -> Path:
     if not (folder / "input+orig.BRIK").exists():
         (folder / "input+orig.BRIK").write_bytes(bytes(300_000))
     return folder / "input+orig.HEAD"
+
+
+def _parrec(data: bytes, folder: Path) -> Path:
+    """The PAR; its voxels are zeros."""
+    (folder / "input.PAR").write_bytes(data)
+    if not (folder / "input.REC").exists():
+        (folder / "input.REC").write_bytes(bytes(300_000))
+    return folder / "input.PAR"
 
 
 def _hdf5s() -> dict[str, bytes]:
@@ -785,22 +807,31 @@ TARGETS: tuple[Target, ...] = (
         ("formats/afni/format.py", *_STORED), _AFNI_WORDS, layout=_afni,
     ),
     Target(
+        "parrec", "", read_volume_file, _nibabels("phantom_EPI_asc_CLEAR_2_1.PAR", "phantom_varscale.PAR"),
+        ("formats/parrec/format.py", "formats/planes.py"),
+        ("Max. number of slices/locations", "Repetition time [msec]", "Angulation midslice", "Scan resolution", "V4.2", "#sl ec dyn"),
+        layout=_parrec,
+    ),
+    Target(
         "minc1", ".mnc", read_volume_file, _nibabels("tiny.mnc", "minc1_4d.mnc", "minc1-no-att.mnc"),
         ("formats/minc/format.py",),
         ("xspace", "yspace", "zspace", "time", "image-max", "image-min", "valid_range", "direction_cosines", "step", "start"),
     ),
     Target(
-        "minc2", ".mnc", read_volume_file, _nibabels("small.mnc", "minc2_4d.mnc", "minc2-no-att.mnc"),
+        "minc2", ".mnc", read_here("minc.format:open_minc"), _nibabels("small.mnc", "minc2_4d.mnc", "minc2-no-att.mnc"),
         ("formats/minc/format.py",),
         ("minc-2.0", "image", "dimensions", "dimorder", "xspace", "time", "image-max", "valid_range", "step"),
+        isolated=read_volume_file,
     ),
     Target(
-        "hdf5", ".h5", read_volume_file, _hdf5s, ("formats/hdf5/format.py", "formats/hdf5/file.py"),
+        "hdf5", ".h5", read_here("hdf5.format:open_hdf5"), _hdf5s, ("formats/hdf5/format.py", "formats/hdf5/file.py"),
         ("axistags", "element_size_um", '{"axes": [{"key": "z"}]}', "resolution", "unit", "history", "DIMENSION_LABELS"),
+        isolated=read_volume_file,
     ),
     Target(
-        "imaris", ".ims", read_volume_file, _imaris, ("formats/hdf5/imaris.py", "formats/hdf5/file.py"),
+        "imaris", ".ims", read_here("hdf5.imaris:open_imaris"), _imaris, ("formats/hdf5/imaris.py", "formats/hdf5/file.py"),
         ("DataSet", "ResolutionLevel 0", "TimePoint 0", "Channel 1", "ImageSizeX", "ExtMin0", "ExtMax0", "Unit", "TimeInfo"),
+        isolated=read_volume_file,
     ),
     Target(
         "dicom", ".dcm", read_volume_file, _dicoms, ("formats/dicom/format.py", "formats/dicom/series.py", "formats/planes.py"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ import pytest
 
 from conv3d_cli import conv3d
 from conv3d_cli.errors import FormatError, ShapeError, SpecError, UnknownNameError
-from conv3d_cli.kernels import read_kernel, write_kernel
+from conv3d_cli.kernels import read_kernel, weights, write_kernel
 from conv3d_cli.kernels.weights import (
     WEIGHTS_FILES,
     SavedLayer,
     choose_layer,
     find_weights_file,
-    isolated,
     model_config,
     read_contents,
     read_layers,
@@ -33,6 +31,7 @@ from conv3d_cli.kernels.weights import (
 )
 from conv3d_cli.kernels.weights.layer import attributes_of, decode_floats
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system.isolated import Isolated
 
 pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
 
@@ -167,7 +166,7 @@ def test_a_process_of_its_own_hands_over_the_same(
 ) -> None:
     """As outside of these tests: the layers come through a pipe, and no HDF5 library is loaded."""
     here = read_contents(data(file))
-    monkeypatch.setattr(isolated, "subprocess", subprocess)
+    monkeypatch.setattr(weights, "Isolated", Isolated)
     monkeypatch.setitem(sys.modules, "h5py", None)
     there = read_contents(data(file))
     assert [type(one) for one in there] == [type(one) for one in here]

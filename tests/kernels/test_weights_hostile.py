@@ -24,14 +24,15 @@ from processes import LIMIT
 from profiles import examples
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
+from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.weights import (
     OtherLayer,
-    isolated,
     model_config,
     read_contents,
     read_layers,
 )
 from conv3d_cli.kernels.weights.pickles import RefusedError, read_pickle
+from conv3d_cli.system import isolated
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
 FILES = [
@@ -485,6 +486,18 @@ def test_safetensors_lengths_that_lie(length: int, tmp_path: Path) -> None:
     refused(tensors_file(tmp_path / "net.safetensors", {}, length=length), "it claims a header of")
 
 
+@pytest.mark.parametrize("layer", ["", "::a"])
+def test_the_index_of_several_files_names_them(layer: str, tmp_path: Path) -> None:
+    names = {"a.weight": "model-1-of-2.safetensors", "b.weight": "model-2-of-2.safetensors"}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(FormatError, match=r"index of 2 safetensors files; pass the one .*model-2"):
+        read_kernel(f"{path}{layer}")
+    path.write_text("{}")
+    with pytest.raises(FormatError, match="without a 'weight_map'"):
+        read_kernel(f"{path}{layer}")
+
+
 def test_absurd_shapes(tmp_path: Path) -> None:
     header = {"a.weight": entry(shape=(10**5, 10**5, 3, 3, 3))}
     refused(tensors_file(tmp_path / "net.safetensors", header), "at most 100,000,000", ShapeError)
@@ -506,7 +519,7 @@ def test_a_library_that_crashes_or_loops(
 ) -> None:
     (tmp_path / "h5py.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(isolated, "_TIMEOUT", timeout)
+    monkeypatch.setattr(isolated, "SECONDS", timeout)
     refused(DATA / "keras2.h5", words)
 
 

@@ -1,4 +1,4 @@
-"""Names of input files that are not there."""
+"""Names of input files that are not there, and files that other files name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.system.inputs import check_input, walk
+from conv3d_cli.formats import read_volume, write_volume
+from conv3d_cli.model.volume import Volume
+from conv3d_cli.system.inputs import check_input, lies_beside, walk
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,58 @@ def test_a_walk_leaves_nothing_out_that_it_cannot_list(
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(PermissionError):
         list(walk(tmp_path))
+
+
+class TestFilesThatAFileNames:
+    """In the folder, below it, or git-annex's objects of the same repository."""
+
+    def repository(self, folder: Path, name: str = "scan.raw") -> tuple[Path, Path]:
+        """A header, and a link beside it to an object, as git-annex lays them out."""
+        place = folder / ".git" / "annex" / "objects" / "Xx" / "9q" / "MD5E-s4--1.raw"
+        place.mkdir(parents=True)
+        (place / place.name).write_bytes(b"1234")
+        (folder / "sub").mkdir(exist_ok=True)
+        link = folder / "sub" / name
+        link.symlink_to(os.path.relpath(place / place.name, folder / "sub"))
+        return folder / "sub" / "scan.mhd", link
+
+    def test_objects_of_the_repository(self, tmp_path: Path) -> None:
+        head, link = self.repository(tmp_path / "repo")
+        assert lies_beside(str(link), str(head))
+        below, link = self.repository(tmp_path / "other", "below.raw")
+        assert lies_beside(str(link), str(below.parent.parent / "scan.mhd"))
+        assert not lies_beside(str(link), str(head)), "of another repository"
+
+    def test_links_that_leave_the_repository(self, tmp_path: Path) -> None:
+        head, _ = self.repository(tmp_path / "repo")
+        secret = tmp_path / "secret.raw"
+        secret.write_bytes(b"1234")
+        (head.parent / "out.raw").symlink_to(secret)
+        assert not lies_beside(str(head.parent / "out.raw"), str(head))
+        # an object that is itself a link to elsewhere
+        within = tmp_path / "repo" / ".git" / "annex" / "objects" / "evil"
+        within.symlink_to(secret)
+        (head.parent / "evil.raw").symlink_to(within)
+        assert not lies_beside(str(head.parent / "evil.raw"), str(head))
+        # objects of a repository that the folder is not in
+        _, foreign = self.repository(tmp_path / "private")
+        (head.parent / "foreign.raw").symlink_to(foreign)
+        assert not lies_beside(str(head.parent / "foreign.raw"), str(head))
+        assert not lies_beside(str(head.parent / ".." / ".." / "secret.raw"), str(head))
+
+    @pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".mih", ".hdr", ".nii"])
+    def test_volumes_of_an_annex_are_read(self, suffix: str, tmp_path: Path) -> None:
+        values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+        (tmp_path / "made").mkdir()
+        write_volume(str(tmp_path / "made" / f"a{suffix}"), Volume(values, "zyx"))
+        (tmp_path / "repo" / "sub").mkdir(parents=True)
+        for number, file in enumerate(sorted((tmp_path / "made").iterdir())):
+            place = tmp_path / "repo" / ".git" / "annex" / "objects" / "zZ" / str(number)
+            place.mkdir(parents=True)
+            file.rename(place / f"MD5E-{number}{file.suffix}")
+            target = os.path.relpath(
+                place / f"MD5E-{number}{file.suffix}", tmp_path / "repo" / "sub"
+            )
+            (tmp_path / "repo" / "sub" / file.name).symlink_to(target)
+        volume = read_volume(str(tmp_path / "repo" / "sub" / f"a{suffix}"))
+        np.testing.assert_array_equal(volume.data, values)

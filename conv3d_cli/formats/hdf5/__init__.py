@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.formats.isolated import isolated
 from conv3d_cli.formats.signatures import HDF5, Start
 
 
@@ -17,7 +18,7 @@ IMARIS = VolumeFormat(
     suffixes=(".ims",),
     target_suffix=".ome.zarr",
     summary="images of Imaris 5.5, every level, channel and time point; only read",
-    open=late("conv3d_cli.formats.hdf5.imaris:open_imaris"),
+    open=isolated("conv3d_cli.formats.hdf5.imaris:open_imaris", "the HDF5 library"),
     signature=is_imaris,
     has_parts=True,
 )
@@ -25,7 +26,7 @@ FORMAT = VolumeFormat(
     name="HDF5",
     suffixes=(".h5", ".hdf5", ".hdf", ".he5"),
     summary="one dataset of an HDF5 file; axes as ilastik, voxel sizes as Fiji write them",
-    open=late("conv3d_cli.formats.hdf5.format:open_hdf5"),
+    open=isolated("conv3d_cli.formats.hdf5.format:open_hdf5", "the HDF5 library"),
     create=late("conv3d_cli.formats.hdf5.format:create_hdf5"),
     output_letters=late("conv3d_cli.formats.hdf5.format:output_letters"),
     signature=lambda start: start.begins(HDF5),

@@ -42,6 +42,8 @@ from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import unit_name
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import output_file, write_errors
+from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.isolated import Isolated
 from conv3d_cli.system.parts import split_part
 
 NAME = "data"  # of an output's dataset
@@ -157,10 +159,17 @@ def holds_more(name: str) -> bool:
     """True if a file holds datasets besides the named one; False if it cannot be read."""
     path, _ = split_part(name)
     try:
-        with open_file(path) as file, library_errors(path, "HDF5"):
-            return len(datasets(file, path)) > 1
+        check_input(path)
+        with Isolated(path, "the HDF5 library") as process:
+            return int(process.call(f"{__name__}:count_datasets", path)) > 1
     except Conv3DError:
         return False
+
+
+def count_datasets(path: str) -> int:
+    """The number of datasets in a file, read in this process. Raises: FormatError."""
+    with open_file(path) as file, library_errors(path, "HDF5"):
+        return len(datasets(file, path))
 
 
 def _letters(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.formats.base import VolumeFormat, late, repeated
 
 # the keys that a header may begin with, in any case
 _FIRST = re.compile(
@@ -20,6 +20,9 @@ FORMAT = VolumeFormat(
     output_letters=late("conv3d_cli.formats.meta.format:output_letters"),
     signature=lambda start: _FIRST.match(start.head) is not None and b"NDims" in start.head,
     holds_affine=True,
+    keeps=lambda path, header: (
+        frozenset({"time_step"} if header.grid.spacing else ()) | repeated(header, "MetaImage")
+    ),
     compressions=("deflate",),
     libraries=("isal",),
     files=late("conv3d_cli.formats.meta.format:input_files"),

@@ -23,6 +23,7 @@ from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
     RawReader,
+    entries_of,
     real_dtype,
     reserve_space,
     write_at,
@@ -44,6 +45,7 @@ from conv3d_cli.model.grid import Affine, Grid, spacing_of_affine
 from conv3d_cli.model.volume import (
     SPATIAL,
     Axes,
+    Facts,
     VolumeHeader,
     VolumeReader,
     VolumeWriter,
@@ -83,6 +85,8 @@ OWN = {
     *("elementdatafile", "headersize", "elementmin", "elementmax", "sequenceid"),
     HISTORY,
 }
+# tell of no image, or stand in its grid; also what ITK notes of the files that it read
+COMMON = ("anatomicalorientation", "distanceunits", "objectsubtype", "itk_inputfiltername")
 
 
 @dataclass(frozen=True)
@@ -337,6 +341,11 @@ def open_meta(path: str, *, axes: str | None = None, channels_first: bool = Fals
         format=FORMAT.name,
         metadata=MetaSource(fields, steps) if natural else None,
         history=history,
+        facts=Facts(
+            # 1 is what ITK writes if it knows of no step; MetaImage has no unit of time
+            time_step=(step, "") if 0 < (step := steps.get("t", (1.0, 0.0))[0]) != 1 else None,
+            others=entries_of("the fields", [key for key in fields if key.lower() not in COMMON]),
+        ),
     )
     reader = _open_voxels(header, volume, dtype)
     reader.notes = (*reader.notes, *notes)
@@ -514,6 +523,8 @@ def _fields(
     if source is not None:
         for i, letter in enumerate(letters):
             steps[i], offset[i] = source.steps.get(letter, (1.0, 0.0))
+    elif "t" in letters and header.facts.time_step is not None:
+        steps[letters.index("t")] = header.facts.seconds or header.facts.time_step[0]
     _, affine = grid_in(header.grid, "mm")
     if affine is not None:
         _place(LPS @ affine, matrix, steps, offset, min(rank, 3))

@@ -32,6 +32,9 @@ FORMAT = VolumeFormat(
     reads_packed=True,
     names_axes=False,
     holds_affine=True,
+    keeps=lambda path, header: frozenset(
+        {"time_step"} if header.facts.seconds and "t" in header.axes.letters else ()
+    ),
     holds_history=False,
     holds_float64=False,
     holds_axes=one_extra_axis,

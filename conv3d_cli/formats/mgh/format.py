@@ -8,6 +8,7 @@ Source: FreeSurfer's wiki, "MghFormat".
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from conv3d_cli.formats.codecs import codec_named, codec_within
 from conv3d_cli.formats.mgh import FORMAT, HEADER_BYTES
 from conv3d_cli.formats.packed import READ_BYTES, PackedReader
 from conv3d_cli.formats.stored import (
+    LARGEST,
     Storage,
     check_affine,
     create_stored,
@@ -29,7 +31,7 @@ from conv3d_cli.formats.stored import (
     storable,
 )
 from conv3d_cli.model.grid import Grid, spacing_of_affine
-from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import SPATIAL, Axes, Facts, VolumeHeader, VolumeReader, VolumeWriter
 
 FIELDS = struct.Struct(">7i h 15f")
 MAX_FOOTER = 16 << 20  # tags hold command lines and tables of colours
@@ -50,6 +52,14 @@ class MghSource:
 
     dof: int
     footer: bytes = b""
+
+    @property
+    def time_step(self) -> tuple[float, str] | None:
+        """The repetition time, which the footer begins with, in ms; None if it has none."""
+        if len(self.footer) < 4:
+            return None
+        step = float(struct.unpack_from(">f", self.footer)[0])
+        return (step / 1000, "s") if 0 < step < LARGEST else None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -94,21 +104,21 @@ def open_mgh(path: str, *, axes: str | None = None, channels_first: bool = False
     if good > 0 and volume_axes.letters.endswith("zyx"):
         grid = _read_grid(numbers, (width, height, depth), path)
     source = MghSource(dof)
+    if codec is None:
+        with open(path, "rb") as file:
+            file.seek(HEADER_BYTES + math.prod(sizes) * stored.itemsize)
+            source.footer = file.read(MAX_FOOTER)
     header = VolumeHeader(
         volume_axes,
         stored.newbyteorder("="),
         grid,
         format=FORMAT.name,
         metadata=source,
+        facts=Facts(time_step=source.time_step if frames > 1 else None),
     )
     reader = open_stored(path, header, stored, HEADER_BYTES, codec)
-    end = HEADER_BYTES + header.nbytes
     if isinstance(reader, PackedReader):
-        return _FooterReader(reader, source, end)
-    if codec is None:
-        with open(path, "rb") as file:
-            file.seek(end)
-            source.footer = file.read(MAX_FOOTER)
+        return _FooterReader(reader, source, HEADER_BYTES + header.nbytes)
     return reader
 
 
@@ -126,6 +136,12 @@ class _FooterReader(PackedReader):
             while len(footer) < MAX_FOOTER and (data := self.stream.read(READ_BYTES)):
                 footer += data
             self._source.footer = footer
+        if self.header.axes.size("t") > 1 and (step := self._source.time_step):
+            self.notes = (
+                *self.notes,
+                f"its time step, {step[0]:g} s, stands behind the packed voxels: an output of "
+                "another format has none; unpack the file first",
+            )
         super().finish()
 
 
@@ -180,12 +196,13 @@ def create_mgh(
         *(1, width, height, depth, count * channels, WRITTEN[stored]),
         *(0 if source is None else source.dof, int(affine is not None)),
     )
+    step = 1000 * (header.facts.seconds or 0.0)
     prefix = FIELDS.pack(*fields, *numbers).ljust(HEADER_BYTES, b"\0")
     storage = Storage(
         stored.newbyteorder(">"),
         prefix,
         # repetition time, flip angle, echo and inversion time, field of view
-        lambda: (source is not None and source.footer) or bytes(20),
+        lambda: (source is not None and source.footer) or struct.pack(">f", step).ljust(20, b"\0"),
     )
     codec = codec_named(".gz") if path.lower().endswith((".mgz", ".gz")) else None
     writer = create_stored(path, header, storage, codec, overwrite, options)

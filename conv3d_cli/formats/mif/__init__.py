@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.formats.base import VolumeFormat, late, repeated
 
 FORMAT = VolumeFormat(
     name="MRtrix",
@@ -15,7 +15,9 @@ FORMAT = VolumeFormat(
     reads_packed=True,
     names_axes=False,
     holds_affine=True,
-    keeps=lambda path, header: frozenset({"time_step"} if "t" in header.axes.letters else ()),
+    keeps=lambda path, header: (
+        frozenset({"time_step"} if "t" in header.axes.letters else ()) | repeated(header, "MRtrix")
+    ),
     holds_scale=True,
     streamed=lambda path, options: path.lower().endswith(".gz"),
     libraries=("isal",),

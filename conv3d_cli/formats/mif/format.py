@@ -24,6 +24,7 @@ from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
     RawReader,
+    entries_of,
     real_dtype,
     reserve_space,
     write_at,
@@ -267,7 +268,10 @@ def open_mif(path: str, *, axes: str | None = None, channels_first: bool = False
         format=FORMAT.name,
         metadata=MifSource(entries, named, back, steps) if in_place else None,
         history=history,
-        facts=Facts(time_step=(step, "s") if (step := steps.get("t", 0.0)) > 0 else None),
+        facts=Facts(
+            time_step=(step, "s") if (step := steps.get("t", 0.0)) > 0 else None,
+            others=entries_of("the entries", [key for key, lines in entries.items() if lines]),
+        ),
     )
     return _open_voxels(header, volume, stored, bits)
 
@@ -452,8 +456,8 @@ def _header_text(path: str, header: VolumeHeader, stored: np.dtype[Any]) -> str:
     vox = dict.fromkeys(dimensions, math.nan)
     if source is not None:
         vox |= {a: step for a, step in source.vox.items() if a in vox}
-    if "t" in vox and header.facts.seconds:
-        vox["t"] = header.facts.seconds
+    if "t" in vox and header.facts.time_step is not None:
+        vox["t"] = header.facts.seconds or header.facts.time_step[0]
     if spacing is not None:
         vox |= {a: s for a, s in zip(SPATIAL, spacing, strict=True) if a in vox}
     name = NAMES[f"{stored.kind}{stored.itemsize}"]

@@ -45,6 +45,7 @@ from conv3d_cli.formats.nifti.header import (
     read_header,
     read_history,
     read_layout,
+    read_others,
     read_scale,
     read_time_step,
     read_voxel_offset,
@@ -224,7 +225,10 @@ def _volume_header(
         FORMAT.name,
         source,
         history=history,
-        facts=Facts(time_step=read_time_step(source.header) if volume_axes.size("t") > 1 else None),
+        facts=Facts(
+            time_step=read_time_step(source.header) if volume_axes.size("t") > 1 else None,
+            others=read_others(source.header, source.extensions),
+        ),
     )
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
     if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):

@@ -298,7 +298,30 @@ def kept_facts(path: str, volume: VolumeHeader) -> frozenset[str]:
     facts = volume.facts
     writable = facts.time_step is not None and (facts.seconds is not None or not facts.time_step[1])
     same = source_of(volume) is not None
-    return frozenset({"time_step"} if same or (writable and dimension == 4) else ())
+    step = {"time_step"} if same or (writable and dimension == 4) else set()
+    return frozenset(step | (set(facts.others) if same else set()))
+
+
+def read_others(header: Any, extensions: Extensions) -> tuple[str, ...]:
+    """What a header tells that only another one can hold, in words: see `Facts.others`."""
+    found = []
+    for field, what in (
+        ("descrip", "the description"),
+        ("aux_file", "the name of an auxiliary file"),
+        ("intent_name", "the name of the intent"),
+    ):
+        text = bytes(header[field].tobytes()).partition(b"\0")[0].decode("utf-8", "replace").strip()
+        if text:
+            found.append(f"{what} ({text[:40]})")
+    first = float(header["toffset"])
+    if first and math.isfinite(first):
+        found.append(f"the time of the first volume ({first:g})")
+    if int(header["slice_code"]) and int(header["dim"][0]) > 3:
+        found.append("the order of the slices in time")
+    strange = [code for code, text in extensions if not read_history(((code, text),))]
+    if strange:
+        found.append(f"{len(strange)} extension{'s' if len(strange) > 1 else ''} of the header")
+    return tuple(found)
 
 
 def _write_time_step(header: Any, facts: Facts) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.formats.base import VolumeFormat, late, repeated
 
 FORMAT = VolumeFormat(
     name="NRRD",
@@ -13,7 +13,10 @@ FORMAT = VolumeFormat(
     ),
     open=late("conv3d_cli.formats.nrrd.format:open_nrrd"),
     create=late("conv3d_cli.formats.nrrd.format:create_nrrd"),
-    keeps=lambda path, header: frozenset({"name", "time_step", "channel_names", "channel_colors"}),
+    keeps=lambda path, header: (
+        frozenset({"name", "time_step", "channel_names", "channel_colors"})
+        | repeated(header, "NRRD")
+    ),
     output_letters=late("conv3d_cli.formats.nrrd.axes:output_letters"),
     signature=lambda start: start.begins(b"NRRD000"),
     holds_affine=True,

@@ -24,6 +24,7 @@ from conv3d_cli.formats.base import (
     PairWriter,
     RawReader,
     RawWriter,
+    entries_of,
     real_dtype,
     write_at,
 )
@@ -148,6 +149,7 @@ def _read_facts(header: NrrdHeader, keys: Mapping[str, str], own: Mapping[str, A
         own["t"].time_step if "t" in own else None,
         names if any(names) else (),
         colors if any(colors) else (),
+        entries_of("the keys", [key for key in keys if key not in (CHANNELS, HISTORY)]),
     )
 
 

@@ -11,7 +11,7 @@ from conv3d_cli.formats.tiff import is_stack_name
 from conv3d_cli.formats.tiff.images import companion_of, find_image, first_file, full_text
 from conv3d_cli.formats.tiff.series import open_series, tiff_errors
 from conv3d_cli.formats.tiff.stack import stack_files
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.inputs import check_input, lies_beside
 from conv3d_cli.system.parts import split_part
 
 NDTIFF_INDEX = "NDTiff.index"  # Micro-Manager's list of the planes in all files of a folder
@@ -73,10 +73,8 @@ def check_beside(series: Any, pages: Sequence[Any], path: str) -> None:
     """
     if series.kind == "ome":
         return
-    inner = os.path.join(os.path.realpath(os.path.dirname(path)), "")
-    linked = os.path.join(os.path.dirname(os.path.realpath(path)), "")
     for file in series_files(series, pages, path):
-        if not os.path.realpath(file).startswith((inner, linked)):
+        if not lies_beside(file, path):
             raise FormatError(
                 f"cannot read {path}: its list of planes names {file}, "
                 "which is outside the file's folder and is not followed"

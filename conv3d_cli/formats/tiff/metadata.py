@@ -344,6 +344,8 @@ def _imagej_facts(metadata: Mapping[str, Any], axes: Axes) -> Facts:
         colors = []
     if tables and not all(colors):
         others = (*others, "tables of colours")
+    if not all(map(is_history, filter(str.strip, str(metadata.get("Info", "")).splitlines()))):
+        others = (*others, "the text of Image > Show Info")
     return Facts(
         time_step=(interval, time_unit(unit) or unit) if interval else None,
         channel_names=names,

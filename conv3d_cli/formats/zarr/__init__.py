@@ -28,12 +28,14 @@ FORMAT = VolumeFormat(
     output_bytes=late("conv3d_cli.formats.zarr.format:output_bytes"),
     box_access=late("conv3d_cli.formats.zarr.format:box_access"),
 )
+_KEPT = late("conv3d_cli.formats.nifti.header:kept_facts")
 NIFTI = replace(
     FORMAT,
     name="NIfTI-Zarr",
     suffixes=(".nii.zarr",),
     summary="OME-Zarr with a NIfTI header, which holds the affine",
     holds_affine=True,
+    keeps=lambda path, header: FORMAT.keeps(path, header) | _KEPT(path, header),
     claims_also=names.is_nifti,
     content=late("conv3d_cli.formats.zarr.nifti:content"),
 )

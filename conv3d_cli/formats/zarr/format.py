@@ -251,10 +251,10 @@ class ZarrReader(VolumeReader):
                 times = f" were asked for {count} times"
             told = f"chunks that are not in the store{times}; they are read as its fill value, "
             told += str(self.array.fill_value)
-            if count == total > 1:
+            if count == total > 1:  # a sparse store leaves some out, and this is no image
                 told += "; none is there: check the separator of chunk names in its metadata"
-            self.losses = (*self.losses, told)
-            self.notes = (*self.notes, self.losses[-1])
+                self.losses = (*self.losses, told)
+            self.notes = (*self.notes, told)
 
     def storage(self) -> dict[str, str]:
         metadata: ZarrMetadata = self.header.metadata

@@ -24,10 +24,10 @@ from conv3d_cli.errors import (
     suggestion,
 )
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
-from conv3d_cli.kernels.weights.isolated import run_in_subprocess
 from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, read_errors
 from conv3d_cli.system.atomic import output_file, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.isolated import Isolated
 
 __all__ = [
     "WEIGHTS_FILES",
@@ -69,9 +69,20 @@ class WeightsFile:
     config: Callable[[str], dict[str, Any] | None] = lambda path: None
 
 
-_read_keras = run_in_subprocess("keras", "read_keras")
-_read_h5 = run_in_subprocess("legacy", "read_h5")
-_read_h5_config = run_in_subprocess("legacy", "read_h5_config")
+def _isolated(function: str) -> Callable[[str], Any]:
+    """A reader of HDF5 files, "module:name" of this package, that runs in a process of its own."""
+
+    def read(path: str) -> Any:
+        check_input(path)
+        with Isolated(path, "the HDF5 library") as process:
+            return process.call(f"{__name__}.layer:read_by", f"{__name__}.{function}", path)
+
+    return read
+
+
+_read_keras = _isolated("keras:read_keras")
+_read_h5 = _isolated("legacy:read_h5")
+_read_h5_config = _isolated("legacy:read_h5_config")
 
 # The first entry whose suffix fits a path is used.
 WEIGHTS_FILES: tuple[WeightsFile, ...] = (
@@ -86,6 +97,7 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
         safetensors.read_safetensors,
         safetensors.encode_safetensors,
     ),
+    WeightsFile("safetensors index", (".safetensors.index.json",), safetensors.refuse_index),
     WeightsFile("ONNX", (".onnx",), onnx.read_onnx, onnx.encode_onnx),
     WeightsFile("PyTorch", (".pt", ".pth", ".ckpt"), pytorch.read_pytorch),
 )

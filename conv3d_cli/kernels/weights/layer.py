@@ -18,6 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import IO, Any
 
 import numpy as np
@@ -121,6 +122,13 @@ def read_errors(path: str) -> Iterator[None]:
         # h5py, zipfile, json and protobuf raise nearly any class on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"cannot read {path}: {reason[:300]}") from error
+
+
+def read_by(reader: str, path: str) -> Any:
+    """What a reader, "package.module:function", returns for a path, with `read_errors`."""
+    module, _, function = reader.partition(":")
+    with read_errors(path):
+        return getattr(import_module(module), function)(path)
 
 
 @contextlib.contextmanager

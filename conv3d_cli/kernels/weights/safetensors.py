@@ -43,6 +43,26 @@ _DTYPES = {
 _LENGTH = 8  # bytes of the header's length
 
 
+def refuse_index(path: str) -> list[SavedLayer | OtherLayer]:
+    """Refuse the index of a model in several files, which names the file of each tensor.
+
+    Raises: FormatError, with the files that hold 3-D weights or might.
+    """
+    if check_input(path) > MAX_JSON:
+        raise FormatError(f"cannot read {path}: an index of safetensors is not this long")
+    with open(path, "rb") as file:
+        found = parse_json(file.read(), "its content", path).get("weight_map")
+    names = found.values() if isinstance(found, dict) else ()
+    shards = sorted({name for name in names if isinstance(name, str)})
+    if not shards:
+        raise FormatError(f"cannot read {path}: damaged: an index without a 'weight_map' of files")
+    shown = ", ".join(name[:60] for name in shards[:4]) + (", ..." if len(shards) > 4 else "")
+    raise FormatError(
+        f"cannot read {path}: it is the index of {len(shards)} safetensors files; pass the one "
+        f"with the layer, of {shown}"
+    )
+
+
 def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
     """Read the layers of a safetensors file, in the order of their tensors in the file.
 
