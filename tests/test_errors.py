@@ -31,6 +31,7 @@ PROMISED = {
     "MemoryLimitError": (MemoryError, 6),
     "ChangedInputError": (ValueError, 4),
     "DifferenceError": (ValueError, 7),
+    "FaultError": (ArithmeticError, 7),
     "WriteError": (OSError, 1),
     "ClusterError": (ConnectionError, 1),
     "SystemLimitError": (RuntimeError, 1),

@@ -392,7 +392,7 @@ def _repeated(
 ) -> KeptCall | None:
     """A convolution from array to array that the next calls can repeat; None if they cannot."""
     problem, sums = convolution.problem, writer.array
-    if len(parts) > 1 or not sums.flags.carray:
+    if len(parts) != 1 or not sums.flags.carray:
         return None
     n, channels = parts[0]
     slab = SlabSource(reader, n, channels, problem).read(0, problem.out_size[0])

@@ -41,7 +41,7 @@ class CheckReport(NamedTuple):
         """For a line of a report.
 
         >>> CheckReport(1000, 12, 0).words()
-        '988 of 1,000 tiles by checksums; 12 with NaN, infinity or huge numbers were not'
+        '988 of 1000 tiles by checksums; 12 with NaN, infinity or huge numbers were not'
         """
         checked = self.tiles - self.unchecked
         text = f"{checked:,} of {count_of(self.tiles, 'tile')} by checksums"

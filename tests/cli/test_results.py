@@ -30,7 +30,8 @@ def test_v_says_what_became_of_the_values(
     out = tmp_path / "o.nii"
     said = run("apply", scan, "-k", "gaussian:fwhm=6mm", "--mask", mask, "-o", out, "-v").stderr
     result = nibabel.load(out).get_fdata()
-    before, inner_before, after, inner_after = said.splitlines()[-5:-1]
+    lines = [line for line in said.splitlines() if not line.startswith("checked ")]
+    before, inner_before, after, inner_after = lines[-5:-1]
     assert before == f"before     {text_of(data)}"
     assert inner_before == f"           in the mask: {text_of(data[inside])}"
     assert after.startswith(f"after      mean {result.mean():.4g}"[:18])

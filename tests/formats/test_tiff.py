@@ -1014,7 +1014,10 @@ def test_from_ome_to_imagej_and_back(tmp_path: Path) -> None:
 def test_dialect(tmp_path: Path, name: str, dtype: Any, kind: str, note: str | None) -> None:
     data = hyperstack(tmp_path / "a.tif")
     notes = write_like(tmp_path / "a.tif", tmp_path / name, VoxelTransform((1, 1, 2)), dtype=dtype)
-    lost = "this TIFF output does not hold the labels of slices, tables of colours"
+    lost = (
+        "this TIFF output does not hold the labels of slices, tables of colours, "
+        "the text of Image > Show Info"
+    )
     assert (notes[-1:] == (lost,)) == (kind != "imagej")
     notes = tuple(text for text in notes if text != lost)
     assert (len(notes), *(text.startswith(note or "") for text in notes)) == (
@@ -1033,7 +1036,10 @@ def test_large_files_have_64_bit_offsets(tmp_path: Path, monkeypatch: pytest.Mon
     data = hyperstack(tmp_path / "a.tif")
     monkeypatch.setattr(tiff, "CLASSIC_LIMIT", 1000)
     notes = write_like(tmp_path / "a.tif", tmp_path / "b.tif")
-    lost = "this TIFF output does not hold the labels of slices, tables of colours"
+    lost = (
+        "this TIFF output does not hold the labels of slices, tables of colours, "
+        "the text of Image > Show Info"
+    )
     assert notes == (
         "a file above 4 GB does not fit ImageJ TIFF: written as OME-TIFF (BigTIFF)",
         lost,

@@ -113,8 +113,9 @@ def find_weights_file(path: str | os.PathLike[str]) -> WeightsFile | None:
 
 
 def weights_suffixes() -> str:
-    """All suffixes of weights files, for messages."""
-    return " ".join(suffix for kind in WEIGHTS_FILES for suffix in kind.suffixes)
+    """All suffixes of files that hold weights, for messages; an index holds none."""
+    kinds = [kind for kind in WEIGHTS_FILES if not kind.name.endswith("index")]
+    return " ".join(suffix for kind in kinds for suffix in kind.suffixes)
 
 
 def split_name(text: str) -> tuple[str, str | None]:
