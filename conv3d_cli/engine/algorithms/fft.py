@@ -137,7 +137,8 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
 
 def sum_of_magnitudes(problem: ConvProblem, weights: NDArray[Any]) -> float:
     """The largest sum of |weights| of a filter: no output exceeds this times the largest voxel."""
-    return float(np.abs(weights.reshape(-1, problem.filters).astype(np.float64)).sum(axis=0).max())
+    magnitudes = np.abs(weights.reshape(-1, problem.filters))
+    return float(magnitudes.sum(axis=0, dtype=np.float64).max())
 
 
 def line_instructions(radices: tuple[int, ...]) -> float:
