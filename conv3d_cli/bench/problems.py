@@ -1,0 +1,238 @@
+"""Random problems, of all kinds that people convolve: to fit the planner, and to test it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.bench.cases import gaussian_line
+from conv3d_cli.model.spec import ConvProblem, ConvSpec, Triple
+
+# Work of a problem, in flops of the direct sum, and its bytes: enough to be measured, and little
+# enough that hundreds are measured in minutes.
+LEAST_FLOPS, MOST_FLOPS, MOST_BYTES = 2e6, 6e9, 1 << 28
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A random problem.
+
+    kind : str              what draws it, see `KINDS`
+    size : (D, H, W)        voxels
+    weights : str           "dense", "gaussian", "box" or "sparse"
+    seed : int              of the weights and voxels
+    """
+
+    kind: str
+    size: Triple
+    kernel_size: Triple
+    channels: int = 1
+    filters: int = 1
+    strides: Triple = (1, 1, 1)
+    dilation_rate: Triple = (1, 1, 1)
+    groups: int = 1
+    weights: str = "dense"
+    seed: int = 0
+
+    @property
+    def problem(self) -> ConvProblem:
+        """The resolved convolution; boundaries as images and networks have them."""
+        boundary = "nearest" if self.kind == "filter" else "zeros"
+        spec = ConvSpec(
+            self.strides,
+            "same",
+            self.dilation_rate,
+            self.groups,
+            boundary=boundary,
+            allow_strided_dilation=True,
+        )
+        kernel = (*self.kernel_size, self.channels // self.groups, self.filters)
+        return spec.resolve((1, *self.size, self.channels), kernel)
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The volume (D, H, W, C) and the weights (kd, kh, kw, C / groups, filters), float32."""
+        random = np.random.default_rng(self.seed)
+        volume = random.standard_normal((*self.size, self.channels), dtype=np.float32)
+        shape = (*self.kernel_size, self.channels // self.groups, self.filters)
+        if self.weights in ("gaussian", "box"):
+            lines = [
+                np.ones(k) if self.weights == "box" else gaussian_line(k, max(k / 8, 0.4))
+                for k in self.kernel_size
+            ]
+            d, h, w = (line / line.sum() for line in lines)
+            product = (d[:, None, None] * h[:, None] * w)[..., None, None]
+            return volume, np.broadcast_to(product, shape).astype(np.float32)
+        weights = random.standard_normal(shape, dtype=np.float32)
+        if self.weights == "sparse":
+            weights *= random.random(self.kernel_size)[..., None, None] < 0.15
+            weights[tuple(k // 2 for k in self.kernel_size)] = 1
+        return volume, weights
+
+    def __str__(self) -> str:
+        """In one line, as a table shows it.
+
+        >>> print(Problem("layer", (32, 32, 32), (5, 5, 5), 64, 64))
+        64->64 5x5x5 on 32x32x32
+        """
+        text = f"{self.channels}->{self.filters} {_by(self.kernel_size)} on {_by(self.size)}"
+        if self.strides != (1, 1, 1):
+            text += f", stride {_by(self.strides)}"
+        if self.dilation_rate != (1, 1, 1):
+            text += f", dilation {_by(self.dilation_rate)}"
+        if self.groups > 1:
+            text += f", {self.groups} groups"
+        return text if self.weights == "dense" else f"{text}, {self.weights}"
+
+
+def _by(numbers: Triple) -> str:
+    return "x".join(map(str, numbers))
+
+
+def draw_problems(count: int, seed: int) -> Iterator[Problem]:
+    """Draw problems of all kinds in turn; the same ones for the same seed.
+
+    >>> [str(problem) for problem in draw_problems(2, seed=7)] == [
+    ...     str(problem) for problem in draw_problems(2, seed=7)
+    ... ]
+    True
+    """
+    random = np.random.default_rng(seed)
+    names = list(KINDS)
+    for number in range(count):
+        kind = names[number % len(names)]
+        while True:
+            found = KINDS[kind](random)
+            problem = found.problem
+            moved = 4 * (math.prod(problem.in_shape) + math.prod(problem.out_shape))
+            if LEAST_FLOPS < problem.flops < MOST_FLOPS and moved < MOST_BYTES:
+                yield found
+                break
+
+
+Random = np.random.Generator
+
+
+def _choice(random: Random, values: list[Any]) -> Any:
+    return values[random.integers(len(values))]
+
+
+def _size(random: Random, least: int, most: int) -> Triple:
+    """Voxels along each axis: about equal, or one axis short or long; round numbers or odd ones."""
+    middle = math.exp(random.uniform(math.log(least), math.log(most)))
+    sizes = [max(2, round(middle * math.exp(random.normal(0, 0.35)))) for _ in range(3)]
+    if random.random() < 0.4:
+        sizes = [_choice(random, [8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256])] * 3
+    if random.random() < 0.15:
+        sizes[0] = max(1, sizes[0] // 6)  # a thin stack
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _kernel(random: Random, most: int) -> Triple:
+    """A cube, or flat, or of three sizes of its own."""
+    sizes = [n for n in (1, 2, 3, 3, 3, 4, 5, 5, 6, 7, 7, 9, 11, 13, 15, 19, 25, 31) if n <= most]
+    form = random.random()
+    if form < 0.5:
+        size = _choice(random, sizes)
+        return size, size, size
+    if form < 0.7:
+        size = _choice(random, sizes)
+        flat = [size, size, size]
+        flat[random.integers(3)] = 1
+        return flat[0], flat[1], flat[2]
+    return _choice(random, sizes), _choice(random, sizes), _choice(random, sizes)
+
+
+def _filter(random: Random) -> Problem:
+    weights = _choice(random, ["dense", "dense", "gaussian", "box", "sparse"])
+    return Problem(
+        "filter",
+        _size(random, 24, 256),
+        _kernel(random, 31),
+        weights=weights,
+        seed=int(random.integers(1 << 30)),
+    )
+
+
+_COUNTS = [
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+    16,
+    20,
+    24,
+    30,
+    32,
+    40,
+    48,
+    64,
+    80,
+    96,
+    100,
+    128,
+    160,
+    256,
+    320,
+]
+
+
+def _steps(random: Random) -> tuple[Triple, Triple]:
+    """Strides and dilation: mostly 1."""
+    form = random.random()
+    if form < 0.15:
+        return _choice(random, [(2, 2, 2), (2, 2, 2), (1, 2, 2), (3, 3, 3)]), (1, 1, 1)
+    if form < 0.28:
+        return (1, 1, 1), _choice(random, [(2, 2, 2), (2, 2, 2), (4, 4, 4), (1, 2, 2), (3, 3, 3)])
+    return (1, 1, 1), (1, 1, 1)
+
+
+def _layer(random: Random) -> Problem:
+    channels = _choice(random, _COUNTS)
+    filters = channels if random.random() < 0.5 else _choice(random, _COUNTS)
+    strides, dilation = _steps(random)
+    size, kernel = _size(random, 8, 96), _kernel(random, 7)
+    return Problem("layer", size, kernel, channels, filters, strides, dilation)
+
+
+def _first(random: Random) -> Problem:
+    """A network's first layer: few channels."""
+    strides, dilation = _steps(random)
+    channels, filters = int(random.integers(1, 5)), _choice(random, _COUNTS)
+    size, kernel = _size(random, 24, 160), _kernel(random, 7)
+    return Problem("first", size, kernel, channels, filters, strides, dilation)
+
+
+def _last(random: Random) -> Problem:
+    """A network's last layer: few filters."""
+    strides, dilation = _steps(random)
+    channels, filters = _choice(random, _COUNTS), int(random.integers(1, 6))
+    size, kernel = _size(random, 16, 128), _kernel(random, 5)
+    return Problem("last", size, kernel, channels, filters, strides, dilation)
+
+
+def _groups(random: Random) -> Problem:
+    """Grouped convolutions, down to one channel a group."""
+    groups = _choice(random, [2, 2, 3, 4, 4, 8, 8, 16, 24, 32, 48, 64])
+    strides, dilation = _steps(random)
+    channels = groups * _choice(random, [1, 1, 2, 4, 8])
+    filters = channels if random.random() < 0.7 else groups * _choice(random, [1, 2, 3, 4])
+    size, kernel = _size(random, 12, 96), _kernel(random, 11)
+    return Problem("groups", size, kernel, channels, filters, strides, dilation, groups)
+
+
+KINDS: dict[str, Callable[[Random], Problem]] = {
+    "filter": _filter,
+    "layer": _layer,
+    "first": _first,
+    "last": _last,
+    "groups": _groups,
+}

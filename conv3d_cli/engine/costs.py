@@ -1,0 +1,89 @@
+"""The planner's costs: an algorithm's own prediction, corrected by what was measured.
+
+An algorithm's `seconds` counts flops and bytes. What such a count does not know (caches, vectors
+that are not full, the share of packing) depends on a few numbers of the problem, so the logarithm
+of measured over predicted time is fitted as a sum of `features`. `conv3d bench --fit` measures
+random problems, fits the coefficients and prints `engine/fitted.py`.
+
+The coefficients are the same on every CPU. Nothing is timed while a job runs, so the choice of an
+algorithm depends on the problem and the weights alone.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from conv3d_cli.engine.fitted import COEFFICIENTS
+from conv3d_cli.model.spec import ConvProblem
+
+VECTOR = 16  # elements that a full vector has, on the CPUs with the widest ones
+# A correction is at most by this factor: a problem unlike those that were fitted must not be
+# predicted wildly.
+MOST = 8.0
+
+
+def corrected(algorithm: str, problem: ConvProblem, seconds: float) -> float:
+    """The time that an algorithm takes, from the one that it predicts; both in seconds.
+
+    >>> from conv3d_cli.model.spec import ConvSpec
+    >>> problem = ConvSpec().resolve((1, 9, 9, 9, 1), (3, 3, 3, 1, 1))
+    >>> corrected("unknown", problem, 2.0)
+    2.0
+    """
+    row = COEFFICIENTS.get(algorithm)
+    if row is None or not 0 < seconds < math.inf:
+        return seconds
+    total = sum(a * b for a, b in zip(row, features(problem, seconds), strict=True))
+    return seconds * 2 ** max(-math.log2(MOST), min(math.log2(MOST), total))
+
+
+def features(problem: ConvProblem, seconds: float) -> tuple[float, ...]:
+    """What a correction depends on; see `NAMES`. Logarithms are to base 2.
+
+    seconds : float     the algorithm's own prediction for one thread
+    """
+    predicted = math.log2(seconds) + 10  # of milliseconds, nearly
+    return (1.0, predicted, max(0.0, -predicted), *_of_problem(problem))
+
+
+@lru_cache(maxsize=64)
+def _of_problem(problem: ConvProblem) -> tuple[float, ...]:
+    channels, filters = problem.channels_per_group, problem.filters_per_group
+    c, f, g = (math.log2(n) for n in (channels, filters, problem.groups))
+    kernel = [math.log2(n) for n in problem.kernel_size]
+    size = [math.log2(max(1, n)) for n in problem.out_size]
+    taps = sum(kernel)
+    read = math.log2(max(1, math.prod(problem.in_shape))) - 18  # of the megabytes of the input
+    weights = math.log2(problem.taps * problem.filters) - 14
+    return (
+        *(c, f, g, *kernel, *size),
+        sum(math.log2(n) for n in problem.strides),
+        float(problem.strides[2] > 1),
+        sum(math.log2(n) for n in problem.dilation_rate),
+        float(problem.dilation_rate[2] > 1),
+        *(_unused(n) for n in (channels, filters, problem.out_size[2])),
+        *(max(0.0, n - 4) for n in (c, f, taps)),
+        max(0.0, size[2] - 5),
+        *(max(0.0, n) for n in (read, weights)),
+        *(c * taps / 8, f * taps / 8, c * f / 8),
+    )
+
+
+NAMES = (
+    "constant",
+    *("predicted", "predicted under 1 ms"),
+    *("channels", "filters", "groups"),
+    *("kernel depth", "kernel height", "kernel width"),
+    *("depth", "height", "width"),
+    *("strides", "stride along the width", "dilation", "dilation along the width"),
+    *("channels that fill no vector", "filters that fill no vector", "width that fills no vector"),
+    *("channels over 16", "filters over 16", "taps over 16", "width over 32"),
+    *("input over 1 MB", "weights over 64 kB"),
+    *("channels x taps", "filters x taps", "channels x filters"),
+)
+
+
+def _unused(count: int) -> float:
+    """How much longer whole vectors take than `count` elements would, as a logarithm."""
+    return math.log2(-(-count // VECTOR) * VECTOR / max(1, count))
