@@ -1,7 +1,10 @@
-"""The roofline plot: speed against arithmetic intensity, below the machine's limits."""
+"""Plots: a roofline of the benchmark, and how right the planner's choices are."""
 
 from __future__ import annotations
 
+import math
+
+from conv3d_cli.bench.choices import CLOSE, Choices
 from conv3d_cli.bench.report import BenchReport, heading
 from conv3d_cli.pictures.plotting import save_figure
 
@@ -74,4 +77,55 @@ def plot_roofline(report: BenchReport, path: str) -> None:
     axes.grid(which="major", color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", fontsize=8)
+    save_figure(figure, path, overwrite=True)
+
+
+def plot_choices(choices: Choices, path: str) -> None:
+    """Plot the regrets, and predicted against measured times, and replace the file if it exists.
+
+    path : str      its suffix chooses the format (see `plotting.SUFFIXES`)
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(choices.heading, fontsize=9)
+
+    regrets = [regret for regret in choices.regrets() if math.isfinite(regret)]
+    shares = [100 * (n + 1) / len(choices.timed) for n in range(len(regrets))]
+    left.step(regrets, shares, where="post", color="black")
+    left.set_xscale("log")
+    top = max(1.6, regrets[-1] * 1.05)
+    ticks = [tick for tick in (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50) if tick <= top]
+    left.set_xlim(0.99, top)
+    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    left.minorticks_off()
+    left.set_xlabel("regret: time of the choice / time of the fastest algorithm")
+    left.set_ylabel("% of the problems")
+    for share in (50, 95):
+        left.axhline(share, color="#dddddd", linewidth=0.8, zorder=0)
+
+    names = {timed.chosen for timed in choices.timed}
+    for number, name in enumerate(sorted(names)):
+        points = [
+            (1e3 * timed.measured[name], 1e3 * timed.predicted(choices.cpu_class))
+            for timed in choices.timed
+            if timed.chosen == name and name in timed.measured
+        ]
+        if points:
+            colour = f"C{number}"
+            right.plot(*zip(*points, strict=True), ".", markersize=4, color=colour, label=name)
+    times = [1e3 * min(timed.measured.values()) for timed in choices.timed]
+    ends = min(times), max(times)
+    for factor, style in ((1, "-"), (CLOSE, ":"), (1 / CLOSE, ":")):
+        right.plot(ends, [factor * end for end in ends], style, color="grey", linewidth=0.8)
+    right.loglog()
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    right.set_xlabel("measured ms")
+    right.set_ylabel("predicted ms")
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.set_axisbelow(True)
     save_figure(figure, path, overwrite=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from conv3d_cli.bench.cases import gaussian_line
 from conv3d_cli.model.spec import ConvProblem, ConvSpec, Triple
 
+Random = np.random.Generator
 # Work of a problem, in flops of the direct sum, and its bytes: enough to be measured, and little
 # enough that hundreds are measured in minutes.
 LEAST_FLOPS, MOST_FLOPS, MOST_BYTES = 2e6, 6e9, 1 << 28
 
 
 @dataclass(frozen=True)
-class Problem:
+class Drawn:
     """A random problem.
 
     kind : str              what draws it, see `KINDS`
@@ -42,7 +43,7 @@ class Problem:
     @property
     def problem(self) -> ConvProblem:
         """The resolved convolution; boundaries as images and networks have them."""
-        boundary = "nearest" if self.kind == "filter" else "zeros"
+        boundary = "nearest" if self.kind in ("filter", "smoothing") else "zeros"
         spec = ConvSpec(
             self.strides,
             "same",
@@ -54,10 +55,12 @@ class Problem:
         kernel = (*self.kernel_size, self.channels // self.groups, self.filters)
         return spec.resolve((1, *self.size, self.channels), kernel)
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The volume (D, H, W, C) and the weights (kd, kh, kw, C / groups, filters), float32."""
-        random = np.random.default_rng(self.seed)
-        volume = random.standard_normal((*self.size, self.channels), dtype=np.float32)
+    def volume(self) -> NDArray[np.float32]:
+        """The voxels, (D, H, W, C)."""
+        return self._random(0).standard_normal((*self.size, self.channels), dtype=np.float32)
+
+    def array_of_weights(self) -> NDArray[np.float32]:
+        """The weights, (kd, kh, kw, C / groups, filters)."""
         shape = (*self.kernel_size, self.channels // self.groups, self.filters)
         if self.weights in ("gaussian", "box"):
             lines = [
@@ -66,17 +69,21 @@ class Problem:
             ]
             d, h, w = (line / line.sum() for line in lines)
             product = (d[:, None, None] * h[:, None] * w)[..., None, None]
-            return volume, np.broadcast_to(product, shape).astype(np.float32)
+            return np.broadcast_to(product, shape).astype(np.float32)
+        random = self._random(1)
         weights = random.standard_normal(shape, dtype=np.float32)
         if self.weights == "sparse":
             weights *= random.random(self.kernel_size)[..., None, None] < 0.15
             weights[tuple(k // 2 for k in self.kernel_size)] = 1
-        return volume, weights
+        return weights
+
+    def _random(self, stream: int) -> Random:
+        return np.random.default_rng((self.seed, stream))
 
     def __str__(self) -> str:
         """In one line, as a table shows it.
 
-        >>> print(Problem("layer", (32, 32, 32), (5, 5, 5), 64, 64))
+        >>> print(Drawn("layer", (32, 32, 32), (5, 5, 5), 64, 64))
         64->64 5x5x5 on 32x32x32
         """
         text = f"{self.channels}->{self.filters} {_by(self.kernel_size)} on {_by(self.size)}"
@@ -93,7 +100,7 @@ def _by(numbers: Triple) -> str:
     return "x".join(map(str, numbers))
 
 
-def draw_problems(count: int, seed: int) -> Iterator[Problem]:
+def draw_problems(count: int, seed: int) -> Iterator[Drawn]:
     """Draw problems of all kinds in turn; the same ones for the same seed.
 
     >>> [str(problem) for problem in draw_problems(2, seed=7)] == [
@@ -112,9 +119,6 @@ def draw_problems(count: int, seed: int) -> Iterator[Problem]:
             if LEAST_FLOPS < problem.flops < MOST_FLOPS and moved < MOST_BYTES:
                 yield found
                 break
-
-
-Random = np.random.Generator
 
 
 def _choice(random: Random, values: list[Any]) -> Any:
@@ -147,9 +151,10 @@ def _kernel(random: Random, most: int) -> Triple:
     return _choice(random, sizes), _choice(random, sizes), _choice(random, sizes)
 
 
-def _filter(random: Random) -> Problem:
-    weights = _choice(random, ["dense", "dense", "gaussian", "box", "sparse"])
-    return Problem(
+def _filter(random: Random) -> Drawn:
+    """An image filter of one channel."""
+    weights = _choice(random, ["dense", "dense", "sparse"])
+    return Drawn(
         "filter",
         _size(random, 24, 256),
         _kernel(random, 31),
@@ -158,31 +163,24 @@ def _filter(random: Random) -> Problem:
     )
 
 
-_COUNTS = [
-    2,
-    3,
-    4,
-    5,
-    6,
-    8,
-    10,
-    12,
-    16,
-    20,
-    24,
-    30,
-    32,
-    40,
-    48,
-    64,
-    80,
-    96,
-    100,
-    128,
-    160,
-    256,
-    320,
-]
+def _smoothing(random: Random) -> Drawn:
+    """An image filter that is a product of lines."""
+    weights = _choice(random, ["gaussian", "gaussian", "box"])
+    return replace(_filter(random), kind="smoothing", weights=weights)
+
+
+def _network(random: Random) -> Drawn:
+    """A network's inner layer, as most are: small cubes or flat kernels, full vectors."""
+    channels = _choice(random, [8, 16, 24, 32, 48, 64, 96, 128, 256, 320])
+    filters = channels if random.random() < 0.6 else _choice(random, [16, 32, 64, 128, 256])
+    kernel = _choice(random, [(3, 3, 3)] * 4 + [(1, 3, 3), (5, 5, 5), (1, 1, 1), (2, 2, 2)])
+    strides, dilation = _steps(random)
+    return Drawn("network", _size(random, 6, 96), kernel, channels, filters, strides, dilation)
+
+
+# numbers of channels and filters
+_COUNTS = [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 30, 32, 40, 48, 64, 80, 96, 100]
+_COUNTS += [128, 160, 256, 320]
 
 
 def _steps(random: Random) -> tuple[Triple, Triple]:
@@ -195,42 +193,44 @@ def _steps(random: Random) -> tuple[Triple, Triple]:
     return (1, 1, 1), (1, 1, 1)
 
 
-def _layer(random: Random) -> Problem:
+def _layer(random: Random) -> Drawn:
     channels = _choice(random, _COUNTS)
     filters = channels if random.random() < 0.5 else _choice(random, _COUNTS)
     strides, dilation = _steps(random)
     size, kernel = _size(random, 8, 96), _kernel(random, 7)
-    return Problem("layer", size, kernel, channels, filters, strides, dilation)
+    return Drawn("layer", size, kernel, channels, filters, strides, dilation)
 
 
-def _first(random: Random) -> Problem:
+def _first(random: Random) -> Drawn:
     """A network's first layer: few channels."""
     strides, dilation = _steps(random)
     channels, filters = int(random.integers(1, 5)), _choice(random, _COUNTS)
     size, kernel = _size(random, 24, 160), _kernel(random, 7)
-    return Problem("first", size, kernel, channels, filters, strides, dilation)
+    return Drawn("first", size, kernel, channels, filters, strides, dilation)
 
 
-def _last(random: Random) -> Problem:
+def _last(random: Random) -> Drawn:
     """A network's last layer: few filters."""
     strides, dilation = _steps(random)
     channels, filters = _choice(random, _COUNTS), int(random.integers(1, 6))
     size, kernel = _size(random, 16, 128), _kernel(random, 5)
-    return Problem("last", size, kernel, channels, filters, strides, dilation)
+    return Drawn("last", size, kernel, channels, filters, strides, dilation)
 
 
-def _groups(random: Random) -> Problem:
+def _groups(random: Random) -> Drawn:
     """Grouped convolutions, down to one channel a group."""
     groups = _choice(random, [2, 2, 3, 4, 4, 8, 8, 16, 24, 32, 48, 64])
     strides, dilation = _steps(random)
     channels = groups * _choice(random, [1, 1, 2, 4, 8])
     filters = channels if random.random() < 0.7 else groups * _choice(random, [1, 2, 3, 4])
     size, kernel = _size(random, 12, 96), _kernel(random, 11)
-    return Problem("groups", size, kernel, channels, filters, strides, dilation, groups)
+    return Drawn("groups", size, kernel, channels, filters, strides, dilation, groups)
 
 
-KINDS: dict[str, Callable[[Random], Problem]] = {
+KINDS: dict[str, Callable[[Random], Drawn]] = {
     "filter": _filter,
+    "smoothing": _smoothing,
+    "network": _network,
     "layer": _layer,
     "first": _first,
     "last": _last,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from conv3d_cli.cli.options import SectionedCommand, options, table_options
 from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.cli.values import Real, Whole
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.settings.option import File, Unit
-from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.bench.report import BenchReport
@@ -43,11 +44,33 @@ case_options = options(
         help="Measure three rounds, and no peer that takes over a second.",
     ),
     click.option("--no-peers", is_flag=True, help="Measure only conv3d."),
+)
+
+planner_options = options(
+    "The choice of algorithms",
     click.option(
-        "--calibrate",
+        "--regret",
         is_flag=True,
-        help="Measure every algorithm on the cases, and print the planner's constants for this "
-        "CPU.",
+        help="Time every algorithm on random problems instead of the cases, and show how much "
+        "longer the chosen one took than the fastest.",
+    ),
+    click.option(
+        "--fit",
+        is_flag=True,
+        help="Fit the planner's predictions to these times, and print engine/fitted.py. Without "
+        "--from, the times are measured for each class of CPUs that this one can run.",
+    ),
+    click.option(
+        "--seed",
+        type=Whole(0),
+        metavar="N",
+        help="Draw other random problems.  [default: 0 for --regret, 1 for --fit]",
+    ),
+    click.option(
+        "--problems",
+        type=Whole(1),
+        metavar="N",
+        help="Number of random problems.  [default: 300 for --regret, 1200 for --fit]",
     ),
 )
 
@@ -109,14 +132,20 @@ output_options = options(
 
 @click.command(cls=SectionedCommand)
 @case_options
+@planner_options
 @run_options
 @output_options
+@click.pass_context
 def bench(
+    ctx: click.Context,
     patterns: tuple[str, ...],
     size: int | None,
     quick: bool,
     no_peers: bool,
-    calibrate: bool,
+    regret: bool,
+    fit: bool,
+    seed: int | None,
+    problems: int | None,
     threads: int | None,
     repeat: int | None,
     patience: float,
@@ -133,6 +162,7 @@ def bench(
       conv3d bench --quick
       conv3d bench --case '3^3' --case 'gaussian *'
       conv3d bench --json bench.json --plot roofline.png
+      conv3d bench --regret --seed 7
 
     Peers are PyTorch, SciPy, SimpleITK and DIPlib, those that are installed (pip install
     'conv3d[bench]'). They take turns with conv3d on the same volume, after the result of each
@@ -156,6 +186,7 @@ def bench(
     from conv3d_cli.system.atomic import check_target
     from conv3d_cli.system.machine import thread_count
 
+    _check_options(ctx, regret, fit)
     # check outputs before minutes of measuring
     if plot_path:
         from conv3d_cli.pictures.plotting import check_plotting
@@ -163,11 +194,14 @@ def bench(
         check_plotting(plot_path, "--plot", overwrite=True)
     if json_path not in (None, "-"):
         check_target(str(json_path), overwrite=True)
+    if fit:
+        _fit(seed, problems, sources, quiet)
+        return
+    if regret:
+        _regret(seed, problems, sources, json_path, plot_path, quiet)
+        return
     cases = choose_cases(patterns, size)
     count = thread_count(threads)
-    if calibrate:
-        click.echo(_calibration(cases, count, quiet))
-        return
     if sources:
         report = _read(sources)
         chosen = {case.name for case in cases}
@@ -260,44 +294,102 @@ def _show(report: BenchReport) -> None:
         click.echo("\nnot timed:\n" + "\n".join(f"  {note}" for note in notes))
 
 
-def _calibration(cases: list[Any], threads: int, quiet: bool) -> str:
-    """Measured and predicted times of every algorithm, and a row of constants for the source."""
-    from conv3d_cli.bench.calibrate import as_source, factors, measure_pairs
-    from conv3d_cli.bench.report import cpu_model
-    from conv3d_cli.engine.cpu import cpu_class
+# The options of `bench` that neither --regret nor --fit takes, and those that only they take.
+_CASES_ONLY = (
+    *("patterns", "size", "quick", "no_peers"),
+    *("threads", "repeat", "patience", "keep_memory", "markdown"),
+)
+_PLANNER_ONLY = ("seed", "problems")
 
-    with _Status(quiet) as status:
-        pairs = list(measure_pairs(cases, threads, progress=status))
-    fitted = factors(pairs)
-    lines = [f"{'algorithm':<12} {'case':<20} {'ms':>9} {'predicted':>9} {'factor':>7}"]
-    for pair in sorted(pairs, key=lambda pair: pair.algorithm):
-        measured, predicted = 1e3 * pair.measured, 1e3 * pair.predicted
-        lines.append(
-            f"{pair.algorithm:<12} {pair.case:<20} {measured:>9.2f} {predicted:>9.2f} "
-            f"{pair.factor:>7.2f}"
+
+def _check_options(ctx: click.Context, regret: bool, fit: bool) -> None:
+    """Refuse options that would have no effect."""
+    if regret and fit:
+        raise SpecError("--regret shows what --fit fits; give one of them")
+    if regret or fit:
+        words = "--regret" if regret else "--fit"
+        for name in (*_CASES_ONLY, *(("json_path", "plot_path") if fit else ())):
+            _refuse_given(ctx, name, f"has no effect beside {words}; leave it out")
+    else:
+        for name in _PLANNER_ONLY:
+            _refuse_given(ctx, name, "belongs to --regret or --fit; give one of them")
+
+
+def _refuse_given(ctx: click.Context, name: str, reason: str) -> None:
+    if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        option = next(p.opts[0] for p in ctx.command.params if p.name == name)
+        raise SpecError(f"{option} {reason}")
+
+
+def _regret(
+    seed: int | None,
+    problems: int | None,
+    sources: tuple[str, ...],
+    json_path: str | None,
+    plot_path: str | None,
+    quiet: bool,
+) -> None:
+    """Measure (or read) the planner's choices, and show them."""
+    from conv3d_cli.bench.choices import measure_choices, merged, table
+    from conv3d_cli.bench.plot import plot_choices
+
+    if sources:
+        choices = merged(_read_choices(sources))
+    else:
+        with _Status(quiet) as status:
+            choices = measure_choices(seed or 0, problems or 300, status)
+    if json_path == "-":
+        click.echo(json.dumps(choices.record()))
+    else:
+        click.echo("\n".join(table(choices)))
+    if json_path not in (None, "-"):
+        _write(str(json_path), json.dumps(choices.record(), indent=1) + "\n")
+    if plot_path:
+        plot_choices(choices, plot_path)
+
+
+def _fit(seed: int | None, problems: int | None, sources: tuple[str, ...], quiet: bool) -> None:
+    """Measure (or read) random problems for each class of CPUs, and print the coefficients."""
+    from conv3d_cli.bench.choices import measure_classes, merged
+    from conv3d_cli.bench.fitting import as_source, fit
+
+    if sources:
+        measured = list(_read_choices(sources))
+    else:
+        with _Status(quiet) as status:
+            measured = measure_classes(1 if seed is None else seed, problems or 1200, status)
+    classes = {choices.cpu_class: None for choices in measured}
+    whole = [
+        merged(choices for choices in measured if choices.cpu_class == name) for name in classes
+    ]
+    click.echo(
+        as_source(
+            {choices.cpu_class: fit(choices.timed) for choices in whole},
+            {choices.cpu_class: choices.heading for choices in whole},
         )
-    lines.append("")
-    for name, (factor, least, most) in fitted.items():
-        lines.append(
-            f"{name}: median {factor:.2f}, from {least:.2f} to {most:.2f} times the median"
-        )
-    machine = f"{cpu_model()}, {count_of(threads, 'thread')}"
-    return "\n".join([*lines, "", as_source(fitted, cpu_class().name, machine)])
+    )
+
+
+def _read_choices(paths: tuple[str, ...]) -> Iterator[Any]:
+    from conv3d_cli.bench.choices import choices_of_record
+
+    for path in paths:
+        yield choices_of_record(_read_json(path), path)
 
 
 def _read(paths: tuple[str, ...]) -> BenchReport:
     from conv3d_cli.bench.report import merged, report_of_record
 
-    reports = []
-    for path in paths:
-        try:
-            with open(path, encoding="utf-8") as file:
-                record = json.load(file)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise FormatError(f"cannot read {path}: {reason}") from None
-        reports.append(report_of_record(record, path))
-    return merged(reports)
+    return merged([report_of_record(_read_json(path), path) for path in paths])
+
+
+def _read_json(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"cannot read {path}: {reason}") from None
 
 
 def _write(path: str, text: str) -> None:

@@ -5,15 +5,17 @@ that are not full, the share of packing) depends on a few numbers of the problem
 of measured over predicted time is fitted as a sum of `features`. `conv3d bench --fit` measures
 random problems, fits the coefficients and prints `engine/fitted.py`.
 
-The coefficients are the same on every CPU. Nothing is timed while a job runs, so the choice of an
-algorithm depends on the problem and the weights alone.
+Nothing is timed while a job runs, and the choice is the same on every CPU: of the algorithms that
+can compute a problem, the one whose worst regret on any of the fitted classes of CPUs is least.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
+from conv3d_cli.engine.cpu import REFERENCE
 from conv3d_cli.engine.fitted import COEFFICIENTS
 from conv3d_cli.model.spec import ConvProblem
 
@@ -21,17 +23,47 @@ VECTOR = 16  # elements that a full vector has, on the CPUs with the widest ones
 # A correction is at most by this factor: a problem unlike those that were fitted must not be
 # predicted wildly.
 MOST = 8.0
+Coefficients = Mapping[str, Mapping[str, tuple[float, ...]]]
 
 
-def corrected(algorithm: str, problem: ConvProblem, seconds: float) -> float:
-    """The time that an algorithm takes, from the one that it predicts; both in seconds.
+def choose(
+    problem: ConvProblem, own: Mapping[str, float], coefficients: Coefficients = COEFFICIENTS
+) -> str:
+    """The name of the algorithm with the least worst regret, over the fitted classes of CPUs.
+
+    own : dict              name -> seconds that the algorithm itself predicts, for one thread;
+                            equal ones are preferred in the order given
+    coefficients : dict     class -> name -> row, of `COEFFICIENTS`'s form
 
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> problem = ConvSpec().resolve((1, 9, 9, 9, 1), (3, 3, 3, 1, 1))
-    >>> corrected("unknown", problem, 2.0)
-    2.0
+    >>> choose(problem, {"b": 2.0, "a": 1.0})
+    'a'
     """
-    row = COEFFICIENTS.get(algorithm)
+    worst = dict.fromkeys(own, 0.0)
+    for cpu in coefficients or {REFERENCE.name: {}}:
+        predicted = predict(problem, own, cpu, coefficients)
+        least = min(predicted.values()) or 1.0
+        worst = {name: max(worst[name], seconds / least) for name, seconds in predicted.items()}
+    return min(worst, key=worst.__getitem__)
+
+
+def predict(
+    problem: ConvProblem,
+    own: Mapping[str, float],
+    cpu: str = REFERENCE.name,
+    coefficients: Coefficients = COEFFICIENTS,
+) -> dict[str, float]:
+    """The seconds that each algorithm takes on a class of CPUs, from those that it predicts.
+
+    own, coefficients       as in `choose`
+    cpu : str               a class's name; one that is not fitted is predicted as the algorithms do
+    """
+    rows = coefficients.get(cpu, {})
+    return {name: _corrected(problem, seconds, rows.get(name)) for name, seconds in own.items()}
+
+
+def _corrected(problem: ConvProblem, seconds: float, row: tuple[float, ...] | None) -> float:
     if row is None or not 0 < seconds < math.inf:
         return seconds
     total = sum(a * b for a, b in zip(row, features(problem, seconds), strict=True))

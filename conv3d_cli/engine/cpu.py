@@ -49,6 +49,10 @@ class CpuClass:
     llvm_features: str = ""
     limits: tuple[float, float] | None = None
 
+    def runs_natively(self) -> bool:
+        """Whether this machine has the features that the class requires, an FMA among them."""
+        return "fma" in self.needs and all(host_features().get(name) for name in self.needs)
+
     def limit_seconds(self, flops: float, moved: float, threads: int) -> tuple[float, str] | None:
         """The shortest possible time and the bottleneck: (seconds, "arithmetic" or "memory").
 
@@ -118,10 +122,6 @@ CPU_CLASSES = (
 
 # The class that planning assumes on every machine.
 REFERENCE = CPU_CLASSES[0]
-# An algorithm's `seconds` counts flops and bytes at rates of its own; these factors of the
-# predicted times make them comparable (1 for algorithms that are not named). Measured on REFERENCE:
-# Zen 4, 2026-11. `conv3d bench --calibrate` prints them.
-FACTORS: Mapping[str, float] = {"separable": 1.15}
 # Where every CPU has NEON, although LLVM may not tell any feature (macOS).
 ARM_MACHINES = ("arm64", "aarch64")
 

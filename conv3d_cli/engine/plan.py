@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from conv3d_cli.engine import costs
 from conv3d_cli.engine.algorithms import (
     channels,
     depthwise,
@@ -38,7 +39,6 @@ from conv3d_cli.engine.checksum import (
     as_words,
     name_of,
 )
-from conv3d_cli.engine.cpu import FACTORS
 from conv3d_cli.engine.division import Cuts, Sharing, TaskGrid, divide, share
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.repetition import Filled, Repetition
@@ -1124,12 +1124,11 @@ def make_plan(
     real = np.dtype(dtype)
     # as the arithmetic sees them: a factorisation must be exact to the rounding of this dtype
     rounded = weights.astype(real, copy=False)
-    refusals, seconds = [], {}
+    refusals, own = [], {}
     for candidate in ALGORITHMS:
         reason = candidate.reject(problem, rounded)
         if reason is None:
-            factor = FACTORS.get(candidate.name, 1.0)
-            seconds[candidate.name] = factor * candidate.seconds(problem, rounded, threads)
+            own[candidate.name] = candidate.seconds(problem, rounded, 1)
             continue
         refusals.append((candidate.name, reason))
         if candidate is forced:
@@ -1137,6 +1136,6 @@ def make_plan(
                 f"algorithm '{algorithm}' cannot run this: {reason}; leave it out, and the fastest "
                 "that can is taken"
             )
-    # Threads divide all predictions alike, so the choice does not depend on them.
-    chosen = forced or find_algorithm(min(seconds, key=seconds.__getitem__))
+    chosen = forced or find_algorithm(costs.choose(problem, own))
+    seconds = {name: one / threads for name, one in costs.predict(problem, own).items()}
     return Plan(problem, weights, real, threads, chosen, refusals, seconds)

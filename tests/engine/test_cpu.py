@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from conv3d_cli.engine import ALGORITHMS, cpu
+from conv3d_cli.engine import cpu
 from conv3d_cli.engine.algorithms import direct
-from conv3d_cli.engine.cpu import CPU_CLASSES, FACTORS, REFERENCE, CpuClass, detect
+from conv3d_cli.engine.cpu import CPU_CLASSES, REFERENCE, CpuClass, detect
 
 Told = Callable[[str, dict[str, bool]], None]
 
@@ -65,11 +65,6 @@ def test_a_forced_class_tells_llvm_its_own_cpu_and_features(row: CpuClass) -> No
         check=True,
     )
     assert told.stdout.strip() == f"{row.llvm_cpu}|{row.llvm_features}"
-
-
-def test_factors_name_algorithms() -> None:
-    assert set(FACTORS) <= {a.name for a in ALGORITHMS}
-    assert all(factor > 0 for factor in FACTORS.values())
 
 
 @pytest.mark.parametrize("taps", range(1, direct.MOST_TAPS + 1))

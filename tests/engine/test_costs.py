@@ -1,0 +1,79 @@
+"""The planner's choice: a pure function of problem and weights, from fitted coefficients."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from conv3d_cli.engine import ALGORITHMS, costs, make_plan
+from conv3d_cli.engine.costs import NAMES, choose, features, predict
+from conv3d_cli.engine.cpu import CPU_CLASSES
+from conv3d_cli.engine.fitted import COEFFICIENTS
+from conv3d_cli.model.spec import ConvProblem, ConvSpec
+
+
+def problem_of(channels: int = 1, filters: int = 1, kernel: int = 3, size: int = 20) -> ConvProblem:
+    return ConvSpec(padding="same").resolve(
+        (1, size, size, size, channels), (kernel, kernel, kernel, channels, filters)
+    )
+
+
+def test_coefficients_name_classes_algorithms_and_features() -> None:
+    assert set(COEFFICIENTS) <= {row.name for row in CPU_CLASSES}
+    for rows in COEFFICIENTS.values():
+        assert set(rows) <= {algorithm.name for algorithm in ALGORITHMS}
+        assert {len(row) for row in rows.values()} == {len(NAMES)}
+    assert len(features(problem_of(), 1.0)) == len(NAMES)
+
+
+def test_the_worst_regret_of_all_classes_decides() -> None:
+    """Fast on one class and slow on another loses against nearly fast on both."""
+    constant = [1.0, *[0.0] * (len(NAMES) - 1)]
+
+    def times(**logarithms: float) -> dict[str, tuple[float, ...]]:
+        return {name: tuple(one * value for one in constant) for name, value in logarithms.items()}
+
+    coefficients = {"avx512": times(a=0, b=0.5), "avx2": times(a=2, b=0)}
+    own = {"a": 1.0, "b": 1.0}
+    assert choose(problem_of(), own, coefficients) == "b"
+    assert choose(problem_of(), own, {"avx512": coefficients["avx512"]}) == "a"
+    assert predict(problem_of(), own, "avx2", coefficients) == {"a": 4.0, "b": 1.0}
+    assert predict(problem_of(), own, "neon", coefficients) == own
+
+
+def test_a_correction_is_bounded() -> None:
+    row = (1000.0, *[0.0] * (len(NAMES) - 1))
+    assert predict(problem_of(), {"a": 1.0}, "avx2", {"avx2": {"a": row}}) == {"a": costs.MOST}
+    for seconds in (0.0, math.inf):
+        assert predict(problem_of(), {"a": seconds}, "avx2", {"avx2": {"a": row}}) == {"a": seconds}
+
+
+@pytest.mark.parametrize("cpu", [row.name for row in CPU_CLASSES])
+def test_predictions_are_finite_and_grow_with_the_volume(cpu: str) -> None:
+    """No problem, however unlike the fitted ones, is predicted as 0 or infinite."""
+    for channels, filters, kernel in itertools.product((1, 3, 16, 500), (1, 3, 16, 500), (1, 3, 9)):
+        found = []
+        for size in (1, 10, 100, 1000):
+            problem = problem_of(channels, filters, kernel, size)
+            own = {
+                algorithm.name: algorithm.seconds(problem, WEIGHTS, 1)
+                for algorithm in ALGORITHMS
+                if algorithm.name in ("direct", "channels", "few-filters")
+            }
+            found.append(predict(problem, own, cpu)["direct"])
+        assert all(0 < seconds < math.inf for seconds in found)
+        assert found == sorted(found)
+
+
+WEIGHTS = np.ones((1, 1, 1, 1, 1), np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+def test_threads_divide_the_predictions_and_leave_the_choice(threads: int) -> None:
+    problem, weights = problem_of(8, 8), np.ones((3, 3, 3, 8, 8), np.float32)
+    one, many = make_plan(problem, weights), make_plan(problem, weights, threads=threads)
+    assert many.algorithm is one.algorithm
+    assert many.seconds == {name: seconds / threads for name, seconds in one.seconds.items()}
