@@ -1,8 +1,10 @@
-"""Winograd's minimal filtering for 3x3x3 kernels between many channels.
+"""Winograd's minimal filtering: kernels of 3 or 1 weights along each axis, between many channels.
 
-It uses F(2, 3) along depth and height, and F(2, 3) or F(4, 3) along the width. Transformed tiles
-need 3.4 or 4.5 times fewer multiplications than the direct sum, so it is faster than the direct sum
-could be at the CPU's FMA peak. The rounding error is about 2 and 3.5 times that of the direct sum.
+It uses F(2, 3) along depth, and F(2, 3) or F(4, 3) along height and width. Transformed tiles of
+a 3x3x3 kernel need 3.4 or 4.5 times fewer multiplications than the direct sum, so it is faster than
+the direct sum could be at the CPU's FMA peak. The rounding error is 2 to 3.5 times that of the
+direct sum. An axis with one weight is not transformed. With dilation, each tile takes its voxels
+from one of the grids that the dilation divides the volume into; there the kernel is dense.
 
 Source: Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016; Jia, Zlateski,
 Durand & Li, "Optimizing N-dimensional, Winograd-based convolution for manycore CPUs", PPoPP 2018.
@@ -30,7 +32,7 @@ from conv3d_cli.model.spec import ConvProblem
 # For 4 outputs the usual points 0, 1, -1, 2, -2 lose five bits per axis. These, too, are exact in a
 # few bits, and were the best of 60 sets tried (1.7 times less rounding error).
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.75, -0.75, 1.5, -1.5)}
-DEPTH = 2  # outputs of a tile along depth
+DEPTH = 2  # outputs of a tile along depth, if the kernel has more than one weight there
 TASK_DEPTHS = (16, 8, 4)  # output planes of a task: the most that leave TASKS tasks
 TASKS = 16
 UNROLL = 4  # channels per iteration of the product's loop
@@ -54,13 +56,14 @@ SECONDS_PER_STEP = 2e-6
 class TileBlocking(NamedTuple):
     """How the work of a group is divided.
 
-    height, width : int         outputs of a tile; its depth is DEPTH
+    depth, height, width : int  outputs of a tile; 1 along an axis with one weight
     rows, vectors : int         register tile of the products: tiles x vectors of filters
     last_rows, last_vectors : int   register tile of a last block of another width; 0: there is none
     blocks : int                blocks of filters that are `vectors` wide
     chunk, chunks : int         channels summed at once, and number of such chunks
     """
 
+    depth: int
     height: int
     width: int
     rows: int
@@ -74,7 +77,17 @@ class TileBlocking(NamedTuple):
     @property
     def positions(self) -> int:
         """Evaluation points of a plane of a tile."""
-        return (self.height + 2) * (self.width + 2)
+        return points(self.height) * points(self.width)
+
+    @property
+    def outputs(self) -> tuple[int, int, int]:
+        """Outputs of a tile along depth, height and width."""
+        return self.depth, self.height, self.width
+
+
+def points(outputs: int) -> int:
+    """The number of points at which a tile is evaluated along an axis; see `TileBlocking`."""
+    return outputs + 2 if outputs > 1 else 1
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
@@ -83,12 +96,10 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     def triple(values: tuple[int, int, int]) -> str:
         return "x".join(map(str, values))
 
-    if problem.kernel_size != (3, 3, 3):
-        return f"kernel is {triple(problem.kernel_size)}, not 3x3x3"
+    if sorted(problem.kernel_size)[-2:] != [3, 3] or 2 in problem.kernel_size:
+        return f"kernel is {triple(problem.kernel_size)}, not 3x3x3, 1x3x3, 3x1x3 or 3x3x1"
     if problem.strides != (1, 1, 1):
         return f"strides are {triple(problem.strides)}, not 1"
-    if problem.dilation_rate != (1, 1, 1):
-        return f"dilation is {triple(problem.dilation_rate)}, not 1"
     few = min(problem.channels_per_group, problem.filters_per_group)
     if few < LEAST_CHANNELS:
         return f"fewer than {LEAST_CHANNELS} channels or filters per group: {few}"
@@ -106,19 +117,19 @@ def transform_matrix(outputs: int) -> NDArray[np.float64]:
            [ 0.5, -0.5,  0.5],
            [ 0. ,  0. ,  1. ]])
     """
-    points = POINTS[outputs]
-    rows = [[p**k / math.prod(p - q for q in points if q != p) for k in range(3)] for p in points]
+    at = POINTS[outputs]
+    rows = [[p**k / math.prod(p - q for q in at if q != p) for k in range(3)] for p in at]
     return np.array([*rows, [0.0, 0.0, 1.0]]) + 0.0
 
 
 @lru_cache(maxsize=64)
 def tile_blocking(
-    channels: int, filters: int, width: int, itemsize: int, cpu: CpuClass
+    channels: int, filters: int, outputs: tuple[int, int, int], itemsize: int, cpu: CpuClass
 ) -> TileBlocking:
     """The blocking of a group.
 
     channels, filters : int     of the group
-    width : int                 outputs of a tile along the width
+    outputs : (int, int, int)   of a tile, along depth, height and width
     itemsize : int              bytes of an element, 4 or 8
     """
     lanes = cpu.lanes * 4 // itemsize
@@ -130,8 +141,7 @@ def tile_blocking(
     chunks = -(-channels // CHUNK)
     chunk = math.ceil(channels / chunks / 16) * 16
     return TileBlocking(
-        height=2,
-        width=width,
+        *outputs,
         rows=rows,
         vectors=vectors if blocks else 0,
         last_rows=min(rows * vectors // last, rows) if last else 0,
@@ -147,7 +157,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     lanes, size = cpu_class().lanes * 4 // dtype.itemsize, dtype.itemsize
     chosen, rows, columns, _ = choose_tiles(problem, size)
     channels, filters = problem.channels_per_group, problem.filters_per_group
-    blocking = tile_blocking(channels, filters, chosen.width, size, cpu_class())
+    blocking = tile_blocking(channels, filters, chosen.outputs, size, cpu_class())
     groups = problem.groups
     padded_filters = -(-filters // lanes) * lanes
     full_chunks = (blocking.chunks - 1) * blocking.chunk  # channels of all chunks but the last
@@ -164,11 +174,13 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         problem,
         Size(depth, rows * blocking.height, columns * blocking.width),
         filters=padded_filters,
-        step_depth=DEPTH,
+        step_depth=step_depth(problem, blocking),
         channel_pitch=-(-channels // 16) * 16,
         workspace_bytes=blocking.positions * (evaluated_step + product_step),
     )
     depth_weights = blocking.positions * padded_channels * padded_filters * size
+    taps_count = math.prod(problem.kernel_size)
+    weight_bytes = groups * points(blocking.depth) * depth_weights
     parameters = np.array(
         [
             blocking.chunks,
@@ -178,10 +190,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             product_step,
             blocking.blocks,
             depth_weights,
+            *problem.dilation_rate,
         ],
         np.int64,
     )
-    tile = blocking.height, blocking.width
+    tile = blocking.outputs
     register_tiles = blocking.rows, blocking.vectors, blocking.last_rows, blocking.last_vectors
     sum_tiles = *tile, *register_tiles, lanes, blocking.chunk, dtype.name
     source = weights if weights.dtype in (np.float32, np.float64) else weights.astype(np.float64)
@@ -191,15 +204,15 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
 
     def pack_weights() -> NDArray[Any]:
         """The transformed weights, in the order that `loops.winograd.sum_tiles` documents."""
-        taps = np.zeros((27, channels, groups, padded_filters), source.dtype)
-        taps[..., :filters] = source.reshape(27, channels, groups, filters)
-        packed = aligned_zeros(groups * (DEPTH + 2) * depth_weights // size, dtype)
+        taps = np.zeros((taps_count, channels, groups, padded_filters), source.dtype)
+        taps[..., :filters] = source.reshape(-1, channels, groups, filters)
+        packed = aligned_zeros(weight_bytes // size, dtype)
         blocks = blocking.blocks, blocking.vectors, blocking.last_vectors
         arguments = np.array([groups, channels, padded_channels, *blocks], np.int64)
         transform(StepRecord(Source(taps), Output(packed), AlgorithmData(parameters=arguments)))
         return packed
 
-    taps_bytes = 27 * channels * groups * padded_filters * source.dtype.itemsize
+    taps_bytes = taps_count * channels * groups * padded_filters * source.dtype.itemsize
     return PreparedAlgorithm(
         layout=layout,
         convolve=machine_code("winograd", "sum_tiles", *sum_tiles),
@@ -208,7 +221,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         spreads_nonfinite=True,
         rounds_tiles=True,
         packs_weights=(transform,),
-        weight_bytes=WeightBytes(groups * (DEPTH + 2) * depth_weights, taps_bytes),
+        weight_bytes=WeightBytes(weight_bytes, taps_bytes),
     )
 
 
@@ -224,26 +237,59 @@ def choose_tiles(problem: ConvProblem, itemsize: int) -> tuple[TileBlocking, int
     """
     lanes = REFERENCE.lanes * 4 // itemsize
     found = []
-    for width in (4, 2):
+    for outputs in tile_outputs(problem.kernel_size):
         blocking = tile_blocking(
-            problem.channels_per_group, problem.filters_per_group, width, itemsize, REFERENCE
+            problem.channels_per_group, problem.filters_per_group, outputs, itemsize, REFERENCE
         )
         block_filters = max(blocking.vectors, blocking.last_vectors) * lanes
         tile_numbers = blocking.positions * (blocking.chunk * blocking.chunks + block_filters)
         most = max(CACHE_BYTES // (tile_numbers * itemsize), blocking.rows, 1)
-        all_rows = -(-problem.out_size[1] // blocking.height)
-        all_columns = -(-problem.out_size[2] // blocking.width)
+        # rows and columns of tiles, of all the grids that dilation makes
+        grids = grids_of(problem, blocking)[1:]
+        all_rows, all_columns = (
+            -(-size // (one * grid))
+            for size, one, grid in zip(problem.out_size[1:], outputs[1:], grids, strict=True)
+        )
+        steps = problem.groups * -(-problem.out_size[0] // blocking.depth)
         for rows, columns in itertools.product(even_parts(all_rows), even_parts(all_columns)):
-            if rows * columns <= most:
+            tiles = rows * grids[0], columns * grids[1]
+            if tiles[0] * tiles[1] <= most or rows == columns == 1:
                 time = sum(
-                    times_r * times_c * step_seconds(problem, blocking, r, c)
+                    times_r * times_c * step_seconds(problem, blocking, r * grids[0], c * grids[1])
                     for r, times_r in parts(all_rows, rows)
                     for c, times_c in parts(all_columns, columns)
                 )
-                steps = problem.groups * -(-problem.out_size[0] // DEPTH)
-                found.append((time * steps, blocking, rows, columns))
+                found.append((time * steps, blocking, *tiles))
     time, blocking, rows, columns = min(found, key=lambda one: one[0])
     return blocking, rows, columns, time
+
+
+def tile_outputs(kernel_size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """The tiles that are tried for a kernel: their outputs along depth, height and width.
+
+    F(4, 3) along all three axes would lose too many bits.
+
+    >>> tile_outputs((3, 3, 3)), tile_outputs((1, 3, 3))
+    ([(2, 2, 4), (2, 2, 2)], [(1, 4, 4), (1, 4, 2), (1, 2, 4), (1, 2, 2)])
+    """
+    depth, *plane = kernel_size
+    heights = (1,) if plane[0] == 1 else (2,) if kernel_size == (3, 3, 3) else (4, 2)
+    widths = (1,) if plane[1] == 1 else (4, 2)
+    return list(itertools.product((DEPTH if depth > 1 else 1,), heights, widths))
+
+
+def grids_of(problem: ConvProblem, blocking: TileBlocking) -> tuple[int, int, int]:
+    """How many grids dilation divides the outputs into, along each axis with several weights."""
+    depth, height, width = (
+        rate if outputs > 1 else 1
+        for rate, outputs in zip(problem.dilation_rate, blocking.outputs, strict=True)
+    )
+    return depth, height, width
+
+
+def step_depth(problem: ConvProblem, blocking: TileBlocking) -> int:
+    """Output planes of a step: those of one layer of tiles, of all grids along depth."""
+    return blocking.depth * grids_of(problem, blocking)[0]
 
 
 def task_depth(problem: ConvProblem, blocking: TileBlocking, rows: int, columns: int) -> int:
@@ -255,14 +301,16 @@ def task_depth(problem: ConvProblem, blocking: TileBlocking, rows: int, columns:
         * math.ceil(width / (columns * blocking.width))
     )
     enough = [planes for planes in TASK_DEPTHS if bands * math.ceil(depth / planes) >= TASKS]
-    return min(enough[0] if enough else TASK_DEPTHS[-1], math.ceil(depth / DEPTH) * DEPTH)
+    step = step_depth(problem, blocking)
+    planes = min(enough[0] if enough else TASK_DEPTHS[-1], depth)
+    return math.ceil(planes / step) * step
 
 
 def step_seconds(problem: ConvProblem, blocking: TileBlocking, rows: int, columns: int) -> float:
     """Predicted seconds of a step of rows x columns tiles."""
     channels, filters = problem.channels_per_group, problem.filters_per_group
     half = max(blocking.rows // 2, 1)
-    tiles, positions = rows * columns, (DEPTH + 2) * blocking.positions
+    tiles, positions = rows * columns, points(blocking.depth) * blocking.positions
     padded_tiles = -(-tiles // half) * half
     lanes = REFERENCE.lanes
     padded_filters, padded_channels = -(-filters // lanes) * lanes, -(-channels // lanes) * lanes
@@ -270,8 +318,9 @@ def step_seconds(problem: ConvProblem, blocking: TileBlocking, rows: int, column
     # a register tile of one vector waits for its loads
     slower = 1.3 if blocking.last_vectors == 1 and not blocking.blocks else 1.0
     height, width = rows * blocking.height, columns * blocking.width
-    packed = DEPTH * 1.2 * (height + 2) * (width + 2) * channels
-    stored = DEPTH * height * width * filters
+    halo = [extent - 1 for extent in problem.extent[1:]]
+    packed = blocking.depth * 1.2 * (height + halo[0]) * (width + halo[1]) * channels
+    stored = blocking.depth * height * width * filters
     transforms = (
         padded_channels * SECONDS_PER_EVALUATION + padded_filters * SECONDS_PER_INTERPOLATION
     )
@@ -310,7 +359,7 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
 
 ALGORITHM = Algorithm(
     name="winograd",
-    summary="minimal filtering F(2, 3) and F(4, 3): 3x3x3 kernels between many channels",
+    summary="minimal filtering F(2, 3) and F(4, 3): 3x3x3 or flat kernels between many channels",
     reject=reject,
     prepare=prepare,
     seconds=seconds,

@@ -1,9 +1,10 @@
 """Winograd's minimal filtering in three dimensions: transform, multiply, transform back.
 
-A tile of 2 x mh x mw outputs reads 4 x (mh + 2) x (mw + 2) inputs. Inputs and the 3x3x3 kernel are
-evaluated at the points of `algorithms.winograd.POINTS` along each axis. There a convolution is one
-product per position (a point along each axis), so the tiles and channels of a task form one matrix
-product per position: (tiles x channels) * (channels x filters).
+A tile of md x mh x mw outputs reads m + 2 inputs along an axis with three weights, and one along an
+axis with one weight, where m is 1. Inputs and the kernel are evaluated at the points of
+`algorithms.winograd.POINTS` along each axis. There a convolution is one product per position (a
+point along each axis), so the tiles and channels of a task form one matrix product per position:
+(tiles x channels) * (channels x filters).
 
 The positions along depth are computed one after another, and the filters in blocks as wide as a
 register tile, so that the intermediate arrays stay in the cache: (positions of a plane, tiles,
@@ -16,14 +17,16 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL, transform_matrix
+from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL, points, transform_matrix
 from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
 from conv3d_cli.engine.step import F
 
 
 def _evaluate(v, m, d):
-    """Evaluate m + 2 inputs d along one axis at the points: B transposed * d."""
+    """Evaluate the inputs d of m outputs along one axis at the points: B transposed * d."""
     b = v.b
+    if m == 1:
+        return d
     if m == 2:
         return [b.fsub(d[2], d[0]), b.fadd(d[1], d[2]), b.fsub(d[2], d[1]), b.fsub(d[3], d[1])]
     p, q = POINTS[4][1], POINTS[4][3]
@@ -38,8 +41,10 @@ def _evaluate(v, m, d):
 
 
 def _interpolate(v, m, s):
-    """Interpolate m outputs along one axis from products s at m + 2 points: A transposed * s."""
+    """Interpolate m outputs along one axis from products s at the points: A transposed * s."""
     b = v.b
+    if m == 1:
+        return s
     if m == 2:
         return [b.fadd(s[0], b.fadd(s[1], s[2])), b.fadd(b.fsub(s[1], s[2]), s[3])]
     p, q = POINTS[4][1], POINTS[4][3]
@@ -59,24 +64,38 @@ def _vec(b, lanes, double):
 
 @intrinsic(prefer_literal=True)
 def _transform(
-    typingctx, mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step
+    typingctx,
+    md,
+    mh,
+    mw,
+    lanes,
+    double,
+    source,
+    other,
+    sign,
+    row,
+    column,
+    vectors,
+    out,
+    position_step,
 ):
     """Evaluate one tile's inputs at all positions of a plane, at one position along depth.
 
     source, other : address     of the tile's first voxel in two planes; along depth, the input is
-                                that of source plus `sign` times that of other
+                                that of source plus `sign` times that of other; if md is 1, that of
+                                source
     row, column : int           bytes from one input row or column to the next
     vectors : int               vectors of channels
     position_step : int         bytes from one position to the next in `out`
     """
     sig = types.void(
-        mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step
+        md, mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step
     )
-    tile_h, tile_w, width, is_double = (t.literal_value for t in sig.args[:4])
+    tile_d, tile_h, tile_w, width, is_double = (t.literal_value for t in sig.args[:5])
 
     def codegen(context, b, sig, args):
         v = _vec(b, width, is_double)
-        source, other, sign, row, column, vectors, out, position_step = args[4:]
+        source, other, sign, row, column, vectors, out, position_step = args[5:]
         realp = v.real.as_pointer()
         if not is_double:
             sign = b.fptrunc(sign, v.real)
@@ -91,19 +110,22 @@ def _transform(
         along = b.mul(number, const(width * v.bytes))
         line = b.add(source, along)
         lines = []
-        for _ in range(tile_h + 2):
+        for _ in range(points(tile_h)):
             at = line
             values = []
-            for _ in range(tile_w + 2):
-                here, there = b.inttoptr(at, realp), b.inttoptr(b.add(at, away), realp)
-                values.append(v.fma(sign, v.load(there, const(0)), v.load(here, const(0))))
+            for _ in range(points(tile_w)):
+                value = v.load(b.inttoptr(at, realp), const(0))
+                if tile_d > 1:
+                    there = v.load(b.inttoptr(b.add(at, away), realp), const(0))
+                    value = v.fma(sign, there, value)
+                values.append(value)
                 at = b.add(at, column)
             lines.append(_evaluate(v, tile_w, values))
             line = b.add(line, row)
         to = b.add(out, along)
-        columns = [_evaluate(v, tile_h, [line[j] for line in lines]) for j in range(tile_w + 2)]
-        for i in range(tile_h + 2):
-            for j in range(tile_w + 2):
+        columns = [_evaluate(v, tile_h, [line[j] for line in lines]) for j in range(points(tile_w))]
+        for i in range(points(tile_h)):
+            for j in range(points(tile_w)):
                 v.store(columns[j][i], b.inttoptr(to, realp), const(0))
                 to = b.add(to, position_step)
         following = b.add(number, const(1))
@@ -235,9 +257,9 @@ def _transform_back(
         for c in range(C):
             at = b.add(source, const(c * width * v.bytes))
             lines = []
-            for _ in range(tile_h + 2):
+            for _ in range(points(tile_h)):
                 values = []
-                for _ in range(tile_w + 2):
+                for _ in range(points(tile_w)):
                     values.append(v.load(b.inttoptr(at, realp), const(0)))
                     at = b.add(at, position_step)
                 lines.append(_interpolate(v, tile_w, values))
@@ -258,23 +280,26 @@ def _transform_back(
 
 @intrinsic(prefer_literal=True)
 def _transform_kernel(
-    typingctx, mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step
+    typingctx, md, mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step
 ):
-    """Evaluate 3x3x3 taps of `lanes` filters at all positions, in float64.
+    """Evaluate the taps of `lanes` filters at all positions, in float64.
 
     wide, double : int      1 if `source`, and `out`, are float64
     tap_step : int          bytes from one tap to the next
     depth_step, position_step : int     bytes from one position to the next in `out`, along depth
                             and in a plane
     """
-    sig = types.void(mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step)
-    tile_h, tile_w, width, is_wide, is_double = (t.literal_value for t in sig.args[:5])
-    matrices = [transform_matrix(outputs).tolist() for outputs in (2, tile_h, tile_w)]
+    sig = types.void(
+        md, mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step
+    )
+    *tile, width, is_wide, is_double = (t.literal_value for t in sig.args[:6])
+    matrices = [transform_matrix(m).tolist() if m > 1 else [[1.0]] for m in tile]
+    taps_d, taps_h, taps_w = (len(matrix[0]) for matrix in matrices)
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64")
         ends = [v if wide else Vec(b, width, "float32") for wide in (is_wide, is_double)]
-        source, tap_step, out, depth_step, position_step = args[5:]
+        source, tap_step, out, depth_step, position_step = args[6:]
 
         def load(at):
             value = ends[0].load(b.inttoptr(at, ends[0].real.as_pointer()), const(0))
@@ -295,16 +320,17 @@ def _transform_kernel(
                 results.append(total)
             return results
 
-        taps = [load(b.add(source, b.mul(tap_step, const(tap)))) for tap in range(27)]
-        along_depth = [evaluate(matrices[0], taps[rest::9]) for rest in range(9)]
-        for i in range(4):
+        plane = taps_h * taps_w
+        taps = [load(b.add(source, b.mul(tap_step, const(tap)))) for tap in range(taps_d * plane)]
+        along_depth = [evaluate(matrices[0], taps[rest::plane]) for rest in range(plane)]
+        for i in range(points(tile[0])):
             at = b.add(out, b.mul(depth_step, const(i)))
             along_height = [
-                evaluate(matrices[1], [along_depth[3 * h + w][i] for h in range(3)])
-                for w in range(3)
+                evaluate(matrices[1], [along_depth[taps_w * h + w][i] for h in range(taps_h)])
+                for w in range(taps_w)
             ]
-            for j in range(tile_h + 2):
-                for value in evaluate(matrices[2], [along_height[w][j] for w in range(3)]):
+            for j in range(points(tile[1])):
+                for value in evaluate(matrices[2], [line[j] for line in along_height]):
                     store(value, at)
                     at = b.add(at, position_step)
         return context.get_dummy_value()
@@ -312,7 +338,7 @@ def _transform_kernel(
     return sig, codegen
 
 
-def transform_weights(mh, mw, lanes, source_real, real):
+def transform_weights(md, mh, mw, lanes, source_real, real):
     """Evaluate kernels at the points of the tiles, in the order in which `sum_tiles` reads them.
 
     source_real, real : str     names of the dtypes of the step's `source` and `out`
@@ -323,7 +349,7 @@ def transform_weights(mh, mw, lanes, source_real, real):
     """
     itemsize, source_itemsize = np.dtype(real).itemsize, np.dtype(source_real).itemsize
     double, wide = (1 if itemsize == 8 else 0), (1 if source_itemsize == 8 else 0)
-    positions = (mh + 2) * (mw + 2)
+    depths, positions = points(md), points(mh) * points(mw)
     part = lanes // 2 if real == "float32" else lanes  # filters at once
 
     def loops(step):
@@ -337,7 +363,8 @@ def transform_weights(mh, mw, lanes, source_real, real):
             for block in range(blocks + (1 if last_vectors > 0 else 0)):
                 width = lanes * (vectors if block < blocks else last_vectors)
                 first = block * vectors * lanes
-                here = step[F.out] + group * 4 * depth_step + first * positions * padded * itemsize
+                here = step[F.out] + group * depths * depth_step
+                here += first * positions * padded * itemsize
                 for channel in range(channels):
                     source = (
                         step[F.source]
@@ -345,6 +372,7 @@ def transform_weights(mh, mw, lanes, source_real, real):
                     )
                     for f in range(0, width, part):
                         _transform_kernel(
+                            md,
                             mh,
                             mw,
                             part,
@@ -360,8 +388,10 @@ def transform_weights(mh, mw, lanes, source_real, real):
     return loops
 
 
-def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real):
-    """Sum a step: two output planes of a task, in tiles of 2 x mh x mw.
+def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real):
+    """Sum a step of a task, in tiles of md x mh x mw outputs: `md` planes of each grid.
+
+    Dilation divides the outputs into grids of every dilation-th voxel; a tile lies in one of them.
 
     rows, vectors : int     register tile of the products, for full blocks of filters; vectors is 0
                             if there are none
@@ -370,14 +400,14 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
     chunk : int             channels summed at once, and the pitch of the evaluated inputs
     Parameters (int64): chunks; turns of the last chunk; most tiles of a position; bytes from one
     position to the next in the evaluated inputs, and in the products; full blocks of filters; bytes
-    of the weights of a group and depth position.
+    of the weights of a group and depth position; dilation along depth, height and width.
     Weights: (groups, depth positions, blocks of filters, positions of a plane, channels, filters of
     a block).
     """
     kind = np.dtype(real).type
     itemsize = np.dtype(real).itemsize
     double = 1 if real == "float64" else 0
-    positions = (mh + 2) * (mw + 2)
+    depths, positions = points(md), points(mh) * points(mw)
     few = rows // 2
 
     def loops(step):
@@ -385,35 +415,56 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
         chunks, last_turns, room = parameters[0], parameters[1], parameters[2]
         evaluated_step, product_step, blocks = parameters[3], parameters[4], parameters[5]
         depth_weights = parameters[6]
+        apart_d = parameters[7] if md > 1 else 1
+        apart_h = parameters[8] if mh > 1 else 1
+        apart_w = parameters[9] if mw > 1 else 1
         height, width, planes = step[F.height], step[F.width], step[F.step_planes]
-        tile_rows, tile_columns = (height + mh - 1) // mh, (width + mw - 1) // mw
+        tile_rows = apart_h * ((height + mh * apart_h - 1) // (mh * apart_h))
+        tile_columns = apart_w * ((width + mw * apart_w - 1) // (mw * apart_w))
         tiles = tile_rows * tile_columns
+        halo_d = 2 * apart_d if md > 1 else 0
+        halo_h = 2 * apart_h if mh > 1 else 0
+        halo_w = 2 * apart_w if mw > 1 else 0
         window = memory(step[F.window], np.int64)
         row, column = itemsize * step[F.row_step], itemsize * step[F.pitch]
         acc_row, acc_column = itemsize * step[F.acc_row_step], itemsize * step[F.acc_column_step]
+        acc_plane = itemsize * step[F.acc_plane_step]
         evaluated = step[F.workspace]
         products = evaluated + positions * evaluated_step
         # Tiles at the task's end read beyond the packed voxels, so clear what an earlier step left
         # there.
-        for i in range(planes + 2):
+        for i in range(planes + halo_d):
             plane = step[F.scratch] + window[i]
-            for j in range(tile_rows * mh + 2):
-                start = width + 2 if j < height + 2 else 0
+            for j in range(tile_rows * mh + halo_h):
+                start = width + halo_w if j < height + halo_h else 0
                 line = memory(plane + j * row + start * column, kind)
-                for p in range((tile_columns * mw + 2 - start) * step[F.pitch]):
+                for p in range((tile_columns * mw + halo_w - start) * step[F.pitch]):
                     line[p] = kind(0)
-        for depth in range(4 if planes == 2 else 3):
+        # every grid along depth, and there every position
+        for turn in range(min(apart_d, planes) * depths):
+            grid, depth = turn // depths, turn % depths
+            has_lower = md > 1 and grid + apart_d < planes
+            if depth == 3 and not has_lower:
+                continue
             # B transposed along depth: d2 - d0, d2 + d1, d2 - d1, d3 - d1
-            source = step[F.scratch] + window[2 if depth < 3 else 3]
-            other = step[F.scratch] + window[0 if depth == 0 else 1]
+            source = step[F.scratch]
+            other = step[F.scratch]
+            if md > 1:
+                source += window[grid + (2 if depth < 3 else 3) * apart_d]
+                other += window[grid + (0 if depth == 0 else apart_d)]
+            else:
+                source += window[grid]
             sign = 1.0 if depth == 1 else -1.0
             for t in range(tiles):
-                aside = t // tile_columns * mh * row + t % tile_columns * mw * column
+                i, j = t // tile_columns, t % tile_columns
+                aside = (i // apart_h * mh * apart_h + i % apart_h) * row
+                aside += (j // apart_w * mw * apart_w + j % apart_w) * column
                 for part in range(chunks):
                     vectors_here = chunk // lanes
                     if part == chunks - 1:
                         vectors_here = (last_turns * UNROLL + lanes - 1) // lanes
                     _transform(
+                        md,
                         mh,
                         mw,
                         lanes,
@@ -421,13 +472,13 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                         source=source + aside + part * chunk * itemsize,
                         other=other + aside + part * chunk * itemsize,
                         sign=sign,
-                        row=row,
-                        column=column,
+                        row=row * apart_h,
+                        column=column * apart_w,
                         vectors=vectors_here,
                         out=evaluated + (part * room + t) * chunk * itemsize,
                         position_step=evaluated_step,
                     )
-            weights = step[F.weights] + (step[F.group] * 4 + depth) * depth_weights
+            weights = step[F.weights] + (step[F.group] * depths + depth) * depth_weights
             for block in range(blocks + (1 if last_vectors > 0 else 0)):
                 filters = lanes * (vectors if block < blocks else last_vectors)
                 for position in range(positions):
@@ -486,9 +537,12 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                                 t += few
                         weights += turns * UNROLL * filters * itemsize
                 for t in range(tiles):
+                    i, j = t // tile_columns, t % tile_columns
                     upper = step[F.accumulator] + block * lanes * vectors * itemsize
-                    upper += t // tile_columns * mh * acc_row + t % tile_columns * mw * acc_column
-                    lower = upper + itemsize * step[F.acc_plane_step] if planes == 2 else 0
+                    upper += grid * acc_plane
+                    upper += (i // apart_h * mh * apart_h + i % apart_h) * acc_row
+                    upper += (j // apart_w * mw * apart_w + j % apart_w) * acc_column
+                    lower = upper + apart_d * acc_plane if has_lower else 0
                     here = products + t * filters * itemsize
                     if block >= blocks:
                         _transform_back(
@@ -502,8 +556,8 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                             depth=depth,
                             upper=upper,
                             lower=lower,
-                            row=acc_row,
-                            column=acc_column,
+                            row=acc_row * apart_h,
+                            column=acc_column * apart_w,
                         )
                     else:
                         _transform_back(
@@ -517,8 +571,8 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                             depth=depth,
                             upper=upper,
                             lower=lower,
-                            row=acc_row,
-                            column=acc_column,
+                            row=acc_row * apart_h,
+                            column=acc_column * apart_w,
                         )
 
     return loops
