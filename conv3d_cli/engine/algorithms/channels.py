@@ -134,7 +134,7 @@ def filter_blocks(problem: ConvProblem, itemsize: int, cpu: CpuClass) -> Blocks:
     """
     lanes, filters = cpu.lanes * 4 // itemsize, problem.filters_per_group
     vectors = -(-filters // lanes)
-    shared = problem.strides[2] == 1 and problem.dilation_rate[2] <= 2
+    shared = problem.strides[2] <= 2 and problem.dilation_rate[2] <= 2
     taps = min(problem.kernel_size[2], SHARED_TAPS) if shared else 1
     if vectors == 1:
         while lanes > 4 and lanes // 2 >= filters:

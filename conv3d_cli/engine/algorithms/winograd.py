@@ -3,8 +3,10 @@
 It uses F(2, 3) along depth, and F(2, 3) or F(4, 3) along height and width. Transformed tiles of
 a 3x3x3 kernel need 3.4 or 4.5 times fewer multiplications than the direct sum, so it is faster than
 the direct sum could be at the CPU's FMA peak. The rounding error is 2 to 3.5 times that of the
-direct sum. An axis with one weight is not transformed. With dilation, each tile takes its voxels
-from one of the grids that the dilation divides the volume into; there the kernel is dense.
+direct sum, and up to 5 times with F(4, 3) along two axes of a flat kernel.
+
+An axis with one weight is not transformed. With dilation, each tile takes its voxels from one of
+the grids that the dilation divides the volume into; there the kernel is dense.
 
 Source: Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016; Jia, Zlateski,
 Durand & Li, "Optimizing N-dimensional, Winograd-based convolution for manycore CPUs", PPoPP 2018.
