@@ -164,11 +164,14 @@ class GzipFile:
         while wanted and not self._ended:
             if self._member is None and not self._next_member():
                 break
+            is_end = False
             if self._member.needs_input and not self._packed:
                 self._packed = self._file.read(GZIP_READ_BYTES)
-                if not self._packed:
-                    raise EOFError
+                is_end = not self._packed
+            # at the file's end, too: isal 1.6.0 says that it needs input while it holds output
             data = self._member.decompress(self._packed, wanted)
+            if is_end and not data and not self._member.eof:
+                raise EOFError
             self._packed = b""
             if self._member.eof:
                 self._packed, self._member = self._member.unused_data, None

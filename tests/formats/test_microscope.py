@@ -246,3 +246,13 @@ class TestNd2:
         for length in (4, 60, len(whole) // 2, len(whole) - 3):
             path.write_bytes(whole[:length])
             error_of(str(path))
+
+
+def test_an_older_liffile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    liffile = pytest.importorskip("liffile")
+    values = np.zeros((2, 3, 4, 5), np.uint16)
+    microscopes.lif(tmp_path / "a.lif", {"a": ("CZYX", values)}, {"X": 1e-7, "Y": 1e-7})
+    for kind in (liffile.LifImage, liffile.LifImageABC):
+        monkeypatch.delattr(kind, "frames")
+    with pytest.raises(FormatError, match=r"needs liffile 2026.2.16 or newer, and .* is installed"):
+        open_volume(str(tmp_path / "a.lif"))

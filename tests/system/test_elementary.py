@@ -75,6 +75,8 @@ def test_power_at_the_edges(exponent: float) -> None:
         expected = np.power(EDGES, exponent)
     if np.isinf(exponent):
         expected[3] = 1.0  # (-1)^inf
+    if exponent == 0.5:
+        expected[8] = np.nan  # a square root; C's pow and NumPy before 2 say inf
     np.testing.assert_allclose(elementary.power(EDGES, exponent), expected, rtol=1e-15)
 
 

@@ -39,6 +39,11 @@ def open_lif(name: str, *, axes: str | None = None, channels_first: bool = False
         raise FormatError(
             f"cannot read {path}: LIF needs the package liffile: pip install 'conv3d[lif]'"
         ) from error
+    if not hasattr(liffile.LifImage, "frames"):
+        raise FormatError(
+            f"cannot read {path}: LIF needs liffile 2026.2.16 or newer, and {liffile.__version__} "
+            "is installed: pip install -U liffile"
+        )
     with file_errors(path, "LIF"):
         file: Any = liffile.LifFile(path, squeeze=False)
         try:
