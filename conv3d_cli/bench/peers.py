@@ -158,6 +158,54 @@ def _torch_seconds(case: Case, threads: int) -> float:
 
 
 # --------------------------------------------------------------------------------------------------
+# ONNX Runtime
+
+
+def _onnxruntime(case: Case, volume: Array, weights: Array) -> Call:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    layer = helper.make_node(
+        "Conv",
+        ["x", "w"],
+        ["y"],
+        strides=[case.strides] * 3,
+        dilations=[case.dilation_rate] * 3,
+        group=case.groups,
+        pads=[*case.padding, *case.padding],
+    )
+    taps = np.ascontiguousarray(weights.transpose(4, 3, 0, 1, 2))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
+    graph = helper.make_graph(
+        [layer], "layer", ends[:1], ends[1:], [numpy_helper.from_array(taps, "w")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads[0]
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    inputs = {"x": np.ascontiguousarray(volume.transpose(3, 0, 1, 2)[None])}
+    return Call(lambda: session.run(None, inputs)[0], lambda y: y[0].transpose(1, 2, 3, 0))
+
+
+# --------------------------------------------------------------------------------------------------
+# bioimage-cpp, which continues fastfilters
+
+
+def _bioimage_gaussian(case: Case, volume: Array, weights: Array) -> Call:
+    from bioimage_cpp import filters
+
+    x = volume[..., 0].copy()
+    # it mirrors at the boundary
+    return Call(
+        lambda: filters.gaussian_smoothing(x, case.sigma, window_size=4.0),
+        _with_channel,
+        edge=_reach(case),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
 # SciPy
 
 _ndimage_seconds = _at(2.5, parallel=False)
@@ -324,6 +372,8 @@ PEERS: tuple[Peer, ...] = (
     Peer("torch", "torch", _is_dense, _torch_seconds, _torch("first")),
     Peer("torch channels_last", "torch", _is_dense, _torch_seconds, _torch("last")),
     Peer("torch blocked", "torch", _is_float32, _torch_seconds, _torch("blocked")),
+    Peer("onnxruntime", "onnxruntime", _is_float32, _torch_seconds, _onnxruntime),
+    Peer("bioimage-cpp", "bioimage_cpp", _is_gaussian, _voxels_at(20), _bioimage_gaussian),
     Peer("ndimage.correlate", "scipy", _is_dense_filter, _ndimage_seconds, _correlate, fills=True),
     Peer("ndimage.convolve", "scipy", _is_dense_filter, _ndimage_seconds, _convolve, fills=True),
     Peer("ndimage.gaussian_filter", "scipy", _is_gaussian, _voxels_at(20), _gaussian, fills=True),

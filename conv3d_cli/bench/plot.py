@@ -10,6 +10,8 @@ from conv3d_cli.pictures.plotting import save_figure
 
 COLOURS = {
     "torch": "#ee4c2c",
+    "onnxruntime": "#b5651d",
+    "bioimage-cpp": "#2a9d8f",
     "ndimage": "#8caae6",
     "signal": "#4c6fb5",
     "ITK": "#8e6bbf",

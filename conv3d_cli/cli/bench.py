@@ -164,9 +164,9 @@ def bench(
       conv3d bench --json bench.json --plot roofline.png
       conv3d bench --regret --seed 7
 
-    Peers are PyTorch, SciPy, SimpleITK and DIPlib, those that are installed (pip install
-    'conv3d[bench]'). They take turns with conv3d on the same volume, after the result of each
-    has been compared with conv3d's.
+    Peers are PyTorch, ONNX Runtime, SciPy, SimpleITK, DIPlib and bioimage-cpp, those that
+    are installed (pip install 'conv3d[bench]'). They take turns with conv3d on the same volume,
+    after the result of each has been compared with conv3d's.
 
     \b
     ms            time of conv3d with a plan and an output array at hand
