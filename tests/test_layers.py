@@ -66,12 +66,14 @@ HOMES = {
     "liffile": ["formats/microscope/lif.py"],
     "hdf5plugin": ["formats/hdf5/file.py"],  # if it is installed: filters of HDF5
     "safetensors": ["kernels/weights/*.py"],
-    "onnx": ["kernels/weights/*.py"],
+    "onnx": ["bench/peers.py", "kernels/weights/*.py"],
     "numpy": ["*.py"],
     "torch": ["bench/peers.py"],
     "scipy": ["bench/peers.py"],
     "SimpleITK": ["bench/peers.py"],
     "diplib": ["bench/peers.py"],
+    "onnxruntime": ["bench/peers.py"],
+    "bioimage_cpp": ["bench/peers.py"],
     "napari": ["napari.py"],
     "matplotlib": ["bench/plot.py", "pictures/plotting.py", "pictures/figure.py"],
 }
