@@ -16,7 +16,7 @@ from conv3d_cli.api.kernels import KernelLike, kernel_for
 from conv3d_cli.api.plans import KeptCall, KeptCalls, KeptPlans, call_key, plan_key
 from conv3d_cli.convolution.assemble import ResolvedConvolution, assemble, resolve_convolution
 from conv3d_cli.convolution.slabs import SlabSource
-from conv3d_cli.engine import Team
+from conv3d_cli.engine import kept_team
 from conv3d_cli.engine.team import SerialWorker
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.formats import read_volume
@@ -367,7 +367,7 @@ def _compute(
     plan = convolution.plan
     work = plan.seconds[plan.algorithm.name] * plan.threads * len(parts)
     quick = work < QUICK_SECONDS and mask is None
-    with SerialWorker(0) if quick else Team(threads) as team:
+    with SerialWorker(0) if quick else kept_team(threads) as team:
         stream(
             StreamPlan(convolution, parts, depth),
             reader,

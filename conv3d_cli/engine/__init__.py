@@ -11,7 +11,7 @@
 
 from conv3d_cli.engine.machine_code import cache_folder, refused_folders
 from conv3d_cli.engine.plan import ALGORITHMS, Plan, find_algorithm, make_plan
-from conv3d_cli.engine.team import Team
+from conv3d_cli.engine.team import Team, kept_team
 from conv3d_cli.engine.warm import warm_up
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Team",
     "cache_folder",
     "find_algorithm",
+    "kept_team",
     "make_plan",
     "refused_folders",
     "warm_up",

@@ -10,9 +10,11 @@ threads and after fork: Numba's workqueue layer fails the first, its OpenMP laye
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -22,6 +24,7 @@ class Team:
     """A team of worker threads, to be used as a context manager.
 
     threads : int       number of workers
+    kept : bool         its threads may outlive the context, see `kept_team`
     A worker's number belongs to one thread, which starts when a run first needs it. So the memory
     that a worker allocates and writes first stays near the CPU that works on it. Leaving the
     context waits for the threads to end.
@@ -33,8 +36,8 @@ class Team:
     [0, 1, 2, 3]
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, kept: bool = False) -> None:
+        self.threads, self.kept = threads, kept
         self._members: list[_Member] = []
 
     def workers(self, count: int) -> Iterable[int]:
@@ -77,7 +80,7 @@ class Team:
         try:
             for worker in self.workers(count):
                 if worker == len(self._members):
-                    member = _Member(worker)
+                    member = _Member(worker, daemon=self.kept)
                     self._members.append(member)  # before an interrupt can come out of `start`
                     member.start()
                 with state_changed:
@@ -108,6 +111,10 @@ class Team:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Wait for the threads to end."""
         for member in self._members:
             member.orders.put(None)
         for member in self._members:
@@ -116,11 +123,64 @@ class Team:
         self._members.clear()
 
 
+class _Kept:
+    """The team that the process keeps, while no call uses it."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep no team; for a forked process, which has the object but not its threads."""
+        self.team: Team | None = None
+        self.lock = threading.Lock()
+
+    def take(self, threads: int) -> Team | None:
+        with self.lock:
+            if self.team is None or self.team.threads != threads:
+                return None
+            team, self.team = self.team, None
+            return team
+
+    def put(self, team: Team) -> Team | None:
+        """Keep a team. Returns the one that has to end instead, if there is one."""
+        with self.lock:
+            former, self.team = self.team, team
+            return former
+
+
+_kept = _Kept()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_kept.forget)
+
+
+@contextlib.contextmanager
+def kept_team(threads: int) -> Iterator[Team]:
+    """A team whose threads stay for the next call of the process, as long as it wants as many.
+
+    Calls at the same time have teams of their own; the one that ends last is kept.
+
+    >>> with kept_team(2) as first, kept_team(2) as second:
+    ...     first is second
+    False
+    >>> with kept_team(2) as third:
+    ...     third is first
+    True
+    """
+    team = _kept.take(threads) or Team(threads, kept=True)
+    try:
+        yield team
+    finally:
+        former = _kept.put(team)
+        if former is not None:
+            former.end()
+
+
 class _Member(threading.Thread):
     """The thread of one worker of a team; it carries out orders, `order(number)`, until None."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(name=f"conv3d-compute-{number}")
+    def __init__(self, number: int, daemon: bool) -> None:
+        # a kept thread waits for orders when the interpreter ends, which must not wait for it
+        super().__init__(name=f"conv3d-compute-{number}", daemon=daemon)
         self.number = number
         self.orders: SimpleQueue[Callable[[int], None] | None] = SimpleQueue()
 
@@ -143,7 +203,7 @@ class SerialWorker(Team):
     """
 
     def __init__(self, worker: int) -> None:
-        self.threads, self.worker = 1, worker
+        self.threads, self.worker, self.kept = 1, worker, False
 
     def workers(self, count: int) -> Iterable[int]:
         """The number of the one worker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import time
 import pytest
 from processes import LIMIT
 
-from conv3d_cli.engine import Team
+from conv3d_cli.engine import Team, kept_team
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
@@ -113,3 +114,52 @@ def test_a_worker_is_one_thread_which_starts_when_it_is_needed() -> None:
     assert threading.active_count() == before
     assert sorted(threads) == [0, 1, 2]
     assert all(len(of_worker) == 1 for of_worker in threads.values())
+
+
+def test_a_kept_team_serves_the_next_call() -> None:
+    with kept_team(3) as team:
+        team.run(9, lambda worker, task: time.sleep(0.001))
+        before = threading.active_count()
+    assert threading.active_count() == before  # its threads wait
+    for _ in range(20):
+        with kept_team(3) as again:
+            assert again is team
+            again.run(9, lambda worker, task: None)
+    assert threading.active_count() == before
+    with kept_team(2) as other:  # another size replaces it
+        other.run(4, lambda worker, task: time.sleep(0.001))
+    assert threading.active_count() <= before
+    assert not any(member.is_alive() for member in team._members)
+
+
+def test_a_kept_team_works_on_after_a_failure() -> None:
+    def fail(worker: int, task: int) -> None:
+        raise ValueError(task)
+
+    with kept_team(2) as team, pytest.raises(ValueError, match="0"):
+        team.run(1, fail)
+    seen = []
+    with kept_team(2) as again:
+        again.run(3, lambda worker, task: seen.append(task))
+    assert again is team
+    assert sorted(seen) == [0, 1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_kept_team_stays_with_its_process() -> None:
+    """A forked process makes threads of its own, and the interpreter ends without waiting."""
+    code = (
+        "import os, numpy as np, warnings; warnings.simplefilter('ignore')\n"
+        "from conv3d_cli import conv3d\n"
+        "x = np.ones((64, 64, 64), np.float32); k = np.ones((5, 5, 5), np.float32)\n"
+        "one = conv3d(x, k, threads=2)\n"
+        "child = os.fork()\n"
+        "two = conv3d(x, k, threads=2)\n"
+        "assert (one == two).all()\n"
+        "if child: assert os.waitpid(child, 0)[1] == 0\n"
+        "print('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "done\ndone\n"), done.stderr
