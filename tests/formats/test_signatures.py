@@ -207,3 +207,46 @@ def test_a_folder_of_strangers_is_named(tmp_path: Path, run: Any) -> None:
     words = " ".join(told.stderr.split())
     assert "no volumes in" in words
     assert "IM0000 is Gatan DM3 or DM4; convert it: dm2mrc" in words
+
+
+@pytest.mark.parametrize("role", ["input", "mask", "info", "kernel"])
+def test_an_unknown_file_is_one_short_line(
+    tmp_path: Path, run: Any, error_line: Any, role: str
+) -> None:
+    """The line says what the file is not, and which page has the list; it has no list itself."""
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
+    stranger, out = tmp_path / "notes.xyz", tmp_path / "o.npy"
+    stranger.write_bytes(b"neither this nor that")
+    apply = ["apply", tmp_path / "a.npy", "-o", out]
+    words = {
+        "input": ["apply", stranger, "-k", "box:size=3", "-o", out],
+        "mask": [*apply, "-k", "box:size=3", "--mask", stranger],
+        "info": ["info", stranger],
+        "kernel": [*apply, "-k", stranger],
+    }[role]
+    page = "kernels" if role == "kernel" else "formats"
+    line = error_line(run(*words, code=3).stderr)
+    assert "neither its content nor its name is of a" in line
+    assert line.endswith(f"(see conv3d help {page})")
+    assert ".nii" not in line.replace(str(tmp_path), "")
+    run("help", page)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("o.nii.gzz", ".nii.gz"), ("o.nrd", ".nrrd"), ("o.ome.tff", ".ome.tiff"), ("o.zar", ".zarr")],
+)
+def test_an_unknown_output_names_the_nearest_suffix(
+    tmp_path: Path, run: Any, error_line: Any, name: str, nearest: str
+) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
+    words = ["apply", tmp_path / "a.npy", "-k", "box:size=3", "-o", tmp_path / name]
+    line = error_line(run(*words, code=2).stderr)
+    assert f"did you mean '{nearest}'? (see conv3d help formats)" in line
+    assert ".mif" not in line
+
+
+def test_an_output_without_a_suffix(tmp_path: Path, run: Any, error_line: Any) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
+    words = ["apply", tmp_path / "a.npy", "-k", "box:size=3", "-o", tmp_path / "out"]
+    assert "a volume needs a suffix (see" in error_line(run(*words, code=2).stderr)
