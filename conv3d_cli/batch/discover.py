@@ -69,14 +69,20 @@ def find_volumes(
     dataset : bool              also leave out masks and label maps that are named: BIDS derives the
                                 name of an output from its input (--bids)
     left : LeftOut or None      gets the files that are left out; the caller then takes its notes
-    Raises: FormatError if no folder holds a volume, or one cannot be read; SpecError for patterns
-    without a folder, and for a dataset that nothing is left of.
+    Raises: FormatError if no folder holds a volume, or one cannot be read; SpecError for options of
+    folders without a folder, and for a dataset that nothing is left of.
     """
     folders = [name for name in inputs if is_folder(name)]
-    if patterns and not folders:
-        raise SpecError(
-            "--glob chooses among the volumes of a folder, and no input is a folder; name one"
-        )
+    for option, is_given, purpose in (
+        ("--glob", patterns, "chooses among the volumes of a folder"),
+        ("--recursive", recursive, "looks into the subfolders of a folder"),
+        (OPTION, discrete and not dataset, "takes masks and label maps of a folder"),
+    ):
+        if is_given and not folders:
+            raise SpecError(
+                f"{option} {purpose}, and no input is a folder of volumes; name one, or leave "
+                f"{option} out"
+            )
     if any(not pattern.strip("/") for pattern in patterns):
         raise SpecError(
             "--glob needs a pattern, as in --glob '*_bold.nii.gz'; received an empty one"

@@ -181,6 +181,8 @@ def refusal(path: str) -> FormatError:
         return FormatError(f"cannot read {path}: it is {found.name}; {found.cure}")
     if os.path.isdir(path):
         return FormatError(f"cannot read {path}: it is a folder; name the files in it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        return FormatError(f"cannot read {path}: it is no file; `-` reads .npy from a pipe")
     check_input(path)
     return FormatError(
         f"cannot read {path}: neither its content nor its name is of a known format "
@@ -369,6 +371,17 @@ def _names(condition: Callable[[VolumeFormat], bool]) -> str:
     """Names of the formats that meet a condition, for messages: "TIFF, NRRD and NumPy"."""
     *first, last = [found.name for found in FORMATS if condition(found)]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def takes_gz_level(path: str, compression: str) -> bool:
+    """True if an output of this name and compression is packed by gzip or deflate.
+
+    >>> takes_gz_level("a.nii.gz", "none"), takes_gz_level("a.tif", "deflate")
+    (True, True)
+    >>> takes_gz_level("a.nii", "none"), takes_gz_level("a.tif", "zstd")
+    (False, False)
+    """
+    return compression == "deflate" or path.lower().endswith((".gz", ".mgz"))
 
 
 def scaled_formats() -> str:

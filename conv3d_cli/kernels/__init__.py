@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conv3d_cli.errors import FormatError, SpecError, UnknownNameError, setting, unknown_name
+from conv3d_cli.errors import SpecError, UnknownNameError, setting, unknown_name
 from conv3d_cli.formats import recognize
 from conv3d_cli.kernels import builtin, expressions, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, no_kernel_file, read_bias

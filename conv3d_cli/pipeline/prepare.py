@@ -47,6 +47,7 @@ from conv3d_cli.pipeline.memory import (
 )
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
+from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
 from conv3d_cli.system.words import count_of
@@ -228,6 +229,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
         notes.append(lost)
+    notes += unused_notes(job, reader.header, [resolved for _, resolved, _ in chain])
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
@@ -281,7 +283,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
             )
     for number, stage in enumerate(job.stages):
         try:
-            kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
+            kernel, losses = resolve_kernel(stage, shape, grid, notes, number, job.given)
             resolved = resolve_convolution(
                 stage.spec(kernel.is_layer),
                 kernel,
