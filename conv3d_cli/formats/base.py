@@ -192,6 +192,7 @@ class VolumeFormat:
                             those of an output, being filtered, do not mean that; else ""
     files : callable        (path) -> names of the files that a volume is read from, the named one
                             first, or its folder
+    whole_files : bool      True if no file is read for two volumes
     holds_more : callable   (path) -> bool: True if the file holds volumes besides the named one
     written : callable      (path) -> names of the files that an output consists of, or its folder
     check_target            see `CheckTarget`
@@ -239,6 +240,7 @@ class VolumeFormat:
     content: Callable[[str], str] = lambda path: ""
     lost_meaning: Callable[[VolumeHeader], str] = lambda header: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
+    whole_files: bool = False
     holds_more: Callable[[str], bool] = lambda path: False
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: CheckTarget = check_target

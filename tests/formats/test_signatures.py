@@ -19,11 +19,15 @@ import pytest
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import (
     FORMATS,
+    content_of,
     find_format,
     input_format,
     open_volume,
     output_format,
     read_volume,
+    recognize,
+    signatures,
+    volume_files,
     write_volume,
 )
 from conv3d_cli.formats.signatures import FOREIGN
@@ -250,3 +254,20 @@ def test_an_output_without_a_suffix(tmp_path: Path, run: Any, error_line: Any) -
     np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
     words = ["apply", tmp_path / "a.npy", "-k", "box:size=3", "-o", tmp_path / "out"]
     assert "a volume needs a suffix (see" in error_line(run(*words, code=2).stderr)
+
+
+def test_first_bytes_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many questions are asked, until the file is another one."""
+    path = str(tmp_path / "a.nii.gz")
+    write_volume(path, Volume(VALUES, "zyx"))
+    opened: list[str] = []
+    real = signatures.Start
+    monkeypatch.setattr(signatures, "Start", lambda *a: opened.append(a[0]) or real(*a))
+    for _ in range(3):
+        assert recognize(path) is find_format(path)
+        content_of(path)
+        volume_files(path)
+    assert opened == [path]
+    Path(path).write_bytes(STRANGERS["dm4"][0])
+    assert getattr(recognize(path), "name", "").startswith("Gatan")
+    assert opened == [path, path]
