@@ -335,6 +335,21 @@ def lost_facts(found: VolumeFormat, path: str, header: VolumeHeader) -> tuple[st
         told["channel_colors"] = "the colours of channels"
     told |= {word: word for word in facts.others}
     lost = [words for fact, words in told.items() if words and fact not in kept]
+    return _not_held(found, [*lost, *facts.dropped])
+
+
+def lost_provenance(path: str, header: VolumeHeader) -> tuple[str, ...]:
+    """A note on what a file tells of its making that an output does not hold; () without any.
+
+    Unlike what `lost_facts` tells of, this is no loss under --strict.
+    Raises: SpecError for an unknown suffix.
+    """
+    found = output_format(path)
+    kept = found.keeps(path, header)
+    return _not_held(found, [words for words in header.facts.provenance if words not in kept])
+
+
+def _not_held(found: VolumeFormat, lost: Sequence[str]) -> tuple[str, ...]:
     return (f"this {found.name} output does not hold {', '.join(lost)}",) if lost else ()
 
 

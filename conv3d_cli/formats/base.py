@@ -169,7 +169,7 @@ class VolumeFormat:
     holds_float64 : bool    float64; kernels are written as such
     holds_axes : callable   (axes) -> bool: True if an output can have these axes
     keeps : callable        (path, header) -> names of the fields of `Facts` that an output holds,
-                            and words of `Facts.others` that it repeats
+                            and words of `Facts` that it repeats
 
     How it stores voxels:
 
@@ -264,16 +264,20 @@ class VolumeFormat:
 
 
 def repeated(header: VolumeHeader, name: str) -> frozenset[str]:
-    """The words of `Facts.others` that an output of a format repeats: all those of its own kind.
+    """The words of `Facts` that an output of a format repeats: all those of its own kind.
 
     name : str      of the format
     """
     own = header.format == name and header.metadata is not None
-    return frozenset(header.facts.others if own else ())
+    return frozenset((*header.facts.others, *header.facts.provenance) if own else ())
+
+
+MICROSCOPE = "what the file tells of microscope and experiment"
+"""Words for `Facts.provenance`."""
 
 
 def entries_of(what: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Words for `Facts.others` on entries that only their own format has; () if there are none.
+    """Words for `Facts` on entries that only their own format has; () if there are none.
 
     >>> entries_of("the keys", ["dw_scheme", "b", "c", "d"]), entries_of("the keys", [])
     (('the keys dw_scheme, b, c and 1 more',), ())

@@ -18,6 +18,7 @@ from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.formats import (
     is_stream,
+    lost_provenance,
     open_volume,
     output_access,
     output_bytes,
@@ -230,6 +231,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     if lost := output_format(job.target).lost_meaning(header):
         notes.append(lost)
     notes += unused_notes(job, reader.header, [resolved for _, resolved, _ in chain])
+    notes += lost_provenance(job.target, header)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
