@@ -184,6 +184,9 @@ def refusal(path: str) -> FormatError:
     if os.path.exists(path) and not os.path.isfile(path):
         return FormatError(f"cannot read {path}: it is no file; `-` reads .npy from a pipe")
     check_input(path)
+    start = read_start(path)
+    if start is not None and start.is_text:
+        return FormatError(f"cannot read {path}: it is text, and no volume ({FORMATS_PAGE})")
     return FormatError(
         f"cannot read {path}: neither its content nor its name is of a known format "
         f"({FORMATS_PAGE})"

@@ -7,6 +7,7 @@ for one of them takes the entry's suffixes and signature, and the entry goes.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -33,6 +34,17 @@ class Start:
     path: str
     head: bytes
     codec: Codec | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """True if these bytes are UTF-8 without control characters.
+
+        >>> Start("a", "10 µm\\n".encode()).is_text, Start("a", b"\\0\\1").is_text
+        (True, False)
+        """
+        # the last character may be cut
+        text = codecs.getincrementaldecoder("utf-8")("replace").decode(self.head)
+        return "\ufffd" not in text and all(c.isprintable() or c in "\t\n\f\r" for c in text)
 
     def begins(self, *magics: bytes) -> bool:
         """True if the file begins with one of these bytes.

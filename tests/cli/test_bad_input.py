@@ -112,7 +112,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("broken npy header", ["apply", "brace.npy", *KERNEL, *OUT], 3, "brace.npy"),
     ("pickled npy", ["apply", "pickled.npy", *KERNEL, *OUT], 3, "never loaded"),
     ("a pickle", ["apply", "pickle.npy", *KERNEL, *OUT], 3, "not a .npy file"),
-    ("unknown suffix in", ["apply", "x.xyz", *KERNEL, *OUT], 3, "neither its content nor its name"),
+    ("unknown suffix in", ["apply", "x.xyz", *KERNEL, *OUT], 3, "it is text, and no volume"),
     (
         "unknown suffix out",
         ["apply", "x.npy", *KERNEL, "-o", "out.xyz"],

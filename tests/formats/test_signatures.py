@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
 import io
 import lzma
 import shutil
@@ -15,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from conv3d_cli.cli import main
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import (
     FORMATS,
@@ -220,7 +223,7 @@ def test_an_unknown_file_is_one_short_line(
     """The line says what the file is not, and which page has the list; it has no list itself."""
     np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
     stranger, out = tmp_path / "notes.xyz", tmp_path / "o.npy"
-    stranger.write_bytes(b"neither this nor that")
+    stranger.write_bytes(b"\x00\x01\x02 neither this nor that")
     apply = ["apply", tmp_path / "a.npy", "-o", out]
     words = {
         "input": ["apply", stranger, "-k", "box:size=3", "-o", out],
@@ -271,3 +274,43 @@ def test_first_bytes_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path(path).write_bytes(STRANGERS["dm4"][0])
     assert getattr(recognize(path), "name", "").startswith("Gatan")
     assert opened == [path, path]
+
+
+def test_text_is_named(tmp_path: Path, run: Any, error_line: Any) -> None:
+    """Also where the bytes that are looked at end within a character."""
+    for name, text in (("notes.xyz", "10 µm\n"), ("README", "a" + "µ" * 4000)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        line = error_line(run("info", tmp_path / name, code=3).stderr)
+        assert line.endswith(f"{name}: it is text, and no volume (see conv3d help formats)")
+
+
+DATA = [
+    path
+    for name, inner in (
+        ("nibabel", "tests/data"),
+        ("nibabel", "nicom/tests/data"),
+        ("nibabel", "gifti/tests/data"),
+        ("nibabel", "externals/tests/data"),
+        ("skimage", "data"),
+    )
+    if (found := importlib.util.find_spec(name)) is not None and found.origin
+    for path in sorted((Path(found.origin).parent / inner).iterdir())
+    if path.is_file()
+]
+
+
+@pytest.mark.slow
+def test_info_of_every_file_of_other_packages(hdf5_in_this_process: Any) -> None:
+    """Each is read, or one line names what it is."""
+    unknown = []
+    for path in DATA:
+        result = CliRunner().invoke(main, ["info", str(path)])
+        assert result.exit_code in (0, 3), path
+        assert isinstance(result.exception, SystemExit | None), path
+        if result.exit_code:
+            assert result.stderr.count("Error:") == 1
+            if "neither its content nor its name" in " ".join(result.stderr.split()):
+                unknown.append(path.name)
+    assert len(DATA) > 100
+    # parts of Siemens' headers, and the numbers of a surface: files without a format
+    assert {Path(name).suffix for name in unknown} <= {".bin", ".gz", ".dat"}, unknown
