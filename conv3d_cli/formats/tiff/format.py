@@ -44,6 +44,7 @@ from conv3d_cli.formats.tiff.pages import PagedArray
 from conv3d_cli.formats.tiff.planes import PlaneArray, series_planes
 from conv3d_cli.formats.tiff.series import (
     OpenSeries,
+    curve_notes,
     dialect_of,
     mapped_offset,
     open_series,
@@ -218,7 +219,8 @@ def _read_header(
         history=described.history,
         facts=described.facts,
     )
-    return header, (*notes, *opened.notes, *_series_notes(opened, path), *described.notes)
+    more = (*_series_notes(opened, path), *described.notes, *curve_notes(opened))
+    return header, (*notes, *opened.notes, *more)
 
 
 def _stored_axes(
