@@ -150,6 +150,12 @@ CONTRADICTIONS = [
     (["kernel", "show", "box:size=3", "--overwrite"], "--overwrite is for -o"),
     (["rerun", "o.json", "--overwrite"], "--overwrite is for -o"),
     (["info", "a.nii.gz", "--mask", "mask.nii"], "--mask is for --fwhm"),
+    (["explain", "a.nii.gz", *BOX, "--read-rate", "10M"], "--read-rate is for --workers"),
+    (["explain", "a.nii.gz", *BOX, "--worker-threads", "1"], "--worker-threads is for --workers"),
+    (
+        ["explain", "a.nii.gz", *BOX, "--workers", "2", "--scheduler", "local:2"],
+        "--scheduler counts the workers",
+    ),
     (["kernel", "show", "box:size=3", "--kernel-spacing", "ignore"], "--kernel-spacing has no"),
     (["kernel", "make", "box:size=3", "--kernel-spacing", "resample", "-o", "n.npy"], "has no eff"),
 ]
