@@ -42,9 +42,12 @@ class Start:
         >>> Start("a", "10 µm\\n".encode()).is_text, Start("a", b"\\0\\1").is_text
         (True, False)
         """
-        # the last character may be cut
-        text = codecs.getincrementaldecoder("utf-8")("replace").decode(self.head)
-        return "\ufffd" not in text and all(c.isprintable() or c in "\t\n\f\r" for c in text)
+        try:
+            # incremental, since the last character may be cut
+            text = codecs.getincrementaldecoder("utf-8")().decode(self.head)
+        except UnicodeDecodeError:
+            return False
+        return all(c.isprintable() or c in "\t\n\f\r" for c in text)
 
     def begins(self, *magics: bytes) -> bool:
         """True if the file begins with one of these bytes.
