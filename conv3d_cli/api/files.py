@@ -19,6 +19,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.make import make_job
 from conv3d_cli.pipeline.run import JobReport
 from conv3d_cli.settings.merge import apply_settings
+from conv3d_cli.settings.needs import check_needs
 from conv3d_cli.settings.option import Option
 from conv3d_cli.settings.options import PYTHON_OPTIONS, Settings
 
@@ -60,7 +61,9 @@ def convolve_file(
     (384, 0, 'float32', (3.0, 2.0, 2.0))
     """
     given = _settings(kernel, kernel_layout, options)
-    job = make_job(os.fspath(source), os.fspath(target), apply_settings(given))
+    settings = apply_settings(given)
+    job = make_job(os.fspath(source), os.fspath(target), settings)
+    check_needs(settings)
     recordings = {}
     if given.history:
         from conv3d_cli.provenance.command import with_history

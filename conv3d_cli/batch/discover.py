@@ -3,7 +3,8 @@
 The volumes of a folder are its Zarr stores and its files of a known format, ordered by name. Left
 out are hidden files (temporary files, version control), pipes and devices, the voxel file of a pair
 whose header is there, too, files that the command uses otherwise (kernel, mask), and volumes that
-are no scans (see `discrete`). Only the last check opens files, and reads their headers.
+are no scans (see `discrete`). A volume of which several files are there is taken once. Only these
+last two checks open files, and read their headers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from fnmatch import fnmatchcase
 
 from conv3d_cli.batch.discrete import OPTION, SURFACES, LeftOut, discrete_word, named_discrete
 from conv3d_cli.errors import FormatError, SpecError
-from conv3d_cli.formats import find_format, recognize
+from conv3d_cli.formats import find_format, input_format, readable_files, recognize
 from conv3d_cli.formats.signatures import Foreign
 from conv3d_cli.system.inputs import check_input, why_unreadable
-from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.parts import file_of, split_part
 from conv3d_cli.system.words import count_of
 
 # Folders of a BIDS dataset that hold no raw data. Users can name each of them as an input.
@@ -69,14 +70,20 @@ def find_volumes(
     dataset : bool              also leave out masks and label maps that are named: BIDS derives the
                                 name of an output from its input (--bids)
     left : LeftOut or None      gets the files that are left out; the caller then takes its notes
-    Raises: FormatError if no folder holds a volume, or one cannot be read; SpecError for patterns
-    without a folder, and for a dataset that nothing is left of.
+    Raises: FormatError if no folder holds a volume, or one cannot be read; SpecError for options of
+    folders without a folder, and for a dataset that nothing is left of.
     """
     folders = [name for name in inputs if is_folder(name)]
-    if patterns and not folders:
-        raise SpecError(
-            "--glob chooses among the volumes of a folder, and no input is a folder; name one"
-        )
+    for option, is_given, purpose in (
+        ("--glob", patterns, "chooses among the volumes of a folder"),
+        ("--recursive", recursive, "looks into the subfolders of a folder"),
+        (OPTION, discrete and not dataset, "takes masks and label maps of a folder"),
+    ):
+        if is_given and not folders:
+            raise SpecError(
+                f"{option} {purpose}, and no input is a folder of volumes; name one, or leave "
+                f"{option} out"
+            )
     if any(not pattern.strip("/") for pattern in patterns):
         raise SpecError(
             "--glob needs a pattern, as in --glob '*_bold.nii.gz'; received an empty one"
@@ -140,6 +147,8 @@ def find_volumes(
             or ([] if deep else ["pass --recursive to look into its subfolders"])
         )
         raise FormatError("; ".join([f"no volumes{what} in {', '.join(empty_folders)}", *cures]))
+    result, joined = one_name_each(result)
+    notes += joined
     check_left(result, left)
     if not dataset:
         left.taken += named_discrete([name for name in inputs if name not in folders])
@@ -319,6 +328,41 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return "file" if entry.is_file() or not os.path.exists(entry.path) else None
     except OSError:  # a link to itself
         return "file"
+
+
+def one_name_each(volumes: list[InputPath]) -> tuple[list[InputPath], list[str]]:
+    """The volumes, each once, if several of its files were named or found; and notes on that.
+
+    So for slices of DICOM, files of one OME-TIFF, and headers with their voxels, as a shell's `*`
+    names them. The first name of each volume is kept.
+    """
+    if len(volumes) < 2:
+        return volumes, []
+    kept: list[InputPath] = []
+    names: dict[tuple[frozenset[str], str], list[str]] = {}
+    known: dict[str, list[str]] = {}  # the names of the volume of a file that is of no other
+    for volume in volumes:
+        if known and (same := known.get(os.path.realpath(volume.path))):
+            same.append(volume.path)
+            continue
+        found = input_format(volume.path)
+        files = () if found is None or found.chunked else readable_files(volume.path)
+        if len(files) < 2:
+            kept.append(volume)
+            continue
+        key = frozenset(map(os.path.realpath, files)), split_part(volume.path)[1]
+        if key not in names:
+            names[key] = []
+            kept.append(volume)
+        names[key].append(volume.path)
+        if found is not None and found.whole_files:
+            known.update(dict.fromkeys(key[0], names[key]))
+    return kept, [
+        f"{' and '.join(same) if len(same) == 2 else f'{same[0]} and {len(same) - 1} more names'} "
+        f"give one volume, of {len(files)} files: it is read once"
+        for (files, _), same in names.items()
+        if len(same) > 1
+    ]
 
 
 def one_of_a_pair(found: list[InputPath]) -> list[InputPath]:

@@ -174,6 +174,8 @@ def _stacked(request: BatchRequest) -> BatchRequest:
 def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
     if request.stack:
         request = _stacked(request)
+    if request.allow_outside:
+        raise SpecError("--allow-outside is for the outputs that a --manifest names; leave it out")
     inputs, output, out_dir, given = request.inputs, request.output, request.out_dir, options.given
     settings = options.settings(given)
     from conv3d_cli.batch.discrete import LeftOut
@@ -321,6 +323,13 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
     ):
         if wrong:
             raise SpecError(f"--manifest names the volumes and their outputs; leave out {what}")
+    if request.allow_outside and request.out_dir is None:
+        raise SpecError("--allow-outside is for --out-dir, which keeps outputs inside; pass both")
+    if request.include_discrete and not request.bids:
+        raise SpecError(
+            "--include-discrete is for folders and --bids, and a manifest names each volume; leave "
+            "it out"
+        )
     rows = read_manifest(path, ("input", "output", *options.columns))
     folder = Path(path).parent
     own = options.given
@@ -353,6 +362,11 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
             )
         else:
             targets.append(dataset.targets[number])
+    for name in ("suffix", "prefix"):
+        if getattr(request, name) and rows and all("output" in row.cells for row in rows):
+            raise SpecError(
+                f"manifest {path} names every output; leave out --{name}, or the column output"
+            )
     known: dict[str, JobTemplate] = {}  # by their options, as JSON
     templates = []
     for row, row_options in zip(rows, given, strict=True):

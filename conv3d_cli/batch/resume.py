@@ -60,6 +60,7 @@ NO_SETTINGS = {
     "beside",
     "preset",
     "files",
+    "given",
     "checks",
     "share_of_start",
     *fields_not_compared(Place.JOB),

@@ -13,10 +13,11 @@ import click
 from conv3d_cli.cli.jobs import plan_command
 from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import ShortHelpCommand, apply_options, given_settings
-from conv3d_cli.cli.parameters import FileName
+from conv3d_cli.cli.parameters import FileName, refuse_both
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME
+from conv3d_cli.settings.needs import no_effect
 from conv3d_cli.settings.option import File
 from conv3d_cli.system.words import count_of
 
@@ -98,6 +99,12 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         _make_folder(asked.out_dir)
         if plan.dataset is not None:
             plan.dataset.write()
+    if not (asked.verbose or asked.as_json):
+        plan.notes += [
+            no_effect(name, "the penalty is printed by -v and --json alone")
+            for name in ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
+            if getattr(asked, name) is not None
+        ]
     for note in plan.notes if not asked.quiet else ():
         echo(f"note: {note}")
     if (asked.verbose or asked.dry_run) and not asked.quiet:
@@ -116,7 +123,8 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
 
 
 def _check_conflicts(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> None:
-    """Refuse --skip-existing, --overwrite, --resume and --json where they contradict each other."""
+    """Refuse options of the whole command that contradict each other."""
+    refuse_both(asked.quiet, asked.verbose, "-q prints no notes, and -v prints more of them")
     if asked.skip_existing and overwrite:
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     if asked.skip_existing and asked.resume:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
+from conv3d_cli.cli.parameters import FileName, UnitOption, refuse_both, spacing_option
 from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.settings.option import File, Unit
@@ -66,6 +66,7 @@ def compare(
     from conv3d_cli.analysis.compare import compare_volumes
     from conv3d_cli.kernels.lengths import read_spacing
 
+    refuse_both(as_json, quiet, "--json prints an object, and -q prints nothing")
     by_hand = None if spacing is None else read_spacing(spacing)
     result = compare_volumes(first, second, rtol=rtol, atol=atol, spacing=by_hand)
     if as_json:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from conv3d_cli.cli.jobs import MergedSettings
 from conv3d_cli.cli.layout import facts
 from conv3d_cli.cli.options import ShortHelpCommand, explain_options, given_settings, options
-from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.parameters import FileName, UnitOption, refuse_both
 from conv3d_cli.cli.values import Whole
+from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.machine import byte_size
 
@@ -92,6 +94,14 @@ def explain(
     from conv3d_cli.pipeline.prepare import prepare_job
     from conv3d_cli.settings.merge import merge_settings
 
+    asked = [
+        option
+        for option in ("--worker-threads", "--read-rate", "--write-rate")
+        if ctx.get_parameter_source(option[2:].replace("-", "_")) is ParameterSource.COMMANDLINE
+    ]
+    if asked and scheduler is None and workers is None:
+        raise SpecError(f"{asked[0]} is for --workers or --scheduler; pass one of them, too")
+    refuse_both(scheduler, workers, "--scheduler counts the workers, and so does --workers")
     settings = MergedSettings(merge_settings(given_settings(ctx)))
     job = settings.job(source, output or source, mask_of(settings.mask, source))
     job = replace(job, on_cluster=scheduler is not None or workers is not None)

@@ -12,6 +12,7 @@ from conv3d_cli.cli.options import text_parser
 from conv3d_cli.errors import SpecError
 from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
 from conv3d_cli.settings.merge import apply_settings
+from conv3d_cli.settings.needs import check_needs
 from conv3d_cli.settings.options import MANIFEST_OPTIONS, Settings
 
 if TYPE_CHECKING:
@@ -116,4 +117,6 @@ class MergedSettings:
         merged = self.merged
         if mask is not None:
             merged = replace(merged, run=replace(merged.run, mask=mask))
-        return make_job(source, target, merged)
+        job = make_job(source, target, merged)
+        check_needs(merged)  # after wrong values were refused
+        return job

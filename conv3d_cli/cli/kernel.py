@@ -11,8 +11,10 @@ import click
 from conv3d_cli.cli import layout
 from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import table_options
-from conv3d_cli.cli.parameters import FileName, spacing_option
+from conv3d_cli.cli.parameters import FileName, check_overwrite, spacing_option
 from conv3d_cli.cli.usage import CommandGroup
+from conv3d_cli.errors import SpecError
+from conv3d_cli.settings.needs import no_effect
 from conv3d_cli.settings.option import File
 from conv3d_cli.system.words import count_of, printable
 
@@ -127,6 +129,7 @@ def show(
     """
     from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 
+    check_overwrite(overwrite, output)
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
 
@@ -249,10 +252,16 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 def _read_fitted(
     text: str, grid: Grid | None, adaptation: KernelAdaptation, normalize: bool = False
 ) -> Kernel:
-    """Read a kernel and adapt it to a volume with this grid; print notes on stderr."""
-    from conv3d_cli.kernels import read_kernel
+    """Read a kernel and adapt it to a volume with this grid; print notes on stderr.
+
+    Raises: SpecError for a way to treat the spacing of a file, if there is none.
+    """
+    from conv3d_cli.kernels import is_builtin, read_kernel
     from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 
+    if adaptation.spacing != "match" and is_builtin(text):
+        why = no_effect("kernel_spacing", f"it is for kernels from files, and {text} is built-in")
+        raise SpecError(f"{why}; leave it out")
     made, notes = adapt_kernel(read_kernel(text, grid), text, grid, adaptation, normalize)
     for note in notes:
         echo(f"note: {note}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.values import refusal
+from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
 
 if TYPE_CHECKING:
@@ -87,3 +88,15 @@ def spacing_option(
 ) -> Callable[[Any], Any]:
     """A decorator that adds --spacing to another command than `apply`; `text` is its help."""
     return click.option("--spacing", cls=UnitOption, unit=Unit.LENGTH, metavar="D,H,W", help=text)
+
+
+def refuse_both(first: object, second: object, contradiction: str) -> None:
+    """Refuse two options of which each takes the other's effect. Raises: SpecError."""
+    if first and second:
+        raise SpecError(f"{contradiction}; pass one of them")
+
+
+def check_overwrite(overwrite: bool, output: str | None) -> None:
+    """Refuse --overwrite where no file is written. Raises: SpecError."""
+    if overwrite and output is None:
+        raise SpecError("--overwrite is for -o, which names a file; pass both, or neither")

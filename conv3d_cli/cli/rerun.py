@@ -15,7 +15,7 @@ import click
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import HELP_OPTIONS, given_settings, table_options
-from conv3d_cli.cli.parameters import FileName
+from conv3d_cli.cli.parameters import FileName, check_overwrite
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.cli.usage import usage_line
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
@@ -75,6 +75,7 @@ def rerun(
     from conv3d_cli.system.atomic import output_file, sent_to
     from conv3d_cli.system.scratch import scratch_folder
 
+    check_overwrite(overwrite, output)
     record, folder = read_sidecar(sidecar), os.path.dirname(sidecar)
     notes = check_inputs(record, folder, sidecar, force)
     job, target_fwhm = job_of(record, folder, sidecar)

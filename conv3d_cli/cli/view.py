@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.cli.messages import echo
-from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
+from conv3d_cli.cli.parameters import FileName, UnitOption, check_overwrite, spacing_option
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
@@ -102,6 +102,7 @@ def view(
     by_hand = None if spacing is None else read_spacing(spacing)
     place = None if at is None else Position.parse(at)
     given = None if window is None else parse_window(window)
+    check_overwrite(overwrite, output)
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
 

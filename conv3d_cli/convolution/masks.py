@@ -23,8 +23,9 @@ from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
 MOST_LABELS = 1 << 16  # regions, with 0, the outside
 LARGEST_LABEL = 2.0**53  # float64 holds every whole number up to here
-# Largest distance of a label from a whole number, since a slope turns integers into fractions.
-LABEL_TOLERANCE = 0.01
+# Largest distances of a label from a whole number, since a slope turns integers into fractions: a
+# program that stores labels with a slope rounds them to multiples of it.
+LABEL_TOLERANCE, LARGEST_TOLERANCE = 0.01, 0.05
 # Values up to this fraction of the intercept are 0: slope and intercept are rounded to float32.
 ROUNDED_ZERO = 2.0**-22
 MASK_TOLERANCE = 0.01  # voxels between a corner of the mask and that of the volume
@@ -104,10 +105,22 @@ class Mask:
         return np.maximum(fractions, np.finfo(real).tiny, out=fractions, where=values > 0)
 
 
+def label_tolerance(slope: float) -> float:
+    """How far labels that are stored with a slope may be from whole numbers.
+
+    >>> label_tolerance(1.0), label_tolerance(0.001), label_tolerance(0.03125)
+    (0.01, 0.01, 0.015625625)
+    """
+    if abs(slope) == 1:
+        return LABEL_TOLERANCE
+    # a little more than half a step: slope and intercept are rounded to float32
+    return min(max(LABEL_TOLERANCE, abs(slope) / 2 * (1 + 4e-5)), LARGEST_TOLERANCE)
+
+
 def _scaled(stored: Array, scale: tuple[float, float], labels: bool) -> NDArray[np.float64]:
     """Values of stored voxels, an array of the same shape.
 
-    Labels are rounded within `LABEL_TOLERANCE` of a whole number; for certainties, values within
+    Labels are rounded within `label_tolerance` of a whole number; for certainties, values within
     `ROUNDED_ZERO` of 0 become 0.
     """
     slope, intercept = scale
@@ -118,7 +131,7 @@ def _scaled(stored: Array, scale: tuple[float, float], labels: bool) -> NDArray[
             values += intercept
         if labels:
             whole = np.rint(values)
-            return np.where(np.abs(values - whole) <= LABEL_TOLERANCE, whole, values)
+            return np.where(np.abs(values - whole) <= label_tolerance(slope), whole, values)
     if intercept:
         values[np.abs(values) <= ROUNDED_ZERO * abs(intercept)] = 0
     return values
@@ -129,7 +142,7 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
 
     reader : VolumeReader   of the mask, random access; it is read to the end
     header : VolumeHeader   of the volume
-    labels : bool           values are numbers of regions: whole numbers (within `LABEL_TOLERANCE`),
+    labels : bool           values are numbers of regions: whole numbers (within `label_tolerance`),
                             less than `MOST_LABELS` different ones
     Raises: ShapeError if the mask does not fit.
     """

@@ -63,6 +63,7 @@ from conv3d_cli.system.atomic import sent_to
 from conv3d_cli.system.faults import reading
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of, split_part
+from conv3d_cli.system.words import strange_suffix
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz, or scan.rec.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -158,24 +159,20 @@ def input_format(path: str) -> VolumeFormat | None:
     return found if isinstance(found, VolumeFormat) else None
 
 
-def known_suffixes(written: bool = False) -> str:
-    """The suffixes of all formats, for messages; with `written`, of those that are written."""
-    return (
-        " ".join(
-            suffix
-            for f in FORMATS
-            if f.create is not None or not written
-            for suffix in f.suffixes
-            if suffix != "-"
-        )
-        + ", and - for a .npy pipe"
-    )
+def written_suffixes() -> tuple[str, ...]:
+    """The suffixes of all formats that are written.
+
+    >>> ".nii.gz" in written_suffixes(), ".czi" in written_suffixes()
+    (True, False)
+    """
+    written = (found.suffixes for found in FORMATS if found.create is not None)
+    return tuple(suffix for suffixes in written for suffix in suffixes if suffix != "-")
 
 
 def refusal(path: str) -> FormatError:
     """The error for an input that no format reads (`input_format` is None).
 
-    Raises: FormatError for a missing file whose suffix is of something that is not read.
+    Raises: FormatError for a file that is missing or empty.
     """
     found = recognize(path)
     if isinstance(found, Foreign):
@@ -184,9 +181,15 @@ def refusal(path: str) -> FormatError:
         return FormatError(f"cannot read {path}: it is {found.name}; {found.cure}")
     if os.path.isdir(path):
         return FormatError(f"cannot read {path}: it is a folder; name the files in it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        return FormatError(f"cannot read {path}: it is no file; `-` reads .npy from a pipe")
+    check_input(path)
+    start = read_start(path)
+    if start is not None and start.is_text:
+        return FormatError(f"cannot read {path}: it is text, and no volume ({FORMATS_PAGE})")
     return FormatError(
-        f"cannot read {path}: no format has this suffix, nor this content; "
-        f"known are {known_suffixes()}"
+        f"cannot read {path}: neither its content nor its name is of a known format "
+        f"({FORMATS_PAGE})"
     )
 
 
@@ -199,6 +202,9 @@ def is_stream(path: str, compression: str = "none") -> bool:
     """
     return output_format(path).streamed(path, OutputOptions(compression=compression))
 
+
+FORMATS_PAGE = "see conv3d help formats"
+"""Where messages send a reader who wants the list of all formats."""
 
 MOST_BYTES = 1 << 60
 """A volume with more bytes of voxels is a damaged header: planning it would not end."""
@@ -332,6 +338,21 @@ def lost_facts(found: VolumeFormat, path: str, header: VolumeHeader) -> tuple[st
         told["channel_colors"] = "the colours of channels"
     told |= {word: word for word in facts.others}
     lost = [words for fact, words in told.items() if words and fact not in kept]
+    return _not_held(found, [*lost, *facts.dropped])
+
+
+def lost_provenance(path: str, header: VolumeHeader) -> tuple[str, ...]:
+    """A note on what a file tells of its making that an output does not hold; () without any.
+
+    Unlike what `lost_facts` tells of, this is no loss under --strict.
+    Raises: SpecError for an unknown suffix.
+    """
+    found = output_format(path)
+    kept = found.keeps(path, header)
+    return _not_held(found, [words for words in header.facts.provenance if words not in kept])
+
+
+def _not_held(found: VolumeFormat, lost: Sequence[str]) -> tuple[str, ...]:
     return (f"this {found.name} output does not hold {', '.join(lost)}",) if lost else ()
 
 
@@ -368,6 +389,17 @@ def _names(condition: Callable[[VolumeFormat], bool]) -> str:
     """Names of the formats that meet a condition, for messages: "TIFF, NRRD and NumPy"."""
     *first, last = [found.name for found in FORMATS if condition(found)]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def takes_gz_level(path: str, compression: str) -> bool:
+    """True if an output of this name and compression is packed by gzip or deflate.
+
+    >>> takes_gz_level("a.nii.gz", "none"), takes_gz_level("a.tif", "deflate")
+    (True, True)
+    >>> takes_gz_level("a.nii", "none"), takes_gz_level("a.tif", "zstd")
+    (False, False)
+    """
+    return compression == "deflate" or path.lower().endswith((".gz", ".mgz"))
 
 
 def scaled_formats() -> str:
@@ -553,12 +585,10 @@ def output_format(path: str) -> VolumeFormat:
         if name:
             raise SpecError(
                 f"cannot write {path}: {name} is not written; write .nii.gz, .nrrd, .mha, "
-                ".ome.tif, .ome.zarr or another (conv3d help formats)"
+                f".ome.tif, .ome.zarr or another ({FORMATS_PAGE})"
             )
-        raise SpecError(
-            f"cannot write {path}: no format has this suffix; known are "
-            f"{known_suffixes(written=True)}"
-        )
+        fault = strange_suffix(path, written_suffixes(), "volume")
+        raise SpecError(f"cannot write {path}: {fault} ({FORMATS_PAGE})")
     if not found.claims(path):
         raise SpecError(
             f"cannot write {path}: files of this suffix are read, and not written; "

@@ -169,7 +169,7 @@ class VolumeFormat:
     holds_float64 : bool    float64; kernels are written as such
     holds_axes : callable   (axes) -> bool: True if an output can have these axes
     keeps : callable        (path, header) -> names of the fields of `Facts` that an output holds,
-                            and words of `Facts.others` that it repeats
+                            and words of `Facts` that it repeats
 
     How it stores voxels:
 
@@ -192,6 +192,7 @@ class VolumeFormat:
                             those of an output, being filtered, do not mean that; else ""
     files : callable        (path) -> names of the files that a volume is read from, the named one
                             first, or its folder
+    whole_files : bool      True if no file is read for two volumes
     holds_more : callable   (path) -> bool: True if the file holds volumes besides the named one
     written : callable      (path) -> names of the files that an output consists of, or its folder
     check_target            see `CheckTarget`
@@ -239,6 +240,7 @@ class VolumeFormat:
     content: Callable[[str], str] = lambda path: ""
     lost_meaning: Callable[[VolumeHeader], str] = lambda header: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
+    whole_files: bool = False
     holds_more: Callable[[str], bool] = lambda path: False
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: CheckTarget = check_target
@@ -262,16 +264,20 @@ class VolumeFormat:
 
 
 def repeated(header: VolumeHeader, name: str) -> frozenset[str]:
-    """The words of `Facts.others` that an output of a format repeats: all those of its own kind.
+    """The words of `Facts` that an output of a format repeats: all those of its own kind.
 
     name : str      of the format
     """
     own = header.format == name and header.metadata is not None
-    return frozenset(header.facts.others if own else ())
+    return frozenset((*header.facts.others, *header.facts.provenance) if own else ())
+
+
+MICROSCOPE = "what the file tells of microscope and experiment"
+"""Words for `Facts.provenance`."""
 
 
 def entries_of(what: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Words for `Facts.others` on entries that only their own format has; () if there are none.
+    """Words for `Facts` on entries that only their own format has; () if there are none.
 
     >>> entries_of("the keys", ["dw_scheme", "b", "c", "d"]), entries_of("the keys", [])
     (('the keys dw_scheme, b, c and 1 more',), ())

@@ -97,7 +97,13 @@ def codec_within(path: str) -> Codec | None:
     Browsers and servers unpack files without renaming them.
     """
     with open(path, "rb") as file:
-        start = file.read(4)
+        return codec_of(file)
+
+
+def codec_of(file: BinaryIO) -> Codec | None:
+    """As `codec_within`, of an open file, which is then at its beginning again."""
+    start = file.read(4)
+    file.seek(0)
     return next((codec for codec in CODECS if start.startswith(codec.magics)), None)
 
 

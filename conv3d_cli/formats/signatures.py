@@ -7,15 +7,19 @@ for one of them takes the entry's suffixes and signature, and the entry goes.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import stat
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 
-from conv3d_cli.formats.codecs import Codec, codec_within
+from conv3d_cli.formats.codecs import Codec, codec_of
 
 START_BYTES = 4096
+STARTS = 256  # files whose first bytes are kept
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,20 @@ class Start:
     path: str
     head: bytes
     codec: Codec | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """True if these bytes are UTF-8 without control characters.
+
+        >>> Start("a", "10 µm\\n".encode()).is_text, Start("a", b"\\0\\1").is_text
+        (True, False)
+        """
+        try:
+            # incremental, since the last character may be cut
+            text = codecs.getincrementaldecoder("utf-8")().decode(self.head)
+        except UnicodeDecodeError:
+            return False
+        return all(c.isprintable() or c in "\t\n\f\r" for c in text)
 
     def begins(self, *magics: bytes) -> bool:
         """True if the file begins with one of these bytes.
@@ -60,22 +78,40 @@ Signature = Callable[[Start], bool]
 
 
 def read_start(path: str) -> Start | None:
-    """The first bytes of a file; None if it cannot be opened or unpacked: its reader says why."""
-    if not os.path.isfile(path):
-        return None
+    """The first bytes of a file; None if it cannot be opened or unpacked: its reader says why.
+
+    They are read once, however many questions are asked, as long as the file is the same.
+    """
     try:
-        codec = codec_within(path)
-        with open(path, "rb") as file:
-            if codec is None:
-                return Start(path, file.read(START_BYTES))
-            unpacking, errors = codec.open(path, file)
-            with closing(unpacking):
-                try:
-                    return Start(path, unpacking.read(START_BYTES), codec)
-                except (EOFError, *errors):
-                    return None
-    except (OSError, ImportError, ValueError):
+        found = os.stat(path)
+    except (OSError, ValueError):
         return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    try:
+        return _read_start(path, state)
+    except (OSError, ImportError, ValueError, EOFError):
+        return None
+
+
+@lru_cache(maxsize=STARTS)
+def _read_start(path: str, state: tuple[int, ...]) -> Start:
+    """As `read_start`, for a regular file in this state; errors are raised, and not kept.
+
+    Raises: OSError; ImportError without the library of its codec; ValueError and EOFError for a
+    damaged stream.
+    """
+    with open(path, "rb") as file:
+        codec = codec_of(file)
+        if codec is None:
+            return Start(path, file.read(START_BYTES))
+        unpacking, errors = codec.open(path, file)
+        with closing(unpacking):
+            try:
+                return Start(path, unpacking.read(START_BYTES), codec)
+            except errors as error:
+                raise EOFError from error
 
 
 # --------------------------------------------------------------------------------------------------

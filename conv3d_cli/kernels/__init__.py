@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conv3d_cli.errors import FormatError, SpecError, UnknownNameError, setting, unknown_name
+from conv3d_cli.errors import SpecError, UnknownNameError, setting, unknown_name
 from conv3d_cli.formats import recognize
 from conv3d_cli.kernels import builtin, expressions, files
-from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
+from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, no_kernel_file, read_bias
 from conv3d_cli.kernels.grammar import (
     BuiltinKernel,
     KernelFunction,
@@ -33,7 +33,6 @@ __all__ = [
     "describe_builtins",
     "find_kernel_file",
     "is_builtin",
-    "known_suffixes",
     "may_name_a_layer",
     "normal_text",
     "orient_kernel",
@@ -183,11 +182,6 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
         error = unknown_name("kernel", name.strip(), [f.__name__ for f in BUILTIN_KERNELS])
         raise error if colon else UnknownNameError(f"{error}; nor is there a file of this name")
     if find_kernel_file(path) is None and recognize(path) is None:
-        from conv3d_cli.kernels.weights import weights_suffixes
-
         check_input(path)
-        raise FormatError(
-            f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}, "
-            f"and with layers {weights_suffixes()}"
-        )
+        raise no_kernel_file(path)
     return files.read_kernel_file(path, lambda inner: build_kernel(inner, BUILTIN_KERNELS, grid))

@@ -49,6 +49,7 @@ from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.words import strange_suffix
 
 if TYPE_CHECKING:
     import zipfile
@@ -59,6 +60,8 @@ BuildKernel = Callable[[str], Kernel]
 
 # bytes; parsed text takes about twenty times its size, and large arrays have better formats
 MAX_TEXT = 16 << 20
+KERNELS_PAGE = "see conv3d help kernels"
+"""Where messages send a reader who wants the list of all kernel files."""
 _MAX_RANK = 5  # axes of a layer's weights
 
 
@@ -113,10 +116,17 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
     return found
 
 
-def known_suffixes(written: bool = False) -> str:
-    """All suffixes, for messages; with `written`, only those of kinds that can be written."""
-    return " ".join(
+def known_suffixes(written: bool = False) -> tuple[str, ...]:
+    """The suffixes of all kinds; with `written`, only those of kinds that can be written."""
+    return tuple(
         suffix for kind in KERNEL_FILES if kind.written or not written for suffix in kind.suffixes
+    )
+
+
+def no_kernel_file(path: str) -> FormatError:
+    """The error for a file that is of no known kind by its content and its name."""
+    return FormatError(
+        f"cannot read {path}: neither its content nor its name is of a kernel ({KERNELS_PAGE})"
     )
 
 
@@ -133,9 +143,7 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
     if kind is None and input_format(path) is None:
         if recognize(path) is not None:
             raise refusal(path)
-        raise FormatError(
-            f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}"
-        )
+        raise no_kernel_file(path)
     with _read_errors(path):
         return _read_volume(path, build) if kind is None else kind.read(path, build)
 
@@ -156,11 +164,14 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
     store the kernel.
     """
     kind = find_written_file(path)
-    able = known_suffixes(written=True)
     if kind is None:
-        raise SpecError(f"cannot write {path}: no kernel format has this suffix; known are {able}")
+        fault = strange_suffix(str(path), known_suffixes(written=True), "kernel file")
+        raise SpecError(f"cannot write {path}: {fault} ({KERNELS_PAGE})")
     if not kind.written:
-        raise SpecError(f"cannot write {path}: {kind.name} kernels are only read; write {able}")
+        raise SpecError(
+            f"cannot write {path}: {kind.name} kernels are only read; write .npz, .json, .nii.gz "
+            f"or another ({KERNELS_PAGE})"
+        )
     middle = tuple((k - 1) / 2 for k in kernel.size)
     if kernel.centre == middle:
         kernel = replace(kernel, centre=None)

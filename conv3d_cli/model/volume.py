@@ -309,6 +309,10 @@ class Facts:
     channel_colors : tuple      of str "RRGGBB", as `channel_names`
     others : tuple of str       what else the file tells that only an output of its own kind
                                 repeats, in words: "slice labels"
+    dropped : tuple of str      what else it tells that no output repeats, in words
+    provenance : tuple of str   what it tells of its making (patient, device, programs, dates), in
+                                words; programs replace it as a matter of course. Its loss is a
+                                note, but no error under --strict
     """
 
     name: str = ""
@@ -316,6 +320,8 @@ class Facts:
     channel_names: tuple[str, ...] = ()
     channel_colors: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    provenance: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:

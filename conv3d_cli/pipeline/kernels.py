@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,17 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import triple
 from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 from conv3d_cli.pipeline.request import DRAWN_KERNEL, Stage
+from conv3d_cli.settings.needs import no_effect
 from conv3d_cli.system.words import count_of
 
 
 def resolve_kernel(
-    stage: Stage, shape: tuple[int, int, int, int, int], grid: Grid, notes: list[str], number: int
+    stage: Stage,
+    shape: tuple[int, int, int, int, int],
+    grid: Grid,
+    notes: list[str],
+    number: int,
+    asked: Collection[str] = (),
 ) -> tuple[Kernel, dict[str, float]]:
     """Read or draw a stage's kernel and apply the stage's options to it.
 
@@ -31,6 +37,7 @@ def resolve_kernel(
     notes : list of str         extended by what the user should know
     number : int                position of the stage in its job, from 0; the seed of a drawn kernel
                                 without one
+    asked : collection of str   names of the options that were given
     The order is: read or draw, adapt to the grid, flip, normalize, set the bias, constrain.
     Returns the kernel, and the penalties of its weights by name ("kernel", "bias").
     Raises: FormatError, UnknownNameError, SpecError, ShapeError.
@@ -65,10 +72,15 @@ def resolve_kernel(
         kernel = kernel.flipped()
     if stage.normalize:
         kernel = kernel.normalized()
+    if "no_bias" in asked and kernel.bias is None and stage.kernel is not None:
+        notes.append(no_effect("no_bias", f"{kernel.title} has no bias"))
     if not stage.use_bias:
         kernel = replace(kernel, bias=None)
     elif stage.bias is not None:
         kernel = replace(kernel, bias=np.asarray(stage.bias, np.float64))
+    if kernel.bias is None:
+        idle = [name for name in ("bias_constraint", "bias_regularizer") if name in asked]
+        notes += [no_effect(name, f"{kernel.title} has no bias") for name in idle]
     kernel = _constrained(kernel, stage, notes)
     return kernel, _penalties(kernel, stage)
 

@@ -31,6 +31,7 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
         beside=outputs_beside(settings.run.given()),
         preset=settings.preset,
         files=settings.run.files,
+        given=settings.given,
         **settings.run.arguments(Place.JOB),
     )
 

@@ -18,6 +18,7 @@ from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.formats import (
     is_stream,
+    lost_provenance,
     open_volume,
     output_access,
     output_bytes,
@@ -47,6 +48,7 @@ from conv3d_cli.pipeline.memory import (
 )
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
+from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
 from conv3d_cli.system.words import count_of
@@ -228,6 +230,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
         notes.append(lost)
+    notes += unused_notes(job, reader.header, [resolved for _, resolved, _ in chain])
+    notes += lost_provenance(job.target, header)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
@@ -281,7 +285,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
             )
     for number, stage in enumerate(job.stages):
         try:
-            kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
+            kernel, losses = resolve_kernel(stage, shape, grid, notes, number, job.given)
             resolved = resolve_convolution(
                 stage.spec(kernel.is_layer),
                 kernel,

@@ -224,6 +224,8 @@ class Job:
     on_cluster : bool           boxes are computed by a cluster's workers, so no ceiling applies to
                                 slabs on this machine
     files : tuple of str        paths that the settings came from: configs, a manifest
+    given : frozenset of str    names of the options that were given, for notes on those without an
+                                effect
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -257,6 +259,7 @@ class Job:
     share_of_start: float = 1.0
     on_cluster: bool = False
     files: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -33,11 +33,13 @@ class JobSettings:
     run : Settings                  settings of the job and of missing voxels; its `files` are
                                     configs and manifests
     preset : Applied or None        which values a preset set, and which it did not
+    given : frozenset of str        names of the options that were given, not read from a config
     """
 
     stages: tuple[Settings, ...]
     run: Settings
     preset: Applied | None = None
+    given: frozenset[str] = frozenset()
 
 
 def merge_settings(given: Settings) -> JobSettings:
@@ -63,8 +65,9 @@ def merge_settings(given: Settings) -> JobSettings:
         run = replace(run, files=(config.path,))
     if isinstance(run.max_memory, str):
         run = replace(run, max_memory=byte_size(run.max_memory))
+    names = frozenset(given.given())
     if run.like is None:
-        return JobSettings(stages, run)
+        return JobSettings(stages, run, given=names)
     if len(stages) > 1:
         raise SpecError(
             f"{setting('like', run.like)} is for one convolution, received a stack of "
@@ -72,7 +75,7 @@ def merge_settings(given: Settings) -> JobSettings:
             "leave it out"
         )
     stage, run, applied = apply_preset(run.like.lower(), stages[0], run)
-    return JobSettings((stage,), run, applied)
+    return JobSettings((stage,), run, applied, names)
 
 
 def apply_settings(given: Settings) -> JobSettings:

@@ -23,7 +23,8 @@ def check_input(path: str) -> int:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
-        raise FormatError(f"cannot read {path}: no such file{near_names(path)}") from None
+        why = dangling(path) or f"no such file{near_names(path)}"
+        raise FormatError(f"cannot read {path}: {why}") from None
     except IsADirectoryError:
         raise FormatError(f"cannot read {path}: it is a folder; name a file in it") from None
     except FormatError:
@@ -120,6 +121,22 @@ def why_unreadable(error: Exception) -> str:
         errno.ESTALE: "the network folder has changed; mount it again",
     }
     return known.get(number or 0) or getattr(error, "strerror", None) or str(error)
+
+
+def dangling(path: str) -> str:
+    """What to say of a link to a file that is not there; "" for all else.
+
+    DataLad and git-annex leave such links where a file's content was not fetched.
+    """
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    target = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    if ANNEX in f"{os.sep}{target}":
+        return (
+            "its content is not here, but in another clone of the repository: fetch it by git "
+            f"annex get {path}, or datalad get {path}"
+        )
+    return f"it is a link to {target}, which does not exist; correct the link"
 
 
 def near_names(path: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from conv3d_cli import Volume, write_volume
 from conv3d_cli.batch.discover import InputPath, find_volumes, matches
 from conv3d_cli.errors import FormatError, SpecError
 
@@ -155,3 +157,14 @@ def test_a_folder_that_may_not_be_read(tree: Path) -> None:
             find_volumes(["in"], recursive=True)
     finally:
         (tree / "in/sub-01").chmod(0o755)
+
+
+def test_the_files_of_one_volume_are_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.hdr", "b.nii", "c.mhd"):
+        write_volume(name, Volume(np.ones((2, 3, 4), np.float32), "zyx"))
+    found, notes = find_volumes(["a.img", "a.hdr", "b.nii", "c.mhd"])
+    assert [volume.path for volume in found] == ["a.img", "b.nii", "c.mhd"]
+    assert notes == ["a.img and a.hdr give one volume, of 2 files: it is read once"]

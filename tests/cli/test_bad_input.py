@@ -112,12 +112,12 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("broken npy header", ["apply", "brace.npy", *KERNEL, *OUT], 3, "brace.npy"),
     ("pickled npy", ["apply", "pickled.npy", *KERNEL, *OUT], 3, "never loaded"),
     ("a pickle", ["apply", "pickle.npy", *KERNEL, *OUT], 3, "not a .npy file"),
-    ("unknown suffix in", ["apply", "x.xyz", *KERNEL, *OUT], 3, "no format has this suffix"),
+    ("unknown suffix in", ["apply", "x.xyz", *KERNEL, *OUT], 3, "it is text, and no volume"),
     (
         "unknown suffix out",
         ["apply", "x.npy", *KERNEL, "-o", "out.xyz"],
         2,
-        "no format has this suffix",
+        "no volume has the suffix .xyz (see conv3d help formats)",
     ),
     # kernels
     ("missing kernel", ["apply", "x.npy", "-k", "nix.npy", *OUT], 3, "nix.npy"),

@@ -90,7 +90,7 @@ def test_a_folder_and_one_output(run: Any, error_line: Any, tmp_path: Path) -> N
 
 def test_an_input_without_a_suffix(run: Any, error_line: Any, tmp_path: Path) -> None:
     result = run("apply", "/dev/stdin", "-k", "identity", "-o", tmp_path / "o.npy", code=3)
-    assert "- for a .npy pipe" in error_line(result.stderr)
+    assert "it is no file; `-` reads .npy from a pipe" in error_line(result.stderr)
 
 
 def test_verbose_on_a_pipe(shell: Any, volume: Path, tmp_path: Path) -> None:

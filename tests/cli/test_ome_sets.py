@@ -122,3 +122,13 @@ def test_names_that_lead_out_of_the_folder(run: Any, split: np.ndarray) -> None:
     result = run("info", "in/a.ome.tif", code=3)
     assert "is outside the file's folder and is not followed" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["a.ome.tif", "b.ome.tif"], ["."]])
+def test_a_set_of_which_each_file_is_named_is_read_once(
+    run: Any, split: np.ndarray, words: list[str]
+) -> None:
+    told = run("apply", *words, "-k", "identity", "--dtype", "same", "--out-dir", "out").stderr
+    assert "give one volume, of 2 files: it is read once" in " ".join(told.split())
+    assert os.listdir("out") == ["a.ome.tif"]
+    np.testing.assert_array_equal(read_volume("out/a.ome.tif").data, split)

@@ -463,3 +463,28 @@ def test_smoothness_under_masks_of_any_scale(volume: Path, tmp_path: Path, run: 
         text = run("info", volume, "--fwhm", "--json", "--mask", tmp_path / f"{name}.nii").stdout
         found.append(json.loads(text)["fwhm"])
     assert found[0] == found[1] == found[2]
+
+
+def test_numbers_of_freesurfer_that_nibabel_stores_with_a_slope(
+    volume: Path, tmp_path: Path, run: Any
+) -> None:
+    """Half a step of the slope is more than 0.01 here; each label still is the nearest number."""
+    numbers = np.array([0, 2, 3, 4, 10, 11, 251, 1001, 2035])[LABELS % 9]
+    sloped = by_nibabel(tmp_path / "sloped.nii", numbers)
+    off = np.abs(load(sloped) - numbers).max()
+    assert 0.01 < off < 0.02
+    whole = tmp_path / "whole.nii"
+    nib.save(nib.Nifti1Image(numbers.astype(np.int16), AFFINE), whole)
+    outputs = []
+    for mask in (sloped, whole):
+        outputs.append(tmp_path / f"of_{mask.name}")
+        run("apply", volume, "-k", "box:size=3", "--mask", mask, "--mask-labels", "-o", outputs[-1])
+    np.testing.assert_array_equal(*map(load, outputs))
+
+
+def test_a_coarse_slope_is_no_licence(volume: Path, tmp_path: Path, run: Any) -> None:
+    """Of a slope of 0.25, every third value is a fraction, which is no label."""
+    mask = stored(tmp_path / "m.nii", (LABELS % 9).astype(np.int16), 0.25, 0)
+    words = ["--mask", mask, "--mask-labels", "-o", tmp_path / "o.nii"]
+    result = run("apply", volume, "-k", "box:size=3", *words, code=4)
+    assert "must be whole numbers" in " ".join(result.stderr.split())

@@ -278,6 +278,35 @@ class TestSeries:
         np.testing.assert_array_equal(read_volume(str(out)).data, VALUES)
         run("rerun", str(tmp_path / "o.json"))
 
+    @pytest.mark.parametrize("count", [3, 6])
+    def test_slices_given_by_name_are_one_volume(
+        self, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch, count: int
+    ) -> None:
+        """As a shell expands `*.dcm`. dcm2niix, too, takes the series of a file that is named."""
+        from conv3d_cli.formats.dicom import series as module
+
+        read: list[str] = []
+        real = module.read_frames
+        monkeypatch.setattr(module, "read_frames", lambda path: read.append(path) or real(path))
+        module._scan_files.cache_clear()
+        files = sorted(Path(series(tmp_path / "s")).iterdir())[:count]
+        told = run("apply", *files, "-k", "identity", "--out-dir", tmp_path / "o").stderr
+        words = (
+            f"{files[0]} and {count - 1} more names give one volume, of 6 files: it is read once"
+        )
+        assert words in " ".join(told.split())
+        (out,) = (tmp_path / "o").iterdir()
+        np.testing.assert_array_equal(read_volume(str(out)).data, VALUES)
+        assert max(read.count(str(file)) for file in files[1:]) == 1
+        run("apply", *files, "-k", "identity", "-o", tmp_path / "one.nii")
+
+    def test_slices_of_two_series_are_two_volumes(self, tmp_path: Path, run: Any) -> None:
+        for name, uid in (("a", "1.2.3"), ("b", "1.2.4")):
+            series(tmp_path, names=lambda k, n=name: f"{n}{k}.dcm", SeriesInstanceUID=uid)
+        files = sorted(tmp_path.glob("*.dcm"))
+        run("apply", *files, "-k", "identity", "--out-dir", tmp_path / "o")
+        assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["a0.nii.gz", "b0.nii.gz"]
+
     def test_a_tree_of_series(self, tmp_path: Path, run: Any) -> None:
         (tmp_path / "study").mkdir()
         for uid in ("1.2.840.7", "1.2.840.8"):

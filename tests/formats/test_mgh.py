@@ -134,3 +134,15 @@ def test_a_packed_file_streams(tmp_path: Path) -> None:
     saved(tmp_path / "a.mgz", (5, 4, 3, 2))
     with open_volume(str(tmp_path / "a.mgz")) as reader:
         assert reader.sequential
+
+
+@pytest.mark.parametrize("name", ["lh.thickness.mgh", "lh.thickness.mgz"])
+@pytest.mark.parametrize("shape", [(163842, 1, 1), (10242, 1, 1), (27307, 1, 6)])
+def test_values_of_a_surface_are_told(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    """As FreeSurfer stores its icospheres, of 10 * 4^k + 2 vertices."""
+    nibabel.save(MGHImage(np.zeros(shape, np.float32), np.eye(4)), tmp_path / name)
+    with open_volume(str(tmp_path / name)) as reader:
+        assert any("are a list rather than a volume" in note for note in reader.notes)
+    saved(tmp_path / "a.mgh")
+    with open_volume(str(tmp_path / "a.mgh")) as reader:
+        assert not reader.notes

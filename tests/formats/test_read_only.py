@@ -207,9 +207,8 @@ class TestMinc:
 def test_outputs_say_what_can_be_written(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(SpecError, match=r"is not written; write \.nii\.gz"):
         write_volume(str(tmp_path / f"a{suffix}"), Volume(VALUES, "zyx"))
-    with pytest.raises(SpecError, match="no format has this suffix") as caught:
+    with pytest.raises(SpecError, match=r"no volume has the suffix \.xyz \(see"):
         write_volume(str(tmp_path / "a.xyz"), Volume(VALUES, "zyx"))
-    assert suffix.lower() not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["tiny.mnc", "scaled+tlrc.HEAD"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
 import io
 import lzma
 import shutil
@@ -19,11 +20,15 @@ import pytest
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import (
     FORMATS,
+    content_of,
     find_format,
     input_format,
     open_volume,
     output_format,
     read_volume,
+    recognize,
+    signatures,
+    volume_files,
     write_volume,
 )
 from conv3d_cli.formats.signatures import FOREIGN
@@ -207,3 +212,101 @@ def test_a_folder_of_strangers_is_named(tmp_path: Path, run: Any) -> None:
     words = " ".join(told.stderr.split())
     assert "no volumes in" in words
     assert "IM0000 is Gatan DM3 or DM4; convert it: dm2mrc" in words
+
+
+@pytest.mark.parametrize("role", ["input", "mask", "info", "kernel"])
+def test_an_unknown_file_is_one_short_line(
+    tmp_path: Path, run: Any, error_line: Any, role: str
+) -> None:
+    """The line says what the file is not, and which page has the list; it has no list itself."""
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
+    stranger, out = tmp_path / "notes.xyz", tmp_path / "o.npy"
+    stranger.write_bytes(b"\x00\x01\x02 neither this nor that")
+    apply = ["apply", tmp_path / "a.npy", "-o", out]
+    words = {
+        "input": ["apply", stranger, "-k", "box:size=3", "-o", out],
+        "mask": [*apply, "-k", "box:size=3", "--mask", stranger],
+        "info": ["info", stranger],
+        "kernel": [*apply, "-k", stranger],
+    }[role]
+    page = "kernels" if role == "kernel" else "formats"
+    line = error_line(run(*words, code=3).stderr)
+    assert "neither its content nor its name is of a" in line
+    assert line.endswith(f"(see conv3d help {page})")
+    assert ".nii" not in line.replace(str(tmp_path), "")
+    run("help", page)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("o.nii.gzz", ".nii.gz"), ("o.nrd", ".nrrd"), ("o.ome.tff", ".ome.tiff"), ("o.zar", ".zarr")],
+)
+def test_an_unknown_output_names_the_nearest_suffix(
+    tmp_path: Path, run: Any, error_line: Any, name: str, nearest: str
+) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
+    words = ["apply", tmp_path / "a.npy", "-k", "box:size=3", "-o", tmp_path / name]
+    line = error_line(run(*words, code=2).stderr)
+    assert f"did you mean '{nearest}'? (see conv3d help formats)" in line
+    assert ".mif" not in line
+
+
+def test_an_output_without_a_suffix(tmp_path: Path, run: Any, error_line: Any) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
+    words = ["apply", tmp_path / "a.npy", "-k", "box:size=3", "-o", tmp_path / "out"]
+    assert "a volume needs a suffix (see" in error_line(run(*words, code=2).stderr)
+
+
+def test_first_bytes_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many questions are asked, until the file is another one."""
+    path = str(tmp_path / "a.nii.gz")
+    write_volume(path, Volume(VALUES, "zyx"))
+    opened: list[str] = []
+    real = signatures.Start
+    monkeypatch.setattr(signatures, "Start", lambda *a: opened.append(a[0]) or real(*a))
+    for _ in range(3):
+        assert recognize(path) is find_format(path)
+        content_of(path)
+        volume_files(path)
+    assert opened == [path]
+    Path(path).write_bytes(STRANGERS["dm4"][0])
+    assert getattr(recognize(path), "name", "").startswith("Gatan")
+    assert opened == [path, path]
+
+
+def test_text_is_named(tmp_path: Path, run: Any, error_line: Any) -> None:
+    """Also where the bytes that are looked at end within a character."""
+    for name, text in (("notes.xyz", "10 µm\n"), ("README", "a" + "µ" * 4000)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        line = error_line(run("info", tmp_path / name, code=3).stderr)
+        assert line.endswith(f"{name}: it is text, and no volume (see conv3d help formats)")
+
+
+DATA = [
+    path
+    for name, inner in (
+        ("nibabel", "tests/data"),
+        ("nibabel", "nicom/tests/data"),
+        ("nibabel", "gifti/tests/data"),
+        ("nibabel", "externals/tests/data"),
+        ("skimage", "data"),
+    )
+    if (found := importlib.util.find_spec(name)) is not None and found.origin
+    for path in sorted((Path(found.origin).parent / inner).iterdir())
+    if path.is_file()
+]
+
+
+def test_info_of_every_file_of_other_packages(run: Any, hdf5_in_this_process: Any) -> None:
+    """Each is read, or one line names what it is."""
+    unknown = []
+    for path in DATA:
+        result = run("info", path, code=None)
+        assert result.exit_code in (0, 3), path
+        if result.exit_code:
+            assert result.stderr.count("Error:") == 1
+            if "neither its content nor its name" in " ".join(result.stderr.split()):
+                unknown.append(path.name)
+    assert len(DATA) > 100
+    # parts of Siemens' headers, and the numbers of a surface: files without a format
+    assert {Path(name).suffix for name in unknown} <= {".bin", ".gz", ".dat"}, unknown

@@ -472,6 +472,22 @@ def test_imagej_signed_voxels_stored_as_unsigned(tmp_path: Path) -> None:
         assert reader.header.scale == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("function", [1, 4, 6, 13, 21])
+def test_a_calibration_of_imagej_by_a_curve_is_told(tmp_path: Path, function: int) -> None:
+    """Functions 1 to 13 of ImageJ's Calibration are curves, 21 is the uncalibrated density."""
+    path = tmp_path / "a.tif"
+    curve = {"axes": "ZYX", "cf": function, "c0": 1.0, "c1": 0.5, "vunit": "OD"}
+    tifffile.imwrite(path, values(4, 6, 5).astype(np.uint8), imagej=True, metadata=curve)
+    with open_volume(str(path)) as reader:
+        assert reader.header.scale == (1.0, 0.0)
+        words = f"ImageJ shows its values by a curve (calibration function {function}, in OD)"
+        assert sum(note.startswith(words) for note in reader.notes) == 1
+    for other in ({**curve, "cf": 20}, {k: v for k, v in curve.items() if k != "vunit"}):
+        tifffile.imwrite(path, values(4, 6, 5).astype(np.uint8), imagej=True, metadata=other)
+        with open_volume(str(path)) as reader:
+            assert not any("curve" in note for note in reader.notes)
+
+
 def test_imagej_above_4_gb_has_one_page(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     shape = (2200, 1000, 1000)

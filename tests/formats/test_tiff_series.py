@@ -335,7 +335,7 @@ def test_names_that_are_only_read(tmp_path: Path, run: Any, error_line: Any) -> 
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["a.ome.tif", "b.ome.tif"]
     (tmp_path / "b").write_bytes(b"no TIFF")
     result = run("apply", tmp_path / "b", "-k", "identity", "-o", tmp_path / "p.tif", code=3)
-    assert "no format has this suffix" in error_line(result.stderr)
+    assert "it is text, and no volume" in error_line(result.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

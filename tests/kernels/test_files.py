@@ -185,7 +185,7 @@ def test_write_refuses_unknown_suffixes_and_existing_files(
     tmp_path: Path, weights: np.ndarray
 ) -> None:
     with pytest.raises(
-        SpecError, match=r"cannot write .*k\.mat: no kernel format has this suffix; known are \.npy"
+        SpecError, match=r"cannot write .*k\.mat: no kernel file has the suffix \.mat"
     ):
         write_kernel(tmp_path / "k.mat", Kernel(weights))
     write_kernel(tmp_path / "k.npy", Kernel(weights))
@@ -260,7 +260,7 @@ def test_files_that_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_bytes(tmp_path / "notes", "1 2 3")
     with pytest.raises(
         FormatError,
-        match=r"cannot read notes: no kernel format has this suffix; known are \.npy \.npz",
+        match=r"cannot read notes: neither its content nor its name is of a kernel",
     ):
         read_kernel("notes")
     (tmp_path / "folder.npy").mkdir()
@@ -1134,7 +1134,7 @@ def test_every_kind_is_listed() -> None:
         for suffix in found.suffixes
         if suffix not in (".npy", "-") and found.kernels
     )
-    assert kernel_files.known_suffixes() == f"{own} .kern .kernel {volumes}"
+    assert kernel_files.known_suffixes() == tuple(f"{own} .kern .kernel {volumes}".split())
     written = " ".join(
         suffix
         for found in FORMATS
@@ -1142,7 +1142,7 @@ def test_every_kind_is_listed() -> None:
         for suffix in found.suffixes
         if suffix not in (".npy", "-")
     )
-    assert kernel_files.known_suffixes(written=True) == f"{own} {written}"
+    assert kernel_files.known_suffixes(written=True) == tuple(f"{own} {written}".split())
 
 
 # --------------------------------------------------------------------------------------------------

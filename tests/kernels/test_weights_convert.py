@@ -230,7 +230,7 @@ def test_keras_has_no_strided_dilation_and_no_same_lower(tmp_path: Path) -> None
             "PyTorch files are only read; write .keras .weights.h5 .safetensors .onnx instead",
         ),
         ("net.h5", "legacy Keras files are only read"),
-        ("net.xyz", "no format has this suffix"),
+        ("net.xyz", "no kernel file has the suffix"),
     ],
 )
 def test_targets_that_are_not_written(target: str, words: str, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_paths_are_checked(job: Job, role: str) -> None:
             check_paths(replace(job, beside=(*others, Output(role, wrong)), overwrite=True))
     with pytest.raises(OutputExistsError, match=r"cannot write m\.npy: file exists"):
         check_paths(replace(job, beside=(Output(role, "m.npy"),)))
-    with pytest.raises(SpecError, match=r"cannot write c\.doc: no format has this suffix"):
+    with pytest.raises(SpecError, match=r"cannot write c\.doc: no volume has the suffix"):
         check_paths(replace(job, beside=(Output(role, "c.doc"),)))
 
 

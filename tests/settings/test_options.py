@@ -53,6 +53,7 @@ NO_OPTIONS = {
         "checks",
         "share_of_start",
         "files",
+        "given",
     },
     Missing: set[str](),
 }

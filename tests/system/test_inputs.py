@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ometiff import write_split
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats import read_volume, write_volume
@@ -121,3 +122,27 @@ class TestFilesThatAFileNames:
             (tmp_path / "repo" / "sub" / file.name).symlink_to(target)
         volume = read_volume(str(tmp_path / "repo" / "sub" / f"a{suffix}"))
         np.testing.assert_array_equal(volume.data, values)
+
+    def test_a_set_of_ome_tiffs_in_an_annex(self, tmp_path: Path, run: Any) -> None:
+        """The files of a set name each other: their links lie side by side, their objects not."""
+        values = write_split(tmp_path)
+        for name in ("a.ome.tif", "b.ome.tif"):
+            place = tmp_path / "repo" / ".git" / "annex" / "objects" / name[0] / f"MD5E-{name}"
+            place.parent.mkdir(parents=True)
+            (tmp_path / name).rename(place)
+            (tmp_path / "repo" / name).symlink_to(os.path.relpath(place, tmp_path / "repo"))
+        np.testing.assert_array_equal(
+            read_volume(str(tmp_path / "repo" / "b.ome.tif")).data, values
+        )
+
+    def test_content_that_was_not_fetched(self, tmp_path: Path, run: Any, error_line: Any) -> None:
+        for name, target in (
+            ("a.nii", ".git/annex/objects/x/K1"),
+            ("b.nii", "../gone/b.nii"),
+        ):
+            (tmp_path / name).symlink_to(target)
+        line = error_line(run("info", tmp_path / "a.nii", code=3).stderr)
+        assert "its content is not here" in line
+        assert f"git annex get {tmp_path / 'a.nii'}" in line
+        line = error_line(run("info", tmp_path / "b.nii", code=3).stderr)
+        assert line.endswith("gone/b.nii, which does not exist; correct the link")

@@ -15,13 +15,42 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, setting
 from conv3d_cli.formats.afni import FORMAT, header_file
+from conv3d_cli.formats.base import entries_of
 from conv3d_cli.formats.codecs import codec_within
-from conv3d_cli.formats.stored import check_affine, open_stored, scaled_by
+from conv3d_cli.formats.stored import LARGEST, check_affine, open_stored, scaled_by
 from conv3d_cli.model.grid import Grid, spacing_of_affine
-from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader
+from conv3d_cli.model.volume import Axes, Facts, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
 
 MAX_HEADER_BYTES = 64 << 20
+# Attributes that the reader uses, that follow from the voxels, or that say how they are shown.
+USED = frozenset(
+    {
+        "TYPESTRING",
+        "SCENE_DATA",
+        "LABEL_1",
+        "LABEL_2",
+        "DATASET_NAME",
+        "ORIENT_SPECIFIC",
+        "ORIGIN",
+        "DELTA",
+        "IJK_TO_DICOM",
+        "IJK_TO_DICOM_REAL",
+        "BRICK_STATS",
+        "TAXIS_NUMS",
+        "TAXIS_FLOATS",
+        "DATASET_RANK",
+        "DATASET_DIMENSIONS",
+        "BRICK_TYPES",
+        "BRICK_FLOAT_FACS",
+        "BYTEORDER_STRING",
+        "INT_CMAP",
+    }
+)
+MADE = ("HISTORY_NOTE", "IDCODE_", "NOTE", "DATASET_KEYWORDS")
+# an empty attribute, names such as #0~#1, times of 0, and the space of no template
+NOTHING_SAID = re.compile(r"\s*|(#\d+|\?)([~; ]+(#\d+|\?))*[~; ]*|[-0.\s]+|ORIG")
+TIME_UNITS = {77001: "ms", 77002: "s"}
 TYPES = {0: "u1", 1: "i2", 2: "i4", 3: "f4", 4: "f8"}
 _ATTRIBUTE = re.compile(
     r"type\s*=\s*(string|integer|float)-attribute\s+name\s*=\s*(\S+)\s+count\s*=\s*(\d+)\s", re.I
@@ -104,7 +133,11 @@ def open_afni(path: str, *, axes: str | None = None, channels_first: bool = Fals
     own = "tzyx"[-len(shape) :]
     grid = _read_grid(found, head) if axes in (None, own) else Grid()
     volume = VolumeHeader(
-        Axes(axes or own, shape), stored.newbyteorder("="), grid, format=FORMAT.name
+        Axes(axes or own, shape),
+        stored.newbyteorder("="),
+        grid,
+        format=FORMAT.name,
+        facts=_read_facts(found, count),
     )
     reader = open_stored(brik, volume, stored, 0, codec_within(brik))
     try:
@@ -112,6 +145,32 @@ def open_afni(path: str, *, axes: str | None = None, channels_first: bool = Fals
     except BaseException:
         reader.close()
         raise
+
+
+def _read_facts(found: Mapping[str, str], count: int) -> Facts:
+    """The time step, and the attributes that say more than voxels and their place."""
+    names = [
+        name
+        for name, value in found.items()
+        if name not in USED and not NOTHING_SAID.fullmatch(value)
+    ]
+    made = [name for name in names if name.startswith(MADE)]
+    words = entries_of("the attributes", [name for name in names if name not in made])
+    return Facts(
+        time_step=_time_step(found) if count > 1 else None,
+        dropped=words,
+        provenance=entries_of("the attributes", made),
+    )
+
+
+def _time_step(found: Mapping[str, str]) -> tuple[float, str] | None:
+    """The step between sub-bricks in time and its unit; None if they are no series in time."""
+    try:
+        step = float(found.get("TAXIS_FLOATS", "").split()[1])
+        unit = TIME_UNITS.get(int(found.get("TAXIS_NUMS", "").split()[2]), "")
+    except (IndexError, ValueError):
+        return None
+    return (step, unit) if 0 < step < LARGEST else None
 
 
 def _with_factors(

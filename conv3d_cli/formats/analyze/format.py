@@ -17,11 +17,13 @@ from conv3d_cli.formats.analyze import DATATYPES, FORMAT, OTHER, byte_order
 from conv3d_cli.formats.base import real_dtype
 from conv3d_cli.formats.codecs import codec_within
 from conv3d_cli.formats.nifti.format import input_files as pair_files
+from conv3d_cli.formats.nifti.header import is_version
 from conv3d_cli.formats.signatures import Start
 from conv3d_cli.formats.stored import LARGEST, open_stored, read_head
 from conv3d_cli.model.grid import Grid, affine_from_spacing, spacing_of_affine
 from conv3d_cli.model.units import unit_name
-from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader
+from conv3d_cli.model.volume import Axes, Facts, VolumeHeader, VolumeReader
+from conv3d_cli.system.words import plain_text
 
 LETTERS = "xyztcab"
 SIDES = "Analyze does not say which side is left: x is taken to point to the left, as by SPM"
@@ -81,6 +83,7 @@ def open_analyze(
         if scaled and code != 128
         else (1.0, 0.0),
         format=FORMAT.name,
+        facts=_read_facts(head),
     )
     # SPM: a negative offset counts for every volume, and its size is that of the first
     reader = open_stored(files[1], volume, stored, abs(int(offset)), codec_within(files[1]))
@@ -90,6 +93,32 @@ def open_analyze(
         notes.append(f"{mat}, in which SPM keeps an orientation, is not read")
     reader.notes = (*reader.notes, *notes)
     return reader
+
+
+def _read_facts(head: bytes) -> Facts:
+    """The texts of the part `data_history` of the header, in words."""
+
+    def text(at: int, size: int) -> str:
+        found = head[at : at + size].partition(b"\0")[0].decode("latin-1").strip()
+        return plain_text(found)[:40]
+
+    description = text(148, 80)
+    version = is_version(description)
+    of_scan = [text(273, 10), text(283, 10), text(293, 10)]
+    return Facts(
+        dropped=tuple(
+            f"{what} ({words})"
+            for what, words in (
+                ("the description", "" if version else description),
+                ("the name of an auxiliary file", text(228, 24)),
+            )
+            if words
+        ),
+        provenance=(
+            *((f"the program's version ({description})",) if version else ()),
+            *(("the numbers of scan and patient",) if any(of_scan) else ()),
+        ),
+    )
 
 
 def _read_grid(

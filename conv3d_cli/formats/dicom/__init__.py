@@ -57,6 +57,7 @@ FORMAT = VolumeFormat(
     open=late("conv3d_cli.formats.dicom.format:open_dicom"),
     signature=is_dicom,
     files=late("conv3d_cli.formats.dicom.series:volume_files"),
+    whole_files=True,
     has_parts=True,
     claims_also=is_dicom_name,
 )

@@ -73,7 +73,10 @@ def open_dicom(name: str, *, axes: str | None = None, channels_first: bool = Fal
         stored,
         grid,
         format=FORMAT.name,
-        facts=Facts(time_step=_time_step(series, ordered, letters)),
+        facts=Facts(
+            time_step=_time_step(series, ordered, letters),
+            provenance=("the tags of patient, study and acquisition",),
+        ),
     )
     count = header.shape[0]
     table = ordered.reshape(count, header.shape[1])

@@ -20,6 +20,7 @@ from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
     RawWriter,
+    entries_of,
     library_errors,
     real_dtype,
 )
@@ -40,11 +41,20 @@ from conv3d_cli.formats.npy import axis_names
 from conv3d_cli.formats.stored import LARGEST, grid_in
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import unit_name
-from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import (
+    SPATIAL,
+    Array,
+    Axes,
+    Facts,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+)
 from conv3d_cli.system.atomic import output_file, write_errors
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.isolated import Isolated
 from conv3d_cli.system.parts import split_part
+from conv3d_cli.system.words import plain_text
 
 NAME = "data"  # of an output's dataset
 MAX_NAMED = 8  # datasets that a message names
@@ -53,6 +63,20 @@ WORDS = {"time": "t", "channel": "c", "channels": "c", "depth": "z", "height": "
 # vigra's numbers for kinds of axes
 CHANNELS, SPACE, TIME, UNKNOWN = 1, 2, 8, 64
 HISTORY = "history"
+# Attributes that the reader uses, and HDF5's own on scales of dimensions.
+USED = frozenset(
+    {
+        "axistags",
+        "axes",
+        "element_size_um",
+        "history",
+        "DIMENSION_LABELS",
+        "DIMENSION_LIST",
+        "REFERENCE_LIST",
+        "CLASS",
+        "NAME",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +122,7 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
                 format=FORMAT.name,
                 metadata=Hdf5Source(key),
                 history=_history(dataset),
+                facts=Facts(dropped=_attributes(file, dataset)),
             )
             chunk = chunk_of(dataset, letters)
             notes = [*notes, *filter(None, [gaps_note(dataset, key)])]
@@ -107,6 +132,12 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
     except BaseException:
         file.close()
         raise
+
+
+def _attributes(file: Any, dataset: Any) -> tuple[str, ...]:
+    """The attributes of the dataset and the file that are not used, in words."""
+    names = [name for holder in (dataset, file) for name in holder.attrs if name not in USED]
+    return entries_of("the attributes", [plain_text(name) for name in dict.fromkeys(names)])
 
 
 def _choose(file: Any, part: str, path: str) -> tuple[str, Any]:

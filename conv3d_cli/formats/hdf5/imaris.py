@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import library_errors, real_dtype
+from conv3d_cli.formats.base import MICROSCOPE, library_errors, real_dtype
 from conv3d_cli.formats.hdf5 import IMARIS
 from conv3d_cli.formats.hdf5.file import (
     ChunkedReader,
@@ -73,6 +73,7 @@ def open_imaris(
                 facts=Facts(
                     time_step=_time_step(file, len(steps)),
                     channel_names=_channel_names(file, channels),
+                    provenance=(MICROSCOPE,),
                 ),
             )
             chunk = chunk_of(dataset, "zyx")

@@ -18,6 +18,7 @@ from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions
 from conv3d_cli.formats.codecs import codec_named, codec_within
 from conv3d_cli.formats.mgh import FORMAT, HEADER_BYTES
+from conv3d_cli.formats.nifti.header import surface_notes
 from conv3d_cli.formats.packed import READ_BYTES, PackedReader
 from conv3d_cli.formats.stored import (
     LARGEST,
@@ -118,7 +119,9 @@ def open_mgh(path: str, *, axes: str | None = None, channels_first: bool = False
     )
     reader = open_stored(path, header, stored, HEADER_BYTES, codec)
     if isinstance(reader, PackedReader):
-        return _FooterReader(reader, source, HEADER_BYTES + header.nbytes)
+        reader = _FooterReader(reader, source, HEADER_BYTES + header.nbytes)
+    if axes is None:
+        reader.notes = (*reader.notes, *surface_notes(sizes[:0:-1]))
     return reader
 
 

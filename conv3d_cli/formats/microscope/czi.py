@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.base import MICROSCOPE
 from conv3d_cli.formats.codecs import need_zstd
 from conv3d_cli.formats.microscope import CZI
 from conv3d_cli.formats.microscope.images import chosen, file_errors, grid_of
@@ -124,6 +125,7 @@ def _open(
         facts=Facts(
             time_step=_time_step(tree) if "t" in letters else None,
             channel_names=_channel_names(tree, full.get("c", 1)) if samples == 1 else (),
+            provenance=(MICROSCOPE,),
         ),
     )
     plane = _Planes(file, path, own, values, header, stored, samples)

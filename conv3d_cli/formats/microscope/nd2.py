@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import real_dtype
+from conv3d_cli.formats.base import MICROSCOPE, real_dtype
 from conv3d_cli.formats.microscope import ND2
 from conv3d_cli.formats.microscope.images import chosen, file_errors, grid_of
 from conv3d_cli.formats.planes import PlaneReader
@@ -74,6 +74,7 @@ def _open(file: Any, name: str, path: str, part: str, axes: str | None) -> Volum
         facts=Facts(
             time_step=_time_step(file) if "t" in letters else None,
             channel_names=_channel_names(file, found),
+            provenance=(MICROSCOPE,),
         ),
     )
     coordinates = [d for d in sizes if d in "TPZ"]

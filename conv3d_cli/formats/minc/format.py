@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import library_errors
+from conv3d_cli.formats.base import entries_of, library_errors
 from conv3d_cli.formats.minc import MINC1, MINC2
 from conv3d_cli.formats.signatures import HDF5
 from conv3d_cli.formats.stored import check_affine
 from conv3d_cli.model.grid import Grid, spacing_of_affine
-from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader
+from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
 
+ABOUT = ("patient", "study", "acquisition")  # variables of MINC, whose attributes tell of them
 LETTERS = {"xspace": "x", "yspace": "y", "zspace": "z", "time": "t", "vector_dimension": "c"}
 CACHE_BYTES = 1 << 20  # of HDF5, for chunks
 
@@ -128,10 +129,27 @@ def _reader(path: str, found: Any, close: Any, axes: str | None, hdf5: bool) -> 
         np.dtype(np.float64 if wide else np.float32),
         grid,
         format=(MINC2 if hdf5 else MINC1).name,
+        facts=Facts(provenance=_provenance(found, hdf5)),
     )
     reader = MincReader(path, header, found, close)
     reader.read(0, slice(0, 1), slice(0, 1))  # ranges and sizes are checked before any work
     return reader
+
+
+def _provenance(found: Any, hdf5: bool) -> tuple[str, ...]:
+    """The history, and what the file tells of patient and scan, in words."""
+    if hdf5:
+        holder = found._mincfile["minc-2.0"]
+        has_history = "history" in holder.attrs or "history" in found._mincfile.attrs
+        names = list(holder.get("info") or ())
+    else:
+        has_history = hasattr(found._mincfile, "history")
+        names = list(found._mincfile.variables)
+    told = [name for name in ABOUT if name in names]
+    return (
+        *(("the history",) if has_history else ()),
+        *entries_of("the attributes of", told),
+    )
 
 
 class MincReader(VolumeReader):

@@ -40,6 +40,7 @@ FORMAT = VolumeFormat(
     holds_history=False,
     holds_float64=False,
     holds_axes=one_extra_axis,
+    keeps=late("conv3d_cli.formats.mrc.format:kept_facts"),
     streamed=lambda path, options: path.lower().endswith(_PACKED),
     libraries=("isal",),
 )

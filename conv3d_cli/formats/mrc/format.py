@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError, setting
-from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions, real_dtype
+from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions, entries_of, real_dtype
 from conv3d_cli.formats.codecs import codec_named, codec_within
 from conv3d_cli.formats.mrc import FORMAT, HEADER_BYTES, byte_order
 from conv3d_cli.formats.signatures import Start
@@ -33,10 +33,21 @@ from conv3d_cli.formats.stored import (
     storable,
 )
 from conv3d_cli.model.grid import Grid, spacing_of_affine
-from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import (
+    SPATIAL,
+    Array,
+    Axes,
+    Facts,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+)
 from conv3d_cli.system.atomic import write_errors
+from conv3d_cli.system.words import plain_text
 
 MAX_EXTENDED = 64 << 20
+MAX_LABELS = 10
+EXTENDED = "the extended header"
 ANGSTROM = 0.1  # nm
 TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 16: "u1"}
 OTHER = {3: "complex", 4: "complex", 101: "4 bits each"}
@@ -119,11 +130,38 @@ def open_mrc(path: str, *, axes: str | None = None, channels_first: bool = False
         whole = read_head(path, HEADER_BYTES + extended)
         source = MrcSource(shape, head[104:108], whole[HEADER_BYTES:], head[220:])
     header = VolumeHeader(
-        volume_axes, real_dtype(stored, path), grid, format=FORMAT.name, metadata=source
+        volume_axes,
+        real_dtype(stored, path),
+        grid,
+        format=FORMAT.name,
+        metadata=source,
+        facts=_read_facts(head, sign, extended),
     )
     reader = open_stored(path, header, stored, HEADER_BYTES + extended, codec)
     reader.notes = (*reader.notes, *notes)
     return reader
+
+
+def _read_facts(head: bytes, sign: str, extended: int) -> Facts:
+    """The labels, lines of text, and the extended header, such as tilt angles, in words."""
+    count = min(max(struct.unpack_from(f"{sign}i", head, 220)[0], 0), MAX_LABELS)
+    lines = (head[224 + 80 * k : 304 + 80 * k] for k in range(count))
+    labels = [plain_text(line.decode("latin-1").strip("\0 ")) for line in lines]
+    kind = head[104:108].decode("latin-1").strip("\0 ")
+    named = f" ({plain_text(kind)})" if kind else ""
+    return Facts(
+        others=(f"{EXTENDED}{named}",) if extended else (),
+        provenance=entries_of("the labels", [label for label in labels if label]),
+    )
+
+
+def kept_facts(path: str, header: VolumeHeader) -> frozenset[str]:
+    """What of `Facts` an output holds: all from MRC; the extended header if no size has changed."""
+    source = header.metadata if isinstance(header.metadata, MrcSource) else None
+    if source is None:
+        return frozenset()
+    others = header.facts.others if source.shape == header.axes.shape else ()
+    return frozenset((*others, *header.facts.provenance))
 
 
 def _read_grid(

@@ -46,6 +46,7 @@ from conv3d_cli.formats.nifti.header import (
     read_history,
     read_layout,
     read_others,
+    read_provenance,
     read_scale,
     read_time_step,
     read_voxel_offset,
@@ -228,6 +229,7 @@ def _volume_header(
         facts=Facts(
             time_step=read_time_step(source.header) if volume_axes.size("t") > 1 else None,
             others=read_others(source.header, source.extensions),
+            provenance=read_provenance(source.header),
         ),
     )
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}

@@ -8,6 +8,7 @@ fields that do not change keep their bytes.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,13 @@ QUADRUPLE_MANTISSA = 112  # stored bits of the mantissa of IEEE's binary128
 # some of 10 MB. Each takes the objects of its entry besides its bytes.
 LARGEST_EXTENSIONS, EXTENSION_BYTES = 16 << 20, 256
 COMMENT_CODE = 6  # extension of plain text
+# A program's name, its version and the day of its build; or a version alone, of three numbers.
+VERSION = re.compile(
+    r"(?:(?:FSL|MRtrix3?|FreeSurfer|ITK|ANTs|SPM|AFNI|niimath|nibabel|nilearn|Convert3D|c3d|elastix"
+    r"|dcm2niix?|mrconvert|Workbench|BrainSuite|TORTOISE)[-_ :,]*(?:version)?[-_ :v]*"
+    r"(?:\d[\w.+:-]*)?(?: ?[A-Z][a-z]{2} +\d{1,2} \d{4})?|v?\d+\.\d+\.\d+[\w.+:-]*)",
+    re.IGNORECASE,
+)
 DESCRIP_BYTES = 79  # without the zero that ends the text
 RGB_SAMPLES = {128: 3, 2304: 4}
 WRITABLE = {np.dtype(DATATYPES[code]): code for code in (2, 4, 8, 16, 64, 256, 512, 768)}
@@ -299,7 +307,21 @@ def kept_facts(path: str, volume: VolumeHeader) -> frozenset[str]:
     writable = facts.time_step is not None and (facts.seconds is not None or not facts.time_step[1])
     same = source_of(volume) is not None
     step = {"time_step"} if same or (writable and dimension == 4) else set()
-    return frozenset(step | (set(facts.others) if same else set()))
+    return frozenset(step | ({*facts.others, *facts.provenance} if same else set()))
+
+
+def is_version(text: str) -> bool:
+    """True if a description is no more than a program and its version, which programs overwrite.
+
+    FSL writes "6.0.4:ddd0a010" or "FSL5.0", MRtrix "MRtrix version: 3.0.4", FreeSurfer its name and
+    the day of its build.
+
+    >>> is_version("FSL5.0"), is_version("6.0.7.1:a1b2"), is_version("FreeSurfer Aug 12 2022")
+    (True, True, True)
+    >>> is_version("TE=30;Time=1200"), is_version("spm - realigned"), is_version("5.0 mm")
+    (False, False, False)
+    """
+    return VERSION.fullmatch(text) is not None
 
 
 def read_others(header: Any, extensions: Extensions) -> tuple[str, ...]:
@@ -311,7 +333,7 @@ def read_others(header: Any, extensions: Extensions) -> tuple[str, ...]:
         ("intent_name", "the name of the intent"),
     ):
         text = bytes(header[field].tobytes()).partition(b"\0")[0].decode("utf-8", "replace").strip()
-        if text:
+        if text and not (field == "descrip" and is_version(text)):
             found.append(f"{what} ({text[:40]})")
     first = float(header["toffset"])
     if first and math.isfinite(first):
@@ -322,6 +344,12 @@ def read_others(header: Any, extensions: Extensions) -> tuple[str, ...]:
     if strange:
         found.append(f"{len(strange)} extension{'s' if len(strange) > 1 else ''} of the header")
     return tuple(found)
+
+
+def read_provenance(header: Any) -> tuple[str, ...]:
+    """The version of the program that wrote a header, in words: see `Facts.provenance`."""
+    text = bytes(header["descrip"].tobytes()).partition(b"\0")[0].decode("utf-8", "replace").strip()
+    return (f"the program's version ({text[:40]})",) if is_version(text) else ()
 
 
 def _write_time_step(header: Any, facts: Facts) -> None:

@@ -44,6 +44,7 @@ from conv3d_cli.formats.tiff.pages import PagedArray
 from conv3d_cli.formats.tiff.planes import PlaneArray, series_planes
 from conv3d_cli.formats.tiff.series import (
     OpenSeries,
+    curve_notes,
     dialect_of,
     mapped_offset,
     open_series,
@@ -54,6 +55,7 @@ from conv3d_cli.formats.tiff.stack import read_stack, stack_files
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, output_file, suffix_of, write_errors
 from conv3d_cli.system.parts import split_part
+from conv3d_cli.system.words import plain_text
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
@@ -217,7 +219,8 @@ def _read_header(
         history=described.history,
         facts=described.facts,
     )
-    return header, (*notes, *opened.notes, *_series_notes(opened, path), *described.notes)
+    more = (*_series_notes(opened, path), *described.notes, *curve_notes(opened))
+    return header, (*notes, *opened.notes, *more)
 
 
 def _stored_axes(
@@ -291,6 +294,24 @@ def _distinct_letters(letters: str) -> str:
 
 
 def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
+    """What the file says besides its axes."""
+    found = _describe_dialect(opened, axes, path)
+    with tiff_errors(path):
+        dropped, made = tiff_metadata.unused_tags(opened.series.keyframe)
+    text = plain_text(" ".join(str(opened.series.keyframe.description or "").split()))[:40]
+    if text and dialect_of(opened.tiff, opened.series) == "plain":
+        by_maker = found.grid.spacing is not None
+        words = (f"the description ({text})",)
+        dropped, made = (dropped, (*words, *made)) if by_maker else ((*words, *dropped), made)
+    facts = replace(
+        found.facts,
+        dropped=(*found.facts.dropped, *dropped),
+        provenance=(*found.facts.provenance, *made),
+    )
+    return replace(found, facts=facts)
+
+
+def _describe_dialect(opened: OpenSeries, axes: Axes, path: str) -> Description:
     tiff, image, page = opened.tiff, opened.image, opened.series.keyframe
     dialect = dialect_of(tiff, opened.series)
     with tiff_errors(path):
@@ -307,7 +328,10 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
                     found,
                     grid=tiff_metadata.read_shaped(opened.json, resolution, unit_tag, axes).grid,
                 )
-            return replace(found, history=tiff_ome.ome_history(tiff.ome_metadata))
+            dropped, made = tiff_ome.unused_elements(tiff.ome_metadata)
+            facts = replace(found.facts, dropped=dropped, provenance=made)
+            history = tiff_ome.ome_history(tiff.ome_metadata)
+            return replace(found, facts=facts, history=history)
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
             if page.photometric == PALETTE and page.colormap is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from conv3d_cli.formats.base import entries_of
 from conv3d_cli.formats.tiff.series import to_number
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import IMAGEJ_LENGTHS, UNITS, known_length, time_unit, unit_name
@@ -26,6 +27,10 @@ Sizes = tuple[float | None, float | None, float | None]  # the same; None: not i
 Words = tuple[str | None, str | None, str | None]  # units as files spell them, of D, H, W
 
 SLICE_LABELS = "the labels of slices"  # as in `Facts.others`
+PRIVATE = 32768  # the first of the private tags
+# Private tags that tifffile uses for the voxels, and ImageJ's, which `read_imagej` reads.
+USED_TAGS = frozenset({32995, 32996, 32997, 32998, 50838, 50839})
+MAKING_TAGS = (271, 272, 306, 315, 316)  # Make, Model, DateTime, Artist, HostComputer
 TAG_UNITS = {2: "inch", 3: "cm"}  # of TIFF's ResolutionUnit
 MICROSCOPIC_CM = 1e-3  # ImageJ converts pixels up to this size from cm to micron
 # ImageJ's keys that remain true after a convolution
@@ -316,6 +321,19 @@ def _contradiction(
     return by_tag[0], by_tag[1], text
 
 
+def unused_tags(page: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tags of a page that no reader uses, in words: those of nobody known, and those of a maker.
+
+    Private tags begin at 32768. tifffile has names for those of known makers: they tell how the
+    image was taken, as Make and DateTime do.
+    """
+    private = [tag for tag in page.tags if tag.code >= PRIVATE and tag.code not in USED_TAGS]
+    unknown = [str(tag.code) for tag in private if tag.name == str(tag.code)]
+    known = [tag.name for tag in private if tag.name != str(tag.code)]
+    known += [page.tags[code].name for code in MAKING_TAGS if code in page.tags]
+    return entries_of("the private tags", unknown), entries_of("the tags", known)
+
+
 def _words(d: Any, h: Any, w: Any) -> Words:
     depth, height, width = (None if word is None else str(word) for word in (d, h, w))
     return depth, height, width
@@ -351,6 +369,7 @@ def _imagej_facts(metadata: Mapping[str, Any], axes: Axes) -> Facts:
         channel_names=names,
         channel_colors=tuple(colors) if any(colors) else (),
         others=others,
+        dropped=("the regions of interest",) if {"ROI", "Overlays"} & set(metadata) else (),
     )
 
 

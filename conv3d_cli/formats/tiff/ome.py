@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from conv3d_cli.formats.base import MICROSCOPE, entries_of
 from conv3d_cli.formats.tiff.images import local_tag
 from conv3d_cli.formats.tiff.metadata import (
     Calibration,
@@ -38,6 +39,7 @@ from conv3d_cli.system.words import plain_text
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
+ORIGINAL_METADATA = "OriginalMetadata"  # Bio-Formats' annotations of all that a microscope wrote
 OME_TYPES = {
     "int8": "int8",
     "int16": "int16",
@@ -61,6 +63,36 @@ def ome_history(text: str) -> tuple[str, ...]:
         for value in note
         if local_tag(value) == "Value" and value.text
     )
+
+
+def unused_elements(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What an OME-XML says besides its images, in words: by users, and by the microscope.
+
+    Raises: ElementTree.ParseError.
+    """
+    from xml.etree import ElementTree
+
+    root = ElementTree.fromstring(text)
+    annotations: list[str] = []
+    regions, made = 0, False
+    for part in root:
+        tag = local_tag(part)
+        if tag == "StructuredAnnotations":
+            for note in part:
+                space = note.get("Namespace") or ""
+                if space.endswith(ORIGINAL_METADATA):
+                    made = True
+                elif space != HISTORY_NAMESPACE:
+                    annotations.append(plain_text(space or note.get("ID") or local_tag(note)))
+        regions += tag == "ROI"
+        made |= tag in ("Instrument", "Experimenter", "Experiment", "Project", "Dataset")
+        if tag == "Image":
+            inner = {local_tag(one) for one in part.iter()}
+            made |= bool(inner & {"ObjectiveSettings", "DetectorSettings", "AcquisitionDate"})
+    return (
+        *entries_of("the annotations", list(dict.fromkeys(annotations))),
+        *(("the regions of interest",) if regions else ()),
+    ), ((MICROSCOPE,) if made else ())
 
 
 def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:

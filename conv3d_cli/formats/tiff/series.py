@@ -30,7 +30,10 @@ from conv3d_cli.formats.tiff.images import (
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
+from conv3d_cli.system.words import plain_text
 
+# of ImageJ: the first number that is no calibration by a curve, and that of the optical density
+NO_FUNCTION, OPTICAL_DENSITY = 20, 21
 MAX_NAMED = 3  # missing files that a message names
 MAX_PLANES = 1 << 22  # that tifffile may allocate memory for
 # Largest compression ratio of each codec. No memory is allocated for a page that claims more voxels
@@ -559,16 +562,33 @@ def value_scale(found: OpenSeries) -> tuple[float, float]:
     The calibration is function 0, which ImageJ uses only with a value unit. In this way ImageJ
     stores signed 16-bit voxels: unsigned, with c0=-32768.
     """
-    if dialect_of(found.tiff, found.series) != "imagej" or found.series.dtype.name not in (
-        "uint8",
-        "uint16",
-    ):
-        return 1.0, 0.0
-    metadata = found.tiff.imagej_metadata or {}
-    if metadata.get("cf") != 0 or "vunit" not in metadata:
+    metadata = _calibrated(found)
+    if metadata.get("cf") != 0:
         return 1.0, 0.0
     slope, intercept = to_number(metadata.get("c1")), to_number(metadata.get("c0"))
     return (slope, intercept) if slope else (1.0, 0.0)
+
+
+def _calibrated(found: OpenSeries) -> Mapping[str, Any]:
+    """ImageJ's metadata, if it would calibrate the values of these voxels; else {}."""
+    dtype = found.series.dtype.name
+    if dialect_of(found.tiff, found.series) != "imagej" or dtype not in ("uint8", "uint16"):
+        return {}
+    metadata = found.tiff.imagej_metadata or {}
+    return metadata if "vunit" in metadata else {}
+
+
+def curve_notes(found: OpenSeries) -> tuple[str, ...]:
+    """A note if ImageJ's calibration of values is a curve, which is not applied."""
+    metadata = _calibrated(found)
+    number = int(to_number(metadata.get("cf")))
+    if number != OPTICAL_DENSITY and not (0 < number < NO_FUNCTION and "c0" in metadata):
+        return ()
+    return (
+        f"ImageJ shows its values by a curve (calibration function {number}, in "
+        f"{plain_text(str(metadata['vunit']))[:40]}), which is not applied: the stored values are "
+        "used",
+    )
 
 
 def to_number(value: Any) -> float:

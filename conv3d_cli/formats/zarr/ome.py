@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError, setting
+from conv3d_cli.formats.base import entries_of
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import NGFF_LENGTHS, TIME_UNITS, UNITS, known_length, time_unit
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, Facts, VolumeHeader
+from conv3d_cli.system.words import plain_text
 
 AXIS_TYPES = {
     **dict.fromkeys(SPATIAL, "space"),
@@ -75,6 +77,7 @@ class OmeImage:
     images : int        number of images in the group; this is the first
     systems : tuple     names of its coordinate systems (0.6), the one of `axes` first
     history : tuple     lines of `VolumeHeader.history`, from "history" in the attribute "conv3d"
+    others : tuple      names of attributes that are not NGFF's
     """
 
     version: str
@@ -85,6 +88,7 @@ class OmeImage:
     images: int = 1
     systems: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def letters(self) -> str:
@@ -94,6 +98,12 @@ class OmeImage:
 
 # --------------------------------------------------------------------------------------------------
 # Reading
+
+
+# Attributes of a group that are NGFF's own or this package's.
+KNOWN = frozenset(
+    {"ome", "multiscales", "omero", "labels", "image-label", "conv3d", "bioformats2raw.layout"}
+)
 
 
 class _Unsupported(ValueError):
@@ -151,6 +161,7 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
             len(found["multiscales"]),
             systems,
             _read_history(attributes.get("conv3d")),
+            tuple(name for name in map(str, attributes) if name not in KNOWN),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -513,6 +524,7 @@ def read_facts(image: OmeImage | None, axes: Axes, path: str) -> Facts:
         _time_step(image),
         names if fits and any(names) else (),
         colors if fits and any(colors) else (),
+        dropped=entries_of("the attributes", [plain_text(name) for name in image.others]),
     )
 
 

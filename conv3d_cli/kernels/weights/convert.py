@@ -12,6 +12,7 @@ from pathlib import Path
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.kernels.files import (
+    KERNELS_PAGE,
     find_written_file,
     known_suffixes,
     read_kernel_file,
@@ -30,6 +31,7 @@ from conv3d_cli.kernels.weights import (
 )
 from conv3d_cli.kernels.weights.layer import lost_arguments
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system.words import strange_suffix
 
 
 def convert_layers(
@@ -43,10 +45,9 @@ def convert_layers(
     path, name = split_name(source)
     to_weights_file = find_weights_file(target) is not None
     if not to_weights_file and find_written_file(target) is None:
-        raise SpecError(
-            f"cannot write {target}: no format has this suffix; known are {weights_suffixes()} "
-            f"{known_suffixes(written=True)}"
-        )
+        known = (*weights_suffixes().split(), *known_suffixes(written=True))
+        fault = strange_suffix(str(target), known, "kernel file")
+        raise SpecError(f"cannot write {target}: {fault} ({KERNELS_PAGE})")
     if find_weights_file(path) is None:
         layers, notes = _from_kernel_file(path, name)
     else:
