@@ -83,8 +83,8 @@ def _reduced(x: Array, size: int) -> tuple[Array, Array]:
 def exp(x: ArrayLike) -> Any:
     """e to the power of x.
 
-    >>> exp(0.0), abs(exp(1.0) - np.e) < 1e-15, exp(-1e4), exp(np.inf)
-    (np.float64(1.0), np.True_, np.float64(0.0), np.float64(inf))
+    >>> exp([0.0, -1e4, np.inf]).tolist(), bool(abs(exp(1.0) - np.e) < 1e-15)
+    ([1.0, 0.0, inf], True)
     """
     given, kind = _numbers(x)
     bits, series = _reduced(np.clip(given, LEAST, LARGEST), kind.size)
@@ -105,8 +105,8 @@ def exp(x: ArrayLike) -> Any:
 def expm1(x: ArrayLike) -> Any:
     """exp(x) - 1, accurate near 0.
 
-    >>> expm1(1e-20), expm1(-np.inf)
-    (np.float64(1e-20), np.float64(-1.0))
+    >>> expm1([1e-20, -np.inf]).tolist()
+    [1e-20, -1.0]
     """
     given, kind = _numbers(x)
     bits, series = _reduced(np.clip(given, -50.0, LARGEST - 1), kind.size)
@@ -124,8 +124,8 @@ def expm1(x: ArrayLike) -> Any:
 def log(x: ArrayLike) -> Any:
     """The natural logarithm; NaN for negative numbers.
 
-    >>> log(1.0), log(np.e), log(0.0), log(-1.0)
-    (np.float64(0.0), np.float64(1.0), np.float64(-inf), np.float64(nan))
+    >>> log([1.0, np.e, 0.0, -1.0]).tolist()
+    [0.0, 1.0, -inf, nan]
     """
     values, kind = _numbers(x)
     ordinary = (values > 0) & (values < np.inf)
@@ -160,8 +160,8 @@ def _log(values: Array, size: int) -> tuple[Array, Array]:
 def log1p(x: ArrayLike) -> Any:
     """log(1 + x), accurate near 0.
 
-    >>> log1p(1e-20), log1p(np.e - 1).round(15)
-    (np.float64(1e-20), np.float64(1.0))
+    >>> float(log1p(1e-20)), float(log1p(np.e - 1).round(15))
+    (1e-20, 1.0)
     """
     values, kind = _numbers(x)
     with np.errstate(all="ignore"):
@@ -178,8 +178,8 @@ def log1p(x: ArrayLike) -> Any:
 def tanh(x: ArrayLike) -> Any:
     """The hyperbolic tangent.
 
-    >>> tanh(-0.0), tanh(1e-20), tanh(np.inf)
-    (np.float64(-0.0), np.float64(1e-20), np.float64(1.0))
+    >>> tanh([-0.0, 1e-20, np.inf]).tolist()
+    [-0.0, 1e-20, 1.0]
     """
     values, kind = _numbers(x)
     twice = 2 * np.minimum(np.abs(values), 22.0)
@@ -190,8 +190,8 @@ def tanh(x: ArrayLike) -> Any:
 def sin(x: ArrayLike) -> Any:
     """The sine of an angle in radians; NaN for an infinite one.
 
-    >>> sin(0.5).round(6), sin(-np.pi / 2), sin(1e22).round(6)
-    (np.float64(0.479426), np.float64(-1.0), np.float64(-0.852201))
+    >>> sin([0.5, -np.pi / 2, 1e22]).round(6).tolist()
+    [0.479426, -1.0, -0.852201]
     """
     return _turned(x, 0)
 
@@ -199,8 +199,8 @@ def sin(x: ArrayLike) -> Any:
 def cos(x: ArrayLike) -> Any:
     """The cosine of an angle in radians; NaN for an infinite one.
 
-    >>> cos(0.0), cos(0.5).round(6)
-    (np.float64(1.0), np.float64(0.877583))
+    >>> cos([0.0, 0.5]).round(6).tolist()
+    [1.0, 0.877583]
     """
     return _turned(x, 1)
 
@@ -208,8 +208,8 @@ def cos(x: ArrayLike) -> Any:
 def tan(x: ArrayLike) -> Any:
     """The tangent of an angle in radians.
 
-    >>> tan(0.5).round(6)
-    np.float64(0.546302)
+    >>> float(tan(0.5).round(6))
+    0.546302
     """
     return sin(x) / cos(x)
 
@@ -284,8 +284,8 @@ def power(x: ArrayLike, y: ArrayLike) -> Any:
 
     Whole exponents up to 64 are products.
 
-    >>> power(3.0, 2), power(2.0, -1), power(9.0, 0.5), power(2.0, 0.3).round(6)
-    (np.float64(9.0), np.float64(0.5), np.float64(3.0), np.float64(1.231144))
+    >>> [float(power(x, y).round(6)) for x, y in [(3.0, 2), (2.0, -1), (9.0, 0.5), (2.0, 0.3)]]
+    [9.0, 0.5, 3.0, 1.231144]
     """
     base, exponent = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
     shape, base, exponent = base.shape, base.reshape(-1), exponent.reshape(-1)

@@ -24,7 +24,7 @@ from conv3d_cli.errors import Conv3DError, FormatError
 
 SECONDS = 30.0  # of CPU time for a call; reading a header takes about 0.1
 MIN_SPEED = 5e6  # bytes per second of CPU time, which extend the limit of large files
-PROCESS_BYTES = 48 << 20  # of an idle process: Python, NumPy and h5py take 41 MiB
+PROCESS_BYTES = 56 << 20  # of an idle process: Python, NumPy and h5py take 41 to 54 MiB
 PIPE_BYTES = 1 << 20  # in flight, where the system has pipes of that size
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[1:]; from conv3d_cli.system import isolated; "
