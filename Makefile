@@ -9,7 +9,7 @@ DEMO := demo_output
 # the version that the table in tests/benchmarks/README.md was measured with
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test test-all test-keras test-versions test-arm golden lint fuzz bench clean
+.PHONY: help install demo test test-all test-keras test-versions test-arm golden check-wheel audit lint fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -95,6 +95,15 @@ $(ARM)/.installed: pyproject.toml $(ARM)/python $(BIN)/python
 compare-on-arm: $(ARM)/.installed
 	CONV3D_CACHE_DIR=$(ARM)/cache $(ARM)/python tests/golden/digests.py $(DIGESTS)
 
+check-wheel: install ## build the wheel twice, compare, look into it, install and run it in a new environment
+	$(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_wheel.py
+
+audit: install ## ask pip-audit for known vulnerabilities of the lowest versions that are allowed
+	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python .ci/versions.py --print >.venv-audit/lowest.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv-audit/lowest.txt
+
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -119,5 +128,5 @@ bench: .venv-bench/.installed ## measure the engine against the machine's limits
 	.venv-bench/bin/conv3d bench $(BENCH)
 
 clean: ## remove the environment, results and caches
-	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .venv-versions .fuzz $(ARM) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .venv-versions .venv-audit .fuzz $(ARM) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
