@@ -93,7 +93,8 @@ $(ARM)/.installed: pyproject.toml $(ARM)/python $(BIN)/python
 
 .PHONY: compare-on-arm
 compare-on-arm: $(ARM)/.installed
-	CONV3D_CACHE_DIR=$(ARM)/cache $(ARM)/python tests/golden/digests.py $(DIGESTS)
+	mkdir -p $(ARM)/cache
+	CONV3D_CACHE_DIR=/cache $(ARM)/python tests/golden/digests.py $(DIGESTS)
 
 check-wheel: install ## build the wheel twice, compare, look into it, install and run it in a new environment
 	$(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_wheel.py

@@ -2,7 +2,7 @@
 
     python .ci/versions.py                  all of them
     python .ci/versions.py 3.12 lowest      one of them
-    python .ci/versions.py --print          print the lowest versions of all extras, for `make audit`
+    python .ci/versions.py --print          print the lowest versions, of all extras
 
 The lowest versions are the bounds in pyproject.toml, exactly; the newest are what pip finds. An
 environment is made for each in .venv-versions and kept for the next time. Standard library only.

@@ -76,7 +76,9 @@ def test_a_second_build_elsewhere_gives_the_same_bytes(wheel: Path, tmp_path: Pa
     other = {"TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7", "COLUMNS": "33"}
     again = build("wheel", unpacked, tmp_path / "wheel", **other)
     assert again.name == wheel.name
-    assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(wheel.read_bytes()).digest()
+    assert (
+        hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(wheel.read_bytes()).digest()
+    )
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")

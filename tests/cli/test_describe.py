@@ -10,8 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
