@@ -19,6 +19,7 @@ import pytest
 from processes import LIMIT, started, wait_until
 
 from conv3d_cli.cluster.run import connect
+from conv3d_cli.cluster.scheduler import Scheduler
 from conv3d_cli.errors import SpecError
 
 SHAPE = (40, 96, 96)
@@ -414,9 +415,10 @@ LOCAL = """
 import json, sys
 import psutil
 from conv3d_cli.cluster.run import connect
+from conv3d_cli.cluster.scheduler import Scheduler
 
 if __name__ == "__main__":
-    with connect("local:2") as client:
+    with connect(Scheduler("local:2")) as client:
         client.wait_for_workers(2)
         own = psutil.Process()
         processes = (own, *own.children(recursive=True))
@@ -531,7 +533,7 @@ def test_the_key_of_a_local_cluster_is_seen_by_nobody_else() -> None:
     """Not on the command lines of its processes, which all users can read, nor in open files."""
     import psutil
 
-    with connect("local:1") as client:
+    with connect(Scheduler("local:1")) as client:
         client.wait_for_workers(1)
         processes = psutil.Process().children(recursive=True)
         assert processes
@@ -552,6 +554,6 @@ def test_a_local_cluster_without_cryptography(monkeypatch: pytest.MonkeyPatch) -
         pytest.raises(
             SpecError, match=r"needs the cryptography library: pip install 'conv3d\[cluster\]'"
         ),
-        connect("local:1"),
+        connect(Scheduler("local:1")),
     ):
         pass
