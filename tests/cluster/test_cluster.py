@@ -487,6 +487,50 @@ def test_a_local_cluster_obeys_its_own_process_alone(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+AS_BOB = """
+import os, sys
+import distributed
+folder, *addresses = sys.argv[1:]
+own = distributed.Security.temporary()
+os.setgroups([])
+os.setgid(12002)
+os.setuid(12002)
+for address in addresses:
+    for protocol, security in (("tcp", None), ("tls", own)):
+        try:
+            with distributed.Client(
+                f"{protocol}://{address}", timeout=2, security=security, set_as_default=False
+            ) as client:
+                print("ran as", set(client.run(os.getuid).values()))
+        except (OSError, TimeoutError, ValueError):
+            print("refused")
+try:
+    print(os.listdir(folder))
+except PermissionError:
+    print("private")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+def test_another_user_runs_no_code_in_a_local_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    """Bob knows every address. At a scheduler without TLS he is obeyed, which shows that he tries."""
+
+    def as_bob(folder: str, *addresses: str) -> list[str]:
+        places = [address.partition("://")[2] for address in addresses]
+        command = [sys.executable, "-c", AS_BOB, folder, *places]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert as_bob("/", cluster.address)[0] == "ran as {0}"
+    with connect(Scheduler("local:1")) as client:
+        client.wait_for_workers(1)
+        ((address, worker),) = client.scheduler_info()["workers"].items()
+        folder = str(client.cluster.workers[0].local_directory)
+        said = as_bob(folder, client.scheduler.address, address, worker["nanny"])
+    assert said == ["refused"] * 6 + ["private"]
+
+
 def test_a_local_cluster_writes_into_no_folder_of_others(tmp_path: Path) -> None:
     """Dask's folder in the shared temporary one may be another's, its locks links to the user's."""
     taken = tmp_path / "tmp" / "dask-scratch-space"
