@@ -31,6 +31,7 @@ from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.box import Box
 from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
 from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, work_by_axis
+from conv3d_cli.pipeline.checks import CheckReport, check_notes, take_checks
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
@@ -83,6 +84,7 @@ class Outcome:
     low, high : arrays          range of values of each channel; empty if nobody needs it
     missing : int               reads of chunks that the input does not store
     losses : tuple              of each convolution, as `Convolution.losses`
+    checks : CheckReport        what the checksums of its tiles found; None without them
     error : (class, message)    why the task failed, or None. Not as an exception, because not every
                                 exception can be pickled.
     """
@@ -94,6 +96,7 @@ class Outcome:
     high: np.ndarray
     missing: int
     losses: tuple[Losses | None, ...] = ()
+    checks: CheckReport | None = None
     error: tuple[str, str] | None = None
 
 
@@ -238,6 +241,7 @@ def run_on_cluster(
             total = math.prod(prepared.header.shape)
             done = clipped = missing = 0
             seconds = np.zeros(3)
+            checked: CheckReport | None = None
             for outcome in _outcomes(client, pickled_job, tasks, scheduler):
                 if outcome.error is not None:
                     kind, message = outcome.error
@@ -248,6 +252,8 @@ def run_on_cluster(
                 seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
                 _add_losses(prepared, outcome.losses)
+                if outcome.checks is not None:
+                    checked = outcome.checks.plus(checked)
                 if progress is not None:
                     progress(done, total)
             lost = [
@@ -267,7 +273,7 @@ def run_on_cluster(
     )
     if missing:
         notes.append(f"{missing} reads of chunks that the input does not store gave its fill value")
-    notes += lost
+    notes += [*lost, *check_notes(job, checked)]
     read_seconds, compute_seconds, write_seconds = map(float, seconds)
     return JobReport(
         job.source,
@@ -282,6 +288,7 @@ def run_on_cluster(
         write_seconds=write_seconds,
         losses=all_losses(prepared),
         notes=notes,
+        checks=checked,
     )
 
 
@@ -601,14 +608,16 @@ def run_task(task: Task, job: bytes) -> Outcome:
             computing = time.perf_counter()
             for convolution in convolutions:
                 convolution.take_losses()  # of a task that failed
+            take_checks(convolutions)
             clipped = compute_box(convolutions, given, scale, channels, task.box, out, state.team)
             missing = state.reader.take_missing()
             losses = tuple(convolution.take_losses() for convolution in convolutions)
+            checks = take_checks(convolutions)
             writing = time.perf_counter()
             low, high = task.target.write(n, task.box.start, outputs.start, out, state.thread)
             ended = time.perf_counter()
         seconds = (computing - started, writing - computing, ended - writing)
-        return Outcome(out.size, clipped, seconds, low, high, missing, losses)
+        return Outcome(out.size, clipped, seconds, low, high, missing, losses, checks)
     except Conv3DError as error:
         empty = np.empty(0)
         failure = type(error).__name__, str(error)

@@ -260,6 +260,7 @@ def run_job(
                     other.commit()
                 writer.commit()
             times.write += time.perf_counter() - commit_started
+    checked = check_report(convolutions)
     late_notes = [note for note in prepared.reader.notes if note not in prepared.notes]
     return JobReport(
         source=job.source,
@@ -281,11 +282,11 @@ def run_job(
             *coverage_notes,
             *clipped_notes,
             *changed_notes,
-            *check_notes(job, convolutions),
+            *check_notes(job, checked),
         ],
         fwhm=kernel_fwhm(prepared) if statistics else None,
         statistics=None if observer is None else observer.statistics(),
-        checks=check_report(convolutions),
+        checks=checked,
     )
 
 

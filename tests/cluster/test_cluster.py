@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -485,6 +486,58 @@ def test_a_local_cluster_obeys_its_own_process_alone(tmp_path: Path) -> None:
             assert not is_obeyed(port, stranger)
         process.communicate("")
     assert process.returncode == 0
+
+
+def test_tiles_are_checked_on_the_workers(
+    cluster: Cluster, store: Path, tmp_path: Path, run: Any
+) -> None:
+    """No bit depends on it."""
+
+    def apply(name: str, *options: str) -> Any:
+        said = run(
+            "apply", store / "x.ome.zarr", "-k", store / "k.npy", "-o", tmp_path / name,
+            "--scheduler", cluster.address, "--json", *options,
+        )  # fmt: skip
+        return json.loads(said.stdout.splitlines()[-1])["checks"]
+
+    found = apply("all.zarr", "--verify", "all")
+    assert found["tiles"] > 0
+    assert (found["unchecked"], found["repaired"]) == (0, 0)
+    assert apply("off.zarr", "--verify", "off") is None
+    assert contents(tmp_path / "all.zarr") == contents(tmp_path / "off.zarr")
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, 0), (99, 7)])
+def test_a_tile_that_fails_on_a_worker(
+    times: int, code: int, store: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conv3d_cli.cluster import run as cluster_run
+    from conv3d_cli.engine.checksum import Checks
+
+    def outcomes(client: Any, job: bytes, tasks: Any, scheduler: Any) -> Any:
+        try:
+            yield from (cluster_run.run_task(task, job) for task in tasks)
+        finally:
+            cluster_run.release_job(job)
+
+    left = iter(range(times))
+    intact = Checks.weights_intact
+    monkeypatch.setattr(
+        Checks, "weights_intact", lambda self: next(left, None) is None and intact(self)
+    )
+    monkeypatch.setattr(cluster_run, "_outcomes", outcomes)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster_run, "connect", lambda scheduler: nullcontext(None))
+        patch.setattr(cluster_run, "worker_threads", lambda *_: {"a": 1})
+        patch.setattr(cluster_run, "memory_for_tasks", lambda _: cluster_run.TASK_BYTES)
+        result = run(
+            "apply", store / "x.ome.zarr", "-k", store / "k.npy", "-o", tmp_path / "o.zarr",
+            "--scheduler", "tcp://a:1", "--verify", "all", code=code,
+        )  # fmt: skip
+    said = " ".join(result.output.split())
+    assert ("computed again by direct" in said) == (code == 0)
+    assert ("failed the checksum twice" in said) == (code == 7)
+    assert (tmp_path / "o.zarr").exists() == (code == 0)
 
 
 AS_BOB = """
