@@ -216,7 +216,7 @@ def test_a_passphrase_is_never_asked_for(address: str, keys: Path, store: Path) 
             stdin=slave,
             capture_output=True,
             start_new_session=True,
-            timeout=600,
+            timeout=LIMIT,
         )  # fmt: skip
     finally:
         os.close(master)
