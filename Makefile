@@ -9,7 +9,7 @@ DEMO := demo_output
 # the version that the table in tests/benchmarks/README.md was measured with
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test test-all test-keras test-versions test-arm golden lint fuzz bench clean
+.PHONY: help install demo test test-all test-keras test-versions test-arm golden check-wheel audit lint fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,32 +62,48 @@ golden: install ## write the digests of results anew, and why they changed: WHY=
 	@test -n "$(WHY)" || { echo "say why results change: make golden WHY='...'"; exit 1; }
 	$(BIN)/python tests/golden/digests.py --write "$(WHY)"
 
-# Debian's Python and packages of an ARM of 64 bits, run by an emulator; made once, as root
-ARM := .arm
+# Debian's Python and the libraries of an ARM of 64 bits, unpacked here and run by an emulator, which
+# looks for its files in this folder first: no chroot, and nothing is registered with the system.
+ARM := $(abspath .arm)
 ARM_SUITE ?= bookworm
+ARM_PYTHON ?= 3.11
 EMULATOR := qemu-aarch64-static
 
-test-arm: ## compare the digests of results on an emulated ARM (Debian's qemu-user-static and debootstrap; as root)
-	@for program in $(EMULATOR) debootstrap; do command -v $$program >/dev/null || { \
-		echo "test-arm is skipped: $$program is not here; apt-get install qemu-user-static debootstrap"; exit 0; }; done; \
-	test "$$(id -u)" = 0 || { echo "test-arm is skipped: debootstrap and chroot need root"; exit 0; }; \
-	$(MAKE) --no-print-directory $(ARM)/.installed && $(MAKE) --no-print-directory compare-on-arm
+test-arm: ## compare the digests of results on an emulated ARM (an hour; needs root, and Debian's qemu-user-static and debootstrap)
+	@for program in $(EMULATOR) debootstrap dpkg; do command -v $$program >/dev/null || { \
+		echo "test-arm is skipped: $$program is missing; apt-get install qemu-user-static debootstrap"; exit 0; }; done; \
+	test "$$(id -u)" = 0 || { echo "test-arm is skipped: debootstrap needs root"; exit 0; }; \
+	$(MAKE) --no-print-directory compare-on-arm
 
-$(ARM)/.installed: pyproject.toml
-	test -x $(ARM)/usr/bin/python3 || { \
-		debootstrap --foreign --arch=arm64 --include=python3,python3-venv $(ARM_SUITE) $(ARM) && \
-		cp "$$(command -v $(EMULATOR))" $(ARM)/usr/bin/ && \
-		chroot $(ARM) /debootstrap/debootstrap --second-stage; }
-	cp /etc/resolv.conf $(ARM)/etc/
-	mkdir -p $(ARM)/conv3d && tar --exclude='./.*' -cf - . | tar -xf - -C $(ARM)/conv3d
-	test -d $(ARM)/venv || chroot $(ARM) python3 -m venv /venv
-	chroot $(ARM) /venv/bin/python -m pip install --quiet /conv3d
+$(ARM)/python:
+	rm -rf $(ARM)
+	debootstrap --foreign --variant=minbase --arch=arm64 --include=python3 $(ARM_SUITE) $(ARM)
+	for package in $(ARM)/var/cache/apt/archives/*.deb; do dpkg --extract $$package $(ARM) || exit; done
+	printf '%s\n' '#!/bin/sh' 'export PYTHONHOME=$(ARM)/usr PYTHONPATH=$(CURDIR):$(ARM)/packages' \
+		'exec $(EMULATOR) -L $(ARM) -0 "$$0" $(ARM)/usr/bin/python$(ARM_PYTHON) "$$@"' >$@.new
+	chmod +x $@.new && mv $@.new $@
+
+$(ARM)/.installed: pyproject.toml $(ARM)/python $(BIN)/python
+	rm -rf $(ARM)/packages
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --target $(ARM)/packages --only-binary :all: \
+		--platform manylinux2014_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_28_aarch64 \
+		--python-version $(ARM_PYTHON) --implementation cp --abi cp$(subst .,,$(ARM_PYTHON)) --abi abi3 --abi none .
+	rm -rf $(ARM)/packages/conv3d_cli
 	@touch $@
 
 .PHONY: compare-on-arm
-compare-on-arm:
-	rm -rf $(ARM)/conv3d && mkdir $(ARM)/conv3d && tar --exclude='./.*' -cf - . | tar -xf - -C $(ARM)/conv3d
-	chroot $(ARM) env PYTHONPATH=/conv3d CONV3D_CACHE_DIR=/root/cache /venv/bin/python /conv3d/tests/golden/digests.py
+compare-on-arm: $(ARM)/.installed
+	mkdir -p $(ARM)/cache
+	CONV3D_CACHE_DIR=/cache $(ARM)/python tests/golden/digests.py $(DIGESTS)
+
+check-wheel: install ## build the wheel twice, compare, look into it, install and run it in a new environment
+	$(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_wheel.py
+
+audit: install ## ask pip-audit for known vulnerabilities of the lowest versions that are allowed
+	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python .ci/versions.py --print >.venv-audit/lowest.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r .venv-audit/lowest.txt
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
@@ -113,5 +129,5 @@ bench: .venv-bench/.installed ## measure the engine against the machine's limits
 	.venv-bench/bin/conv3d bench $(BENCH)
 
 clean: ## remove the environment, results and caches
-	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .venv-versions .fuzz $(ARM) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .venv-versions .venv-audit .fuzz $(ARM) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
     python .ci/versions.py                  all of them
     python .ci/versions.py 3.12 lowest      one of them
+    python .ci/versions.py --print          print the lowest versions, of all extras
 
 The lowest versions are the bounds in pyproject.toml, exactly; the newest are what pip finds. An
 environment is made for each in .venv-versions and kept for the next time. Standard library only.
@@ -25,6 +26,9 @@ BOUNDS = ("lowest", "newest")
 
 def main() -> None:
     """Run the tests for the versions that the arguments name."""
+    if sys.argv[1:] == ["--print"]:
+        print("\n".join(lowest(sys.executable, *PROJECT["optional-dependencies"])))
+        return
     chosen = [word for word in sys.argv[1:] if word in PYTHONS]
     bounds = [word for word in sys.argv[1:] if word in BOUNDS] or BOUNDS
     if unknown := set(sys.argv[1:]) - {*PYTHONS, *BOUNDS}:
@@ -87,16 +91,18 @@ def run_tests(python: str, version: str, bound: str) -> str:
     return "failed" if subprocess.run(command, cwd=ROOT).returncode else "passed"
 
 
-def lowest(python: str) -> list[str]:
+def lowest(python: str, *extras: str) -> list[str]:
     """A line `name==bound` for each requirement with a lower bound that holds for a Python."""
-    requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    requirements = list(PROJECT["dependencies"])
+    for extra in extras or ("dev",):
+        requirements += PROJECT["optional-dependencies"][extra]
     pinned = []
     for text in requirements:
         requirement, _, marker = text.partition(";")
         found = re.match(r"([\w.-]+)(?:\[.*\])?\s*>=\s*([\w.]+)", requirement)
         if found and (not marker or holds(python, marker.strip())):
             pinned.append(f"{found[1]}=={found[2]}")
-    return pinned
+    return sorted(set(pinned))
 
 
 def holds(python: str, marker: str) -> bool:

@@ -56,7 +56,7 @@ HOMES = {
     "numcodecs": ["formats/zarr/*.py"],
     "fsspec": ["formats/zarr/*.py"],
     "aiohttp": ["formats/zarr/remote.py"],
-    "distributed": ["cluster/run.py"],
+    "distributed": ["cluster/scheduler.py"],
     "dask": ["cluster/run.py"],
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
     "backports": ["formats/codecs.py"],

@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "conv3d_cli"
 # What lies beside the rooms: programs, files, and tests of all rooms together.
-BESIDE = {"benchmarks", "data", "fuzz", "golden", "live"}
+BESIDE = {"benchmarks", "data", "fuzz", "golden", "live", "windows"}
 FILES = sorted(path.relative_to(HERE) for path in HERE.rglob("*.py"))
 TESTS = [path for path in FILES if path.name.startswith("test_")]
 

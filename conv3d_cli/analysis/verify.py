@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +35,7 @@ from conv3d_cli.pipeline.prepare import (
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.system.atomic import sent_to
 from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.portable import true_path
 
 # Rounding error allowed, as a fraction of sum|w| max|x| over a voxel's window. The tests hold every
 # algorithm to this bound; it leaves room for the rounding of the stored value.
@@ -66,7 +66,7 @@ def check_verifiable(job: Job) -> None:
             f"{setting('verify')} reads the input and the output again, and a pipe cannot be read "
             "twice: name files"
         )
-    if os.path.realpath(file_of(job.source)) == os.path.realpath(job.target):
+    if true_path(file_of(job.source)) == true_path(job.target):
         raise SpecError(
             f"{setting('verify')} reads the input again, which this output replaces: name another "
             "output"

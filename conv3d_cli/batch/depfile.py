@@ -18,6 +18,7 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.system.atomic import check_target, output_file, takes_many, write_errors
 from conv3d_cli.system.faults import reading
 from conv3d_cli.system.inputs import walk
+from conv3d_cli.system.portable import true_path
 
 COLUMNS = 120
 
@@ -111,7 +112,7 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
         for job in jobs
         for name in (job.source, *readable_files(job.source), *output_files(job))
     ]
-    if os.path.realpath(path) in map(os.path.realpath, used) and not takes_many(path):
+    if true_path(path) in map(true_path, used) and not takes_many(path):
         raise OutputExistsError(
             f"cannot write {path}: it is an input or an output; name another file"
         )

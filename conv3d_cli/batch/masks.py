@@ -29,6 +29,7 @@ from conv3d_cli.formats import find_format
 from conv3d_cli.provenance.bids import entities_of, read_name
 from conv3d_cli.settings.mask_rules import AUTO, has_fields, has_wildcards, is_rule
 from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.portable import slashes
 from conv3d_cli.system.words import count_of
 
 # Fields of a template besides the entities of a volume's name.
@@ -306,8 +307,8 @@ class Pattern:
         found = _volumes(text)
         if not found:
             raise FormatError(f"--mask '{text}' matches no volume; name a file, or correct it")
-        parts = [part for part in text.split("/") if part not in ("", ".")]
-        self._base = text[: WILDCARD.search(text).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        parts = [part for part in slashes(text).split("/") if part not in ("", ".")]
+        self._base = slashes(text[: WILDCARD.search(text).start()]).rpartition("/")[0]  # type: ignore[union-attr]
         self._folders = [_expression(part) for part in parts[:-1]]
         self._searches_folders = any(has_wildcards(part) for part in parts[:-1])
         name = _expression(parts[-1])
@@ -330,7 +331,7 @@ class Pattern:
 
     def _matched_folders(self, path: str) -> list[str]:
         """The names of folders that wildcards matched; those of ** can have any depth."""
-        parts = [part for part in path.split("/")[:-1] if part not in ("", ".")]
+        parts = [part for part in slashes(path).split("/")[:-1] if part not in ("", ".")]
         if len(parts) != len(self._folders):
             return []
         return [

@@ -11,6 +11,7 @@ from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.formats import target_suffix
 from conv3d_cli.system.atomic import suffix_of, takes_many
 from conv3d_cli.system.parts import file_of, split_part
+from conv3d_cli.system.portable import slashes, true_path
 
 
 def output_name(
@@ -35,7 +36,7 @@ def output_name(
     'out/cells.ome.tif'
     """
     for option, text in (("--suffix", suffix), ("--prefix", prefix)):
-        if os.sep in text or "\0" in text:
+        if "/" in slashes(text) or "\0" in text:
             raise SpecError(
                 f"{option} is part of a file name, received {text!r}; name a folder with --out-dir"
             )
@@ -50,9 +51,7 @@ def output_name(
     new = f"{prefix}{stem}{'_' + part if part else ''}{suffix}{ending}"
     if out_dir is not None and "://" in out_dir:
         return "/".join(
-            [out_dir.rstrip("/"), *below.split(os.sep), new]
-            if below
-            else [out_dir.rstrip("/"), new]
+            [out_dir.rstrip("/"), slashes(below), new] if below else [out_dir.rstrip("/"), new]
         )
     if slash and out_dir is None:
         return f"{parent}/{new}"
@@ -130,7 +129,7 @@ def whole_store(name: str) -> str:
     >>> whole_store("a/x.zarr/1"), whole_store("a/b.nii"), whole_store("a/c.tif::1")
     ('a/x.zarr', 'a/b.nii', 'a/c.tif')
     """
-    parts = file_of(name).rstrip("/").split("/")
+    parts = slashes(file_of(name)).rstrip("/").split("/")
     stores = [i for i, part in enumerate(parts) if part.lower().endswith(".zarr")]
     if stores and suffix_of(parts[-1]) == "":
         parts = parts[: stores[-1] + 1]
@@ -141,5 +140,5 @@ def whole_store(name: str) -> str:
 
 
 def identity(name: str) -> str:
-    """The real path of a volume's file, which all its names share; a URL stays as it is."""
-    return name if "://" in name else os.path.realpath(file_of(name))
+    """The path of a volume's file, which all its names share; a URL stays as it is."""
+    return name if "://" in name else true_path(file_of(name))

@@ -20,6 +20,7 @@ from conv3d_cli.settings.option import File
 from conv3d_cli.settings.options import OPTION, Settings
 from conv3d_cli.system.atomic import suffix_of, takes_many
 from conv3d_cli.system.parts import with_part
+from conv3d_cli.system.portable import true_path
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -449,7 +450,7 @@ def _written(text: str, request: BatchRequest, folder: Path, where: str) -> str:
     if "://" in path:
         inside = path.startswith(f"{out_dir.rstrip('/')}/") and ".." not in path.split("/")
     else:
-        top, place = os.path.realpath(out_dir), os.path.realpath(os.path.dirname(path) or ".")
+        top, place = true_path(out_dir), true_path(os.path.dirname(path) or ".")
         inside = os.path.commonpath((top, place)) == top
     if not inside and path != "-" and not request.allow_outside:
         raise ConfigError(

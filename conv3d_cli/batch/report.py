@@ -398,7 +398,7 @@ def run_record(report: JobReport) -> dict[str, Any]:
         "losses": report.losses,
         **fwhm_record(report.fwhm),
         "statistics": None if report.statistics is None else report.statistics.record(),
-        "checks": None if report.checks is None else report.checks._asdict(),
+        "checks": None if report.checks is None else report.checks.record(),
         "notes": report.notes,
     }
 

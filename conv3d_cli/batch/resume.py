@@ -37,6 +37,7 @@ from conv3d_cli.system.atomic import clean_up_output, sent_to, suffix_of, write_
 from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import why_unreadable
 from conv3d_cli.system.parts import file_of, split_part, with_part
+from conv3d_cli.system.portable import byte_at, true_path
 
 try:
     import fcntl
@@ -324,7 +325,7 @@ class FolderLog:
                 except OSError:
                     pass  # some network file systems have no locks; appending still adds the line
             end = file.seek(0, os.SEEK_END)
-            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            if end and byte_at(file, end - 1) != b"\n":
                 line = b"\n" + line  # a killed run did not finish its line
             written = 0
             while written < len(line):
@@ -395,7 +396,7 @@ def check_resumable(job: Job) -> None:
                 f"--resume compares the bytes of files, and {path} is {what}; "
                 "leave out --resume, or name a file"
             )
-    same = os.path.realpath(file_of(job.source)) == os.path.realpath(job.target)
+    same = true_path(file_of(job.source)) == true_path(job.target)
     if same or lies_within(job.source, job.target):
         raise SpecError(
             f"--resume cannot tell whether {job.target} is done, because it replaces its input; "

@@ -26,6 +26,7 @@ from conv3d_cli.system.words import count_of, percent
 if TYPE_CHECKING:
     from conv3d_cli.batch.preview import Preview
     from conv3d_cli.batch.resume import ResumeLog, ResumeStatus
+    from conv3d_cli.cluster.scheduler import Scheduler
     from conv3d_cli.pipeline.prepare import PreparedJob
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.pipeline.run import JobReport
@@ -39,7 +40,7 @@ class BatchOptions:
     dry_run : bool                  plan only, write nothing
     skip_existing : bool            skip jobs whose output exists
     make_folder : bool              create the folders of outputs
-    scheduler : str or None         run on this Dask cluster: see `cluster.run`
+    scheduler : Scheduler or None   run on its Dask cluster: see `cluster.run`
     verify : int, str or None       number of voxels of each output to compute again; "all" or
                                     "off": whether tiles are checked by checksums
     jobs : int                      jobs of the batch, which share the process's start
@@ -56,7 +57,7 @@ class BatchOptions:
     dry_run: bool = False
     skip_existing: bool = False
     make_folder: bool = False
-    scheduler: str | None = None
+    scheduler: Scheduler | None = None
     verify: int | str | None = None
     jobs: int = 1
     to_fwhm: str | None = None

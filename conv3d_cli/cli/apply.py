@@ -59,6 +59,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from conv3d_cli.batch.runner import BatchRunner
     from conv3d_cli.batch.steps import BatchOptions
+    from conv3d_cli.cluster.scheduler import scheduler_of
 
     plan = plan_command(ctx, inputs, asked)
     jobs = plan.jobs
@@ -81,7 +82,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         dry_run=bool(asked.dry_run),
         skip_existing=bool(asked.skip_existing),
         make_folder=bool(asked.out_dir),
-        scheduler=asked.scheduler,
+        scheduler=scheduler_of(asked),
         verify=asked.verify,
         jobs=len(jobs),
         to_fwhm=asked.to_fwhm,

@@ -12,7 +12,13 @@ from click.core import ParameterSource
 
 from conv3d_cli.cli.jobs import MergedSettings
 from conv3d_cli.cli.layout import facts
-from conv3d_cli.cli.options import ShortHelpCommand, explain_options, given_settings, options
+from conv3d_cli.cli.options import (
+    ShortHelpCommand,
+    explain_options,
+    given_settings,
+    options,
+    table_options,
+)
 from conv3d_cli.cli.parameters import FileName, UnitOption, refuse_both
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
@@ -26,6 +32,7 @@ cluster_options = options(
         metavar="ADDRESS",
         help="Forecast for the workers of this Dask scheduler, or for local:N.",
     ),
+    table_options("scheduler_tls_ca_file", "scheduler_tls_cert", "scheduler_tls_key"),
     click.option("--workers", type=Whole(1), metavar="N", help="Forecast for N workers."),
     click.option(
         "--worker-threads",
@@ -91,18 +98,21 @@ def explain(
     """
     from conv3d_cli.batch.masks import mask_of
     from conv3d_cli.batch.report import describe, describe_forecast, plan_record
+    from conv3d_cli.cluster.scheduler import scheduler_of
     from conv3d_cli.pipeline.prepare import prepare_job
     from conv3d_cli.settings.merge import merge_settings
 
-    asked = [
+    given = [
         option
         for option in ("--worker-threads", "--read-rate", "--write-rate")
         if ctx.get_parameter_source(option[2:].replace("-", "_")) is ParameterSource.COMMANDLINE
     ]
-    if asked and scheduler is None and workers is None:
-        raise SpecError(f"{asked[0]} is for --workers or --scheduler; pass one of them, too")
+    if given and scheduler is None and workers is None:
+        raise SpecError(f"{given[0]} is for --workers or --scheduler; pass one of them, too")
     refuse_both(scheduler, workers, "--scheduler counts the workers, and so does --workers")
-    settings = MergedSettings(merge_settings(given_settings(ctx)))
+    asked = given_settings(ctx)
+    cluster = scheduler_of(asked)
+    settings = MergedSettings(merge_settings(asked))
     job = settings.job(source, output or source, mask_of(settings.mask, source))
     job = replace(job, on_cluster=scheduler is not None or workers is not None)
     with prepare_job(job) as prepared:
@@ -112,8 +122,8 @@ def explain(
             from conv3d_cli.cluster.run import check_suited, cluster_size
 
             check_suited(prepared)
-            if scheduler is not None:
-                workers, worker_threads = cluster_size(scheduler)
+            if cluster is not None:
+                workers, worker_threads = cluster_size(cluster)
             rates = [
                 None if rate is None else float(byte_size(rate)) for rate in (read_rate, write_rate)
             ]

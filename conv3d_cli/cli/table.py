@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.batch.results import TableRow
+from conv3d_cli.system.portable import slashes
 from conv3d_cli.system.words import printable
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _common_folder(targets: Sequence[str]) -> str:
     """
     if len(targets) < 2:
         return ""
-    folders = [target.split("/")[:-1] for target in targets]
+    folders = [slashes(target).split("/")[:-1] for target in targets]
     common = takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
     return "".join(f"{name}/" for name, *_ in common)
 

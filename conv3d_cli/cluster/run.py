@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli import errors
+from conv3d_cli.cluster.scheduler import CONNECT_SECONDS, CURE, Scheduler, import_distributed
 from conv3d_cli.convolution.losses import Losses
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, input_format, output_access, output_format
@@ -30,6 +31,7 @@ from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.box import Box
 from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
 from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, work_by_axis
+from conv3d_cli.pipeline.checks import CheckReport, check_notes, take_checks
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
@@ -45,9 +47,7 @@ from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 from conv3d_cli.system.scratch import scratch_folder
 
-CURE = "pip install 'conv3d[cluster]'"
 RETRIES = 2  # of a task that fails; Dask has its own number for workers that die
-CONNECT_SECONDS = 10
 # Input and output of a task, in bytes: one or two seconds of work, and little enough for one thread
 # of a worker. With chunks of 64 x 128 x 128 and a Gaussian of 25 taps, tasks of 96 MB decode each
 # chunk 8.4 times, tasks of 384 MB 2.7 times.
@@ -84,6 +84,7 @@ class Outcome:
     low, high : arrays          range of values of each channel; empty if nobody needs it
     missing : int               reads of chunks that the input does not store
     losses : tuple              of each convolution, as `Convolution.losses`
+    checks : CheckReport        what the checksums of its tiles found; None without them
     error : (class, message)    why the task failed, or None. Not as an exception, because not every
                                 exception can be pickled.
     """
@@ -95,36 +96,32 @@ class Outcome:
     high: np.ndarray
     missing: int
     losses: tuple[Losses | None, ...] = ()
+    checks: CheckReport | None = None
     error: tuple[str, str] | None = None
 
 
-def import_distributed() -> Any:
-    """The `distributed` library. Raises: SpecError with the cure if it is missing."""
-    try:
-        import distributed
-    except ImportError as error:
-        raise SpecError(f"--scheduler needs Dask: {CURE}") from error
-    return distributed
-
-
 @contextmanager
-def connect(scheduler: str) -> Iterator[Any]:
-    """Connect to a scheduler, and yield the Dask client.
+def connect(scheduler: Scheduler) -> Iterator[Any]:
+    """Connect to a scheduler, or start one for local:N, and yield the Dask client.
 
-    scheduler : str     its address, or "local:N" to start N worker processes on this machine
-
-    Raises: SpecError for a wrong N, and if Dask is missing; ClusterError if the scheduler cannot be
-    reached.
+    Raises: SpecError for a wrong N, and if Dask or a certificate is missing; FormatError if a
+    certificate cannot be read; ClusterError if the scheduler cannot be reached.
     """
     with ExitStack() as stack:
         local = _is_local(scheduler)
         distributed = import_distributed()
-        address: Any = scheduler
+        address: Any = scheduler.address
+        settings: dict[str, Any] = {"timeout": CONNECT_SECONDS, "set_as_default": False}
         if local:
-            address = stack.enter_context(_private_cluster(int(scheduler.partition(":")[2])))
+            workers = int(address.partition(":")[2])
+            address = stack.enter_context(_private_cluster(workers))
+        elif scheduler.is_tls:
+            settings["security"] = scheduler.security()
         try:
-            client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+            client = distributed.Client(address, **settings)
         except (OSError, ValueError, TimeoutError) as error:
+            if "security" in settings and (why := scheduler.why_refused(settings["security"])):
+                raise ClusterError(f"cannot use the scheduler at {scheduler}: {why}") from error
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise ClusterError(
                 f"cannot reach the scheduler at {scheduler}: {reason}; "
@@ -133,9 +130,9 @@ def connect(scheduler: str) -> Iterator[Any]:
         yield stack.enter_context(client)
 
 
-def _is_local(scheduler: str) -> bool:
+def _is_local(scheduler: Scheduler) -> bool:
     """Whether an address is local:N. Raises: SpecError for a wrong N."""
-    kind, _, count = scheduler.partition(":")
+    kind, _, count = scheduler.address.partition(":")
     if kind == "local" and (not count.isdigit() or int(count) < 1):
         raise SpecError(
             "--scheduler local:N starts N workers on this machine, at least 1, "
@@ -206,14 +203,11 @@ def _safe_python_path() -> Iterator[None]:
 
 def run_on_cluster(
     job: Job,
-    scheduler: str,
+    scheduler: Scheduler,
     progress: Callable[[int, int], None] | None = None,
     decided: Callable[[PreparedJob], None] | None = None,
 ) -> JobReport:
     """Run a job from Zarr to Zarr on a Dask cluster; see `run_job`.
-
-    scheduler : str         "tcp://host:port", or "local:N"
-
     Raises: any Conv3DError; ClusterError if the cluster fails.
     """
     started = time.perf_counter()
@@ -247,6 +241,7 @@ def run_on_cluster(
             total = math.prod(prepared.header.shape)
             done = clipped = missing = 0
             seconds = np.zeros(3)
+            checked: CheckReport | None = None
             for outcome in _outcomes(client, pickled_job, tasks, scheduler):
                 if outcome.error is not None:
                     kind, message = outcome.error
@@ -257,6 +252,8 @@ def run_on_cluster(
                 seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
                 _add_losses(prepared, outcome.losses)
+                if outcome.checks is not None:
+                    checked = outcome.checks.plus(checked)
                 if progress is not None:
                     progress(done, total)
             lost = [
@@ -276,7 +273,7 @@ def run_on_cluster(
     )
     if missing:
         notes.append(f"{missing} reads of chunks that the input does not store gave its fill value")
-    notes += lost
+    notes += [*lost, *check_notes(job, checked)]
     read_seconds, compute_seconds, write_seconds = map(float, seconds)
     return JobReport(
         job.source,
@@ -291,6 +288,7 @@ def run_on_cluster(
         write_seconds=write_seconds,
         losses=all_losses(prepared),
         notes=notes,
+        checks=checked,
     )
 
 
@@ -408,7 +406,9 @@ def channels_read(prepared: PreparedJob, part: int) -> slice:
     return slice(0, prepared.stages[0].convolution.problem.in_channels)
 
 
-def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
+def _outcomes(
+    client: Any, job: bytes, tasks: list[Task], scheduler: Scheduler
+) -> Iterator[Outcome]:
     """Run the tasks, and yield their outcomes in order of completion.
 
     Raises: ClusterError, MemoryLimitError.
@@ -498,7 +498,7 @@ def memory_for_tasks(client: Any) -> float:
     return float(min([TASK_BYTES, *allowed]))
 
 
-def check_scheduler(scheduler: str) -> None:
+def check_scheduler(scheduler: Scheduler) -> None:
     """Check that a cluster can be reached; workers of this machine (local:N) are not started.
 
     Raises: as `connect`; ClusterError if it has no workers.
@@ -508,7 +508,7 @@ def check_scheduler(scheduler: str) -> None:
     import_distributed()
 
 
-def cluster_size(scheduler: str) -> tuple[int, int]:
+def cluster_size(scheduler: Scheduler) -> tuple[int, int]:
     """The number of workers of a cluster, and the smallest number of threads of a worker.
 
     Raises: ClusterError if the scheduler cannot be reached or has no workers.
@@ -518,7 +518,7 @@ def cluster_size(scheduler: str) -> tuple[int, int]:
     return len(workers), min(workers.values())
 
 
-def worker_threads(client: Any, scheduler: str) -> dict[str, int]:
+def worker_threads(client: Any, scheduler: Scheduler) -> dict[str, int]:
     """The number of threads of each worker, by address. Raises: ClusterError without workers."""
     workers: dict[str, int] = client.nthreads()
     if not workers:
@@ -608,14 +608,16 @@ def run_task(task: Task, job: bytes) -> Outcome:
             computing = time.perf_counter()
             for convolution in convolutions:
                 convolution.take_losses()  # of a task that failed
+            take_checks(convolutions)
             clipped = compute_box(convolutions, given, scale, channels, task.box, out, state.team)
             missing = state.reader.take_missing()
             losses = tuple(convolution.take_losses() for convolution in convolutions)
+            checks = take_checks(convolutions)
             writing = time.perf_counter()
             low, high = task.target.write(n, task.box.start, outputs.start, out, state.thread)
             ended = time.perf_counter()
         seconds = (computing - started, writing - computing, ended - writing)
-        return Outcome(out.size, clipped, seconds, low, high, missing, losses)
+        return Outcome(out.size, clipped, seconds, low, high, missing, losses, checks)
     except Conv3DError as error:
         empty = np.empty(0)
         failure = type(error).__name__, str(error)

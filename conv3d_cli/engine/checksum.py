@@ -133,6 +133,11 @@ class Checks:
         self._tables: CheckTables | None = None
         self._digest: int | None = None
 
+    def take_counts(self) -> CheckCounts:
+        """The outcome of all checks since the last call."""
+        counts, self.counts = self.counts, CheckCounts()
+        return counts
+
     @property
     def _channels(self) -> int:
         return self.problem.channels_per_group * self.prepared.groups_together

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.system.machine import thread_count, usable_cpus, usable_memory
+from conv3d_cli.system.portable import POSIX
 
 Constant = int | str
 Key = tuple[Constant, ...]  # (module, factory, *constants) of a loop
@@ -59,7 +60,7 @@ def worker_count(loops: int) -> int:
 
     They may use the CPUs that the environment allows for threads, and the machine's memory.
     """
-    if _interpreter() is None or os.name != "posix":
+    if _interpreter() is None or not POSIX:
         return 0
     cpus = usable_cpus()
     with suppress(SpecError):  # a variable that is no number; whoever takes threads from it says so

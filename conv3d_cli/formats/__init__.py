@@ -63,6 +63,7 @@ from conv3d_cli.system.atomic import sent_to
 from conv3d_cli.system.faults import reading
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of, split_part
+from conv3d_cli.system.portable import true_path
 from conv3d_cli.system.words import strange_suffix
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz, or scan.rec.
@@ -452,8 +453,8 @@ def lies_within(source: str, target: str) -> bool:
     inner, outer = local_folder(source), local_folder(target)
     if inner is None or outer is None:
         return f"{source.rstrip('/')}/".startswith(f"{target.rstrip('/')}/")
-    return os.path.isdir(outer) and os.path.join(os.path.realpath(inner), "").startswith(
-        os.path.join(os.path.realpath(outer), "")
+    return os.path.isdir(outer) and os.path.join(true_path(inner), "").startswith(
+        os.path.join(true_path(outer), "")
     )
 
 
@@ -517,8 +518,8 @@ def replaced_part(source: str, target: str) -> str:
     """
     if source == "-" or "://" in source or "://" in target:
         return ""
-    read = {os.path.realpath(name): name for name in readable_files(source)}
-    written = {os.path.realpath(name) for name in written_files(target)}
+    read = {true_path(name): name for name in readable_files(source)}
+    written = {true_path(name) for name in written_files(target)}
     return (
         ""
         if set(read) <= written

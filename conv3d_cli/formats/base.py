@@ -38,6 +38,7 @@ from conv3d_cli.system.atomic import OutputFile, check_target, committed_togethe
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.maps import WatchedMap, unwatch_map, watch_map
 from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.portable import write_at
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Boxes are copied out of a memory map in pieces of this size; the pages of each are then released.
@@ -675,13 +676,6 @@ def read_pieces(
         found[within(piece, place)] = part
         after(part)
     return Axes(axes.letters, found.shape).block(found, 0, slice(None), slice(None))
-
-
-def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
-    """Write all of `data` at a position in a file; one system call may write only a part."""
-    while len(data):
-        written = os.pwrite(file.fileno(), data, position)
-        data, position = data[written:], position + written
 
 
 # --------------------------------------------------------------------------------------------------

@@ -19,12 +19,12 @@ from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import (
     RawReader,
     reserve_space,
-    write_at,
 )
 from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, write_errors
 from conv3d_cli.system.faults import raise_fault
+from conv3d_cli.system.portable import write_at
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Unpacked at a time, then copied into the slab: measured as fast as unpacking into the slab itself.

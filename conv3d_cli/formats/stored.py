@@ -22,7 +22,6 @@ from conv3d_cli.formats.base import (
     RawWriter,
     VolumeFormat,
     reserve_space,
-    write_at,
 )
 from conv3d_cli.formats.codecs import Codec, codec_within
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
@@ -37,6 +36,7 @@ from conv3d_cli.model.volume import (
 )
 from conv3d_cli.system.atomic import OutputFile, output_file, write_errors
 from conv3d_cli.system.inputs import check_input, lies_beside
+from conv3d_cli.system.portable import write_at
 
 LARGEST = 1e38  # allowed magnitude of numbers, so that lengths do not overflow
 

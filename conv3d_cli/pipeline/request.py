@@ -319,10 +319,6 @@ class Job:
             )
         if self.on_cluster and self.scale != "none":
             raise SpecError("--scheduler does not take --scale yet: leave it out")
-        if self.on_cluster and self.checks:
-            raise SpecError(
-                f"--scheduler does not take {setting('verify', 'all')} yet: leave it out"
-            )
         if self.on_cluster and self.missing != NOTHING:
             raise SpecError(
                 "--scheduler does not take --mask, --nan and --missing yet: leave it out"

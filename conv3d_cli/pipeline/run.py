@@ -42,6 +42,7 @@ from conv3d_cli.system.atomic import committed_together, takes_many, write_error
 from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.maps import check_maps, faults_noticed
 from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.portable import POSIX, true_path
 from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ def _check_paths(job: Job, make_folder: bool) -> None:
                 f"cannot write {output.path}: the input lies in it; name another store"
             )
     _check_target(job, make_folder)
-    taken = {os.path.realpath(path) for path in (file_of(job.source), *written_files(job.target))}
+    taken = {true_path(path) for path in (file_of(job.source), *written_files(job.target))}
     for output in job.beside:
         files = () if takes_many(output.path) else written_files(output.path)
-        paths = {os.path.realpath(path) for path in files}
+        paths = {true_path(path) for path in files}
         if paths & taken or replaced_part(job.source, output.path):
             raise OutputExistsError(
                 f"cannot write {output.path}: it is the input or the output; name another file"
@@ -252,11 +253,14 @@ def run_job(
                     ]
                 )
             commit_started = time.perf_counter()
+            if not POSIX:  # Windows replaces no file that is open, and an input may be the target
+                prepared.reader.close()
             with committed_together():
                 for _, other in beside:
                     other.commit()
                 writer.commit()
             times.write += time.perf_counter() - commit_started
+    checked = check_report(convolutions)
     late_notes = [note for note in prepared.reader.notes if note not in prepared.notes]
     return JobReport(
         source=job.source,
@@ -278,11 +282,11 @@ def run_job(
             *coverage_notes,
             *clipped_notes,
             *changed_notes,
-            *check_notes(job, convolutions),
+            *check_notes(job, checked),
         ],
         fwhm=kernel_fwhm(prepared) if statistics else None,
         statistics=None if observer is None else observer.statistics(),
-        checks=check_report(convolutions),
+        checks=checked,
     )
 
 

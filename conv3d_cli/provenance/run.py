@@ -36,6 +36,7 @@ from conv3d_cli.system.atomic import (
 from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import check_input, why_unreadable
 from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.portable import true_path
 
 Decided = Callable[[PreparedJob], None]
 Fields = Callable[[PreparedJob, Sequence[InputFile], Rename], dict[str, Any]]
@@ -96,7 +97,7 @@ def plan_recordings(
     writers: dict[str, str] = {}
     for job, options in zip(jobs, given, strict=True):
         name = sidecar_name(job.target)
-        real = os.path.realpath(name)
+        real = true_path(name)
         if real in writers:
             raise SpecError(
                 f"two outputs would have the sidecar {name}: {writers[real]} and {job.target}; "
@@ -108,7 +109,7 @@ def plan_recordings(
         )
     for job, options in zip(jobs, given, strict=True):
         for file in check_recordable(job, options):
-            if (real := os.path.realpath(file.path)) in writers:
+            if (real := true_path(file.path)) in writers:
                 raise OutputExistsError(
                     f"the sidecar of {writers[real]} would replace {file.path}, which is read; "
                     "name another output"
@@ -129,7 +130,7 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
                 f"{setting('sidecar')} records the {output.role}, and {what} leaves no file: pass "
                 f"{flag} FILE"
             )
-    if os.path.realpath(file_of(job.source)) == os.path.realpath(job.target):
+    if true_path(file_of(job.source)) == true_path(job.target):
         raise SpecError(
             f"{setting('sidecar')} names the input {job.source}, which this output replaces: "
             "name another output"
@@ -254,10 +255,8 @@ def _fingerprint(file: InputFile) -> FileFingerprint | None:
 
 
 def _output_record(output: AtomicFile | AtomicFolder, job: Job, rename: Rename) -> FileRecord:
-    real = os.path.realpath(output.path)
-    roles = {
-        os.path.realpath(file): one.role for one in job.outputs for file in written_files(one.path)
-    }
+    real = true_path(output.path)
+    roles = {true_path(file): one.role for one in job.outputs for file in written_files(one.path)}
     return FileRecord(
         roles.get(real, VOLUME), rename(os.fspath(output.path)), file_digest(output.temporary)
     )

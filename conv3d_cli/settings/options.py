@@ -762,8 +762,36 @@ class Settings:
         "Running",
         shapes=False,
         metavar="ADDRESS",
-        help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N "
-        "processes on this machine.",
+        help="Run on a Dask cluster, from Zarr to Zarr: tls://host:8786, tcp://host:8786, or "
+        "local:N for N processes on this machine.",
+    )
+    scheduler_tls_ca_file: str | None = option(
+        TEXT,
+        Place.COMMAND,
+        "Running",
+        shapes=False,
+        metavar="FILE",
+        file=File.READ,
+        help="Authority of all certificates of a tls:// scheduler, as PEM.  [default: as in Dask's "
+        "configuration]",
+    )
+    scheduler_tls_cert: str | None = option(
+        TEXT,
+        Place.COMMAND,
+        "Running",
+        shapes=False,
+        metavar="FILE",
+        file=File.READ,
+        help="Your certificate for it, as PEM.  [default: as in Dask's configuration]",
+    )
+    scheduler_tls_key: str | None = option(
+        TEXT,
+        Place.COMMAND,
+        "Running",
+        shapes=False,
+        metavar="FILE",
+        file=File.READ,
+        help="The key of that certificate, as PEM, if it is not in the same file.",
     )
 
     # Formats of outputs

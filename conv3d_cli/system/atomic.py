@@ -40,6 +40,7 @@ from conv3d_cli.system.leftovers import (
     exchange,
     hidden_name,
 )
+from conv3d_cli.system.portable import POSIX, flush_to_disk
 from conv3d_cli.system.scratch import unnamed_file
 from conv3d_cli.system.standard_streams import output_bytes
 
@@ -238,7 +239,7 @@ def _hold_folder(folder: Path) -> Hold:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
-        if os.name == "posix" and os.path.lexists(folder):
+        if POSIX and os.path.lexists(folder):
             raise
         return Hold(None)  # Windows opens no folders
     try:
@@ -887,17 +888,10 @@ def _flush_folder(folder: Path) -> None:
 
     Otherwise a power cut could leave a complete folder of empty files.
     """
-    unsupported = (errno.EINVAL, errno.EBADF)  # some systems cannot flush folders
     for where, names in walk(folder):
-        for name in (*names, "."):
-            descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            except OSError as error:
-                if name != "." or error.errno not in unsupported:
-                    raise
-            finally:
-                os.close(descriptor)
+        for name in names:
+            flush_to_disk(os.path.join(where, name))
+        flush_to_disk(where, folder=True)
 
 
 def _copy_access_within(new: Path, old: Path) -> None:

@@ -14,8 +14,8 @@ import struct
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from conv3d_cli.errors import Conv3DError, FormatError
 SECONDS = 30.0  # of CPU time for a call; reading a header takes about 0.1
 MIN_SPEED = 5e6  # bytes per second of CPU time, which extend the limit of large files
 PROCESS_BYTES = 56 << 20  # of an idle process: Python, NumPy and h5py take 41 to 54 MiB
+CONTROL_C_EXIT = 0xC000013A  # of Windows: the code of a process that Ctrl-C ended
 PIPE_BYTES = 1 << 20  # in flight, where the system has pipes of that size
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[1:]; from conv3d_cli.system import isolated; "
@@ -57,7 +58,7 @@ class Isolated:
         size = os.path.getsize(path) if os.path.isfile(path) else 0
         self._seconds = SECONDS + size / MIN_SPEED
         self._lock = threading.Lock()
-        self._ended = False
+        self._ended = self._too_long = False
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, *sys.path],
             stdin=subprocess.PIPE,
@@ -80,8 +81,9 @@ class Isolated:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                _send(process.stdin, (self._seconds, function, arguments))
-                kind, result = _receive(process.stdout)
+                with self._time_limit():
+                    _send(process.stdin, (self._seconds, function, arguments))
+                    kind, result = _receive(process.stdout)
             except (EOFError, OSError):
                 raise self._failure() from None
             except BaseException:  # an interrupt: what is left in the pipe belongs to no call
@@ -93,6 +95,24 @@ class Isolated:
             raise MemoryError(result)
         raise getattr(errors, kind, RuntimeError)(result)
 
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """End the process if the body takes too long, where it cannot measure its own CPU time."""
+        if hasattr(signal, "setitimer"):
+            yield
+            return
+        timer = threading.Timer(self._seconds, self._overrun)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _overrun(self) -> None:
+        self._too_long = True
+        self._process.kill()
+
     def _failure(self) -> BaseException:
         """The error for a process that ended in the middle of a call."""
         process = self._process
@@ -101,10 +121,10 @@ class Isolated:
             line for line in process.stderr.read().decode(errors="replace").split("\n") if line
         ]
         code = process.wait()
-        if self._ended or code == -signal.SIGINT:
+        if self._ended or code in (-signal.SIGINT, CONTROL_C_EXIT):
             return KeyboardInterrupt()
         start = f"cannot read {self.path}: damaged: {self.library}"
-        if code == -signal.SIGPROF:
+        if self._too_long or code == -getattr(signal, "SIGPROF", 0):
             return FormatError(f"{start} did not finish in {self._seconds:.0f} seconds")
         try:
             how = signal.Signals(-code).name
@@ -184,19 +204,29 @@ def serve() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it also within a library
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    os.set_blocking(2, False)  # nor does it wait for somebody to read it
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(2, False)  # nor does it wait for somebody to read it
     _enlarge(answers.fileno())
     requests = sys.stdin.buffer
     try:
         while True:
             seconds, function, arguments = _receive(requests)
-            signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends a process
+            limit_cpu_time(seconds)
             answer = answer_to(function, arguments)
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            limit_cpu_time(0)
             _send(answers, answer)
             del answer
     except (EOFError, BrokenPipeError):
         os._exit(0)  # without flushing to a pipe that nobody reads
+
+
+def limit_cpu_time(seconds: float) -> None:
+    """End this process by a signal after so much CPU time, where there are such signals; 0: never.
+
+    On Windows `Isolated` measures the time instead, that of the clock.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def answer_to(function: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
@@ -217,7 +247,7 @@ def answer_to(function: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
 
 def _enlarge(pipe: int) -> None:
     """Make a pipe larger, where the system can: larger pieces move faster."""
-    import fcntl
+    with suppress(ImportError, AttributeError, OSError):
+        import fcntl
 
-    with suppress(AttributeError, OSError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from conv3d_cli.errors import SpecError
+from conv3d_cli.system.portable import machine_memory
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -35,10 +36,7 @@ def usable_cpus() -> int:
 
 def usable_memory() -> int:
     """Bytes of memory that this process may use: those of the machine, capped by a cgroup limit."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        total = 4 << 30  # unknown system: assume a small one
+    total = machine_memory() or 4 << 30  # unknown system: assume a small one
     limit = _cgroup_memory(CGROUP, OWN_GROUPS)
     return min(total, limit) if limit else total
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from conv3d_cli.errors import WriteError
+from conv3d_cli.system.portable import POSIX
 
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
 FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp")
@@ -25,7 +26,7 @@ def temporary_folder(beside: str | os.PathLike[str] | None = None) -> str:
     >>> os.path.isdir(temporary_folder())
     True
     """
-    if os.name != "posix":
+    if not POSIX:
         import tempfile
 
         return tempfile.gettempdir()

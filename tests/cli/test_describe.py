@@ -10,8 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -343,27 +341,6 @@ def test_groff_has_nothing_to_complain_about(words: tuple[str, ...]) -> None:
     seen = re.sub(r".\x08", "", done.stdout.decode())
     for option in DESCRIBED[words].options:
         assert option.flags[-1] in seen
-
-
-def test_the_wheel_has_the_man_pages_and_the_manifest_of_napari(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="needs hatchling, which builds the wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.iterdir()
-    with zipfile.ZipFile(wheel) as opened:
-        texts = {n: opened.read(n).decode() for n in opened.namelist() if ".py" not in n}
-    (about,) = [text for name, text in texts.items() if name.endswith(".dist-info/METADATA")]
-    version = re.search(r"^Version: (.*)$", about, re.MULTILINE)
-    assert version is not None
-    pages = {n.rpartition("/")[2]: t for n, t in texts.items() if "/share/man/man1/" in n}
-    assert pages == man_pages(describe_program(main, version[1]))
-    (points,) = [text for name, text in texts.items() if name.endswith("entry_points.txt")]
-    assert "[napari.manifest]\nconv3d = conv3d_cli:napari.yaml\n" in points
-    assert "conv3d_cli/napari.yaml" in texts
 
 
 @pytest.mark.parametrize("form", ["json", "man", "boutiques"])

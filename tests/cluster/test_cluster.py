@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from processes import LIMIT, started, wait_until
 
 from conv3d_cli.cluster.run import connect
+from conv3d_cli.cluster.scheduler import Scheduler
 from conv3d_cli.errors import SpecError
 
 SHAPE = (40, 96, 96)
@@ -414,9 +416,10 @@ LOCAL = """
 import json, sys
 import psutil
 from conv3d_cli.cluster.run import connect
+from conv3d_cli.cluster.scheduler import Scheduler
 
 if __name__ == "__main__":
-    with connect("local:2") as client:
+    with connect(Scheduler("local:2")) as client:
         client.wait_for_workers(2)
         own = psutil.Process()
         processes = (own, *own.children(recursive=True))
@@ -485,6 +488,102 @@ def test_a_local_cluster_obeys_its_own_process_alone(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_tiles_are_checked_on_the_workers(
+    cluster: Cluster, store: Path, tmp_path: Path, run: Any
+) -> None:
+    """No bit depends on it."""
+
+    def apply(name: str, *options: str) -> Any:
+        said = run(
+            "apply", store / "x.ome.zarr", "-k", store / "k.npy", "-o", tmp_path / name,
+            "--scheduler", cluster.address, "--json", *options,
+        )  # fmt: skip
+        return json.loads(said.stdout.splitlines()[-1])["checks"]
+
+    found = apply("all.zarr", "--verify", "all")
+    assert found["tiles"] > 0
+    assert (found["unchecked"], found["repaired"]) == (0, 0)
+    assert apply("off.zarr", "--verify", "off") is None
+    assert contents(tmp_path / "all.zarr") == contents(tmp_path / "off.zarr")
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, 0), (99, 7)])
+def test_a_tile_that_fails_on_a_worker(
+    times: int, code: int, store: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conv3d_cli.cluster import run as cluster_run
+    from conv3d_cli.engine.checksum import Checks
+
+    def outcomes(client: Any, job: bytes, tasks: Any, scheduler: Any) -> Any:
+        try:
+            yield from (cluster_run.run_task(task, job) for task in tasks)
+        finally:
+            cluster_run.release_job(job)
+
+    left = iter(range(times))
+    intact = Checks.weights_intact
+    monkeypatch.setattr(
+        Checks, "weights_intact", lambda self: next(left, None) is None and intact(self)
+    )
+    monkeypatch.setattr(cluster_run, "_outcomes", outcomes)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster_run, "connect", lambda scheduler: nullcontext(None))
+        patch.setattr(cluster_run, "worker_threads", lambda *_: {"a": 1})
+        patch.setattr(cluster_run, "memory_for_tasks", lambda _: cluster_run.TASK_BYTES)
+        result = run(
+            "apply", store / "x.ome.zarr", "-k", store / "k.npy", "-o", tmp_path / "o.zarr",
+            "--scheduler", "tcp://a:1", "--verify", "all", code=code,
+        )  # fmt: skip
+    said = " ".join(result.output.split())
+    assert ("computed again by direct" in said) == (code == 0)
+    assert ("failed the checksum twice" in said) == (code == 7)
+    assert (tmp_path / "o.zarr").exists() == (code == 0)
+
+
+AS_BOB = """
+import os, sys
+import distributed
+folder, *addresses = sys.argv[1:]
+own = distributed.Security.temporary()
+os.setgroups([])
+os.setgid(12002)
+os.setuid(12002)
+for address in addresses:
+    for protocol, security in (("tcp", None), ("tls", own)):
+        try:
+            with distributed.Client(
+                f"{protocol}://{address}", timeout=2, security=security, set_as_default=False
+            ) as client:
+                print("ran as", set(client.run(os.getuid).values()))
+        except (OSError, TimeoutError, ValueError):
+            print("refused")
+try:
+    print(os.listdir(folder))
+except PermissionError:
+    print("private")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+def test_another_user_runs_no_code_in_a_local_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    """Bob knows every address. At a scheduler without TLS he is obeyed, which shows that he tries."""
+
+    def as_bob(folder: str, *addresses: str) -> list[str]:
+        places = [address.partition("://")[2] for address in addresses]
+        command = [sys.executable, "-c", AS_BOB, folder, *places]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert as_bob("/", cluster.address)[0] == "ran as {0}"
+    with connect(Scheduler("local:1")) as client:
+        client.wait_for_workers(1)
+        ((address, worker),) = client.scheduler_info()["workers"].items()
+        folder = str(client.cluster.workers[0].local_directory)
+        said = as_bob(folder, client.scheduler.address, address, worker["nanny"])
+    assert said == ["refused"] * 6 + ["private"]
+
+
 def test_a_local_cluster_writes_into_no_folder_of_others(tmp_path: Path) -> None:
     """Dask's folder in the shared temporary one may be another's, its locks links to the user's."""
     taken = tmp_path / "tmp" / "dask-scratch-space"
@@ -531,7 +630,7 @@ def test_the_key_of_a_local_cluster_is_seen_by_nobody_else() -> None:
     """Not on the command lines of its processes, which all users can read, nor in open files."""
     import psutil
 
-    with connect("local:1") as client:
+    with connect(Scheduler("local:1")) as client:
         client.wait_for_workers(1)
         processes = psutil.Process().children(recursive=True)
         assert processes
@@ -552,6 +651,6 @@ def test_a_local_cluster_without_cryptography(monkeypatch: pytest.MonkeyPatch) -
         pytest.raises(
             SpecError, match=r"needs the cryptography library: pip install 'conv3d\[cluster\]'"
         ),
-        connect("local:1"),
+        connect(Scheduler("local:1")),
     ):
         pass

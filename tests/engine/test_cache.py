@@ -411,7 +411,7 @@ def test_code_without_the_folders_key_is_not_read(folder: Path) -> None:
 
 
 READ_AS_ALICE = """
-import json, os, sys
+import grp, json, os, pwd, sys  # what is imported later, she may not read
 from conv3d_cli.engine import machine_code
 key = tuple(json.loads(sys.argv[1]))
 machine_code.source_key()  # while it may read the sources
@@ -479,6 +479,111 @@ def test_another_user_cannot_plant_code() -> None:
             assert read(HOME=home, CONV3D_CACHE_DIR=hers) == "None"
             os.chown(hers / machine_code.source_key() / name, alice, alice)
         assert "planted" in read(HOME=home, CONV3D_CACHE_DIR=hers)
+
+
+EXCHANGE = """
+import ctypes, os, sys
+here, other = (os.fsencode(name) for name in sys.argv[1:])
+call = ctypes.CDLL(None).renameat2
+os.setgroups([])
+os.setgid(12002)
+os.setuid(12002)
+print("ready", flush=True)
+while os.getppid() != 1:
+    assert call(-100, here, -100, other, 2) == 0
+"""
+READ_OFTEN = READ_AS_ALICE.replace(
+    "print(machine_code._read(key))",
+    "found = {machine_code._read(key) for _ in range(3000)}\nprint(found)",
+)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users"
+)
+@pytest.mark.parametrize("honest", ["root's", "hers"])
+def test_another_user_cannot_win_a_race(honest: str) -> None:
+    """Bob exchanges two names again and again: what she may trust, and what he made.
+
+    Whoever looks at a name and opens it afterwards takes his for hers now and then.
+    """
+    alice, bob = 12001, 12002
+    secret = bytes(machine_code.KEY_BYTES)
+    with tempfile.TemporaryDirectory(dir=os.path.realpath(tempfile.gettempdir())) as parent:
+        os.chmod(parent, 0o755)
+        shared = Path(parent, "tmp")
+        shared.mkdir()
+        os.chmod(shared, 0o1777)  # as /tmp
+        # a folder of his in it, with the key's name as a link that changes, and the other way round
+        cache = shared / "conv3d-cache-12001"
+        cache.mkdir()
+        places = []
+        for name, owner in (("evil", bob), ("good", alice if honest == "hers" else 0)):
+            folder = cache / name
+            folder.mkdir(mode=0o755)
+            (folder / machine_code.KEY_FILE).write_bytes(secret)
+            (folder / machine_code.KEY_FILE).chmod(0o600)
+            sealed(folder, KEY, f"symbol\n{name}".encode(), secret)
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, owner, owner)
+            link = cache / f"to {name}"
+            link.symlink_to(folder)
+            os.chown(link, bob, bob, follow_symlinks=False)
+            places.append(link)
+        os.chown(cache, bob, bob)
+        key = cache / machine_code.source_key()
+        places[1].rename(key)
+        exchange = [sys.executable, "-c", EXCHANGE, key, places[0]]
+        with started(exchange, stdout=subprocess.PIPE) as bobs:
+            assert bobs.stdout.readline() == b"ready\n"
+            for variable in ("CONV3D_CACHE_DIR", "NUMBA_CACHE_DIR"):
+                words = [f"TMPDIR={shared}", f"HOME={parent}", f"{variable}={cache}"]
+                done = subprocess.run(
+                    [sys.executable, "-c", READ_OFTEN, json.dumps(KEY), *words],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                assert done.stdout.strip() == "{None}"
+            assert bobs.poll() is None
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users"
+)
+def test_a_replaced_parent_is_noticed() -> None:
+    """Alice's private folder lies in one that a group may write, where Bob puts his in its place."""
+    alice, bob, group = 12001, 12002, 12010
+    secret = bytes(machine_code.KEY_BYTES)
+    with tempfile.TemporaryDirectory(dir=os.path.realpath(tempfile.gettempdir())) as parent:
+        os.chmod(parent, 0o755)
+        lab = Path(parent, "lab")
+        for name, owner in (("lab/hers", alice), ("lab/his", bob)):
+            folder = Path(parent, name, machine_code.source_key())
+            folder.mkdir(parents=True)
+            (folder / machine_code.KEY_FILE).write_bytes(secret)
+            (folder / machine_code.KEY_FILE).chmod(0o600)
+            sealed(folder, KEY, f"symbol\n{name}".encode(), secret)
+            for path in (folder.parent, folder, *folder.iterdir()):
+                os.chown(path, owner, owner)
+            folder.parent.chmod(0o700)
+        os.chown(lab, alice, group)
+
+        def read(name: str) -> str:
+            words = [f"HOME={parent}", f"CONV3D_CACHE_DIR={lab / name}"]
+            command = [sys.executable, "-c", READ_AS_ALICE, json.dumps(KEY), *words]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return done.stdout.strip()
+
+        lab.chmod(0o755)
+        assert "hers" in read("hers")
+        lab.chmod(0o775)
+        assert read("hers") == "None"  # already now: nobody knows what was done to it
+        (lab / "hers").rename(lab / "away")
+        (lab / "his").rename(lab / "hers")
+        assert read("hers") == "None"
+        lab.chmod(0o755)
+        assert read("hers") == "None"
 
 
 def test_a_config_file_of_the_working_folder_does_not_change_what_is_compiled(

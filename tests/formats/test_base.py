@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from strategies import small_numbers
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.formats import base
-from conv3d_cli.formats.base import SpooledWriter, real_dtype, reserve_space, spool_reader, write_at
+from conv3d_cli.formats.base import SpooledWriter, real_dtype, reserve_space, spool_reader
 from conv3d_cli.model.volume import (
     Array,
     ArrayReader,
@@ -185,17 +184,6 @@ def test_reserving_space_never_shortens(tmp_path: Path, monkeypatch: pytest.Monk
             assert os.fstat(file.fileno()).st_size == 1000
             reserve_space(file, 10)
             assert os.fstat(file.fileno()).st_size == 1000
-
-
-def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system may write fewer bytes than it was given."""
-    write = os.pwrite
-    monkeypatch.setattr(
-        base.os, "pwrite", lambda number, data, place: write(number, data[:7], place)
-    )
-    with open(tmp_path / "x", "w+b") as file:
-        write_at(file, memoryview(bytes(range(100))), 5)
-        assert file.read() == bytes(5) + bytes(range(100))
 
 
 @pytest.mark.parametrize(

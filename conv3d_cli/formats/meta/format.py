@@ -26,7 +26,6 @@ from conv3d_cli.formats.base import (
     entries_of,
     real_dtype,
     reserve_space,
-    write_at,
 )
 from conv3d_cli.formats.codecs import CODECS, ZLIB, Codec
 from conv3d_cli.formats.meta import FORMAT
@@ -53,6 +52,7 @@ from conv3d_cli.model.volume import (
 )
 from conv3d_cli.system.atomic import output_file, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.portable import write_at
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 MAX_HEADER_BYTES = 1 << 20

@@ -27,7 +27,6 @@ from conv3d_cli.formats.base import (
     entries_of,
     real_dtype,
     reserve_space,
-    write_at,
 )
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
 from conv3d_cli.formats.mif import FORMAT
@@ -54,6 +53,7 @@ from conv3d_cli.model.volume import (
 )
 from conv3d_cli.system.atomic import write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.portable import write_at
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 MAX_HEADER_BYTES = 64 << 20

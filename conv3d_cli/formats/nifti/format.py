@@ -27,7 +27,6 @@ from conv3d_cli.formats.base import (
     RawWriter,
     SpooledWriter,
     real_dtype,
-    write_at,
 )
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
 from conv3d_cli.formats.nifti import FORMAT, cifti, is_nifti
@@ -60,6 +59,7 @@ from conv3d_cli.formats.signatures import read_start
 from conv3d_cli.model.volume import SPATIAL, Axes, Facts, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, check_target, output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.portable import write_at
 
 # --------------------------------------------------------------------------------------------------
 # Names

@@ -26,7 +26,6 @@ from conv3d_cli.formats.base import (
     RawWriter,
     entries_of,
     real_dtype,
-    write_at,
 )
 from conv3d_cli.formats.codecs import codec_named
 from conv3d_cli.formats.nrrd import FORMAT
@@ -60,6 +59,7 @@ from conv3d_cli.model.volume import (
 )
 from conv3d_cli.system.atomic import output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.portable import write_at
 
 CHANNELS = "conv3d_channels"  # key of a JSON list: name and color of each channel
 HISTORY = "conv3d_history"  # key of the history, a line for each step

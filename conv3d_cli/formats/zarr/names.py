@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from conv3d_cli.system.portable import slashes
+
 # metadata files; a folder with one of them is a Zarr node
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 LARGEST_METADATA = 16 << 20  # bytes of a node's metadata
@@ -47,9 +49,7 @@ def claims(path: str) -> bool:
     """
     if path == "-":
         return False
-    if is_url(path) or any(
-        part.lower().endswith(".zarr") for part in path.replace(os.sep, "/").split("/")
-    ):
+    if is_url(path) or any(part.lower().endswith(".zarr") for part in slashes(path).split("/")):
         return True
     return is_node(path)
 
@@ -60,7 +60,7 @@ def is_nifti(path: str) -> bool:
     >>> is_nifti("x/a.nii.zarr/1"), is_nifti("a.zarr")
     (True, False)
     """
-    parts = path.replace(os.sep, "/").split("/")
+    parts = slashes(path).split("/")
     return any(part.lower().endswith(".nii.zarr") for part in parts)
 
 
@@ -72,7 +72,7 @@ def archive_of(path: str) -> tuple[str, str] | None:
     """
     if path == "-" or is_url(path):
         return None
-    parts = path.replace(os.sep, "/").split("/")
+    parts = slashes(path).split("/")
     for number, part in enumerate(parts, 1):
         if part.lower().endswith(ARCHIVES):
             return "/".join(parts[:number]), "/".join(parts[number:]).strip("/")
@@ -160,7 +160,7 @@ def ancestors(path: str) -> Iterator[tuple[str, str]]:
     >>> list(ancestors("a.zarr/s/1"))
     [('a.zarr/s', '1'), ('a.zarr', 's/1')]
     """
-    above, inner = path.rstrip("/" + os.sep), ""
+    above, inner = slashes(path).rstrip("/"), ""
     for _ in range(3):
         above, _, name = above.rpartition("/")
         if not above or not name or above.endswith(":/"):
