@@ -49,6 +49,7 @@ from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
+from conv3d_cli.system.room import ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
     again : bool        see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
-    with waiting(job.timeout):
+    with waiting(job.timeout), ceiling_of_memory(job.max_memory):
         return open_volume(
             job.source,
             axes=job.axes,
@@ -178,7 +179,10 @@ def open_job_mask(job: Job, header: VolumeHeader, again: bool = False) -> Iterat
     if path is None:
         yield None
         return
-    with open_mask(path, header, job.missing.labels, given_spacing(job), again) as mask:
+    with (
+        ceiling_of_memory(job.max_memory),
+        open_mask(path, header, job.missing.labels, given_spacing(job), again) as mask,
+    ):
         yield mask
 
 
