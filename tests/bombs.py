@@ -172,6 +172,26 @@ def jpeg_head() -> bytes:
     return b"\xff\xd8" + tables + frame + codes + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(99)
 
 
+def ome_xml(folder: Path) -> str:
+    """OME-TIFF that declares one plane, with annotations of nothing."""
+    import tifffile
+
+    text = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="float" SizeX="8" '
+        'SizeY="8" SizeZ="1" SizeC="1" SizeT="1"><TiffData/></Pixels></Image>'
+        f"<StructuredAnnotations>{'<a/>' * (8 << 20)}</StructuredAnnotations></OME>"
+    )
+    tifffile.imwrite(folder / "xml.ome.tif", VOXELS[0], description=text, metadata=None)
+    return "xml.ome.tif"
+
+
+def czi_jpeg(folder: Path) -> str:
+    tiles = [({"X": 0, "Y": 0, "Z": 0, "M": 0}, VOXELS[0].astype(np.uint8))]
+    made = microscopes.czi(folder / "j.czi", tiles, pack=lambda _: jpeg_head(), compression=1)
+    return Path(made).name
+
+
 # --------------------------------------------------------------------------------------------------
 # Headers
 
@@ -225,6 +245,8 @@ BOMBS: dict[str, Callable[[Path], str]] = {
     "MRtrix line": _one_line("line.mif", MIF + "comments: "),
     "MRtrix entries": _lines("entries.mif", MIF, "%x:\n", 6_000_000, "file: . 0\nEND\n"),
     "MRtrix packed": _one_line("line.mif.gz", MIF + "comments: ", packed=True),
-    "AFNI": _lines("a+orig.HEAD", "", "type=string-attribute\nname=%x\ncount=1\n'~\n", 1_400_000),
-    "PAR": _lines("a.PAR", "", ".    a%x   :   1\n", 2_500_000),
+    "AFNI": _lines("a+orig.HEAD", "", "type=string-attribute\nname=%x\ncount=1\n'~\n", 360_000),
+    "PAR": _lines("a.PAR", "", ".    a%x   :   1\n", 790_000),
+    "OME-XML": ome_xml,
+    "CZI JPEG": czi_jpeg,
 }

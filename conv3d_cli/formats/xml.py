@@ -11,6 +11,7 @@ from conv3d_cli.system.room import require_room
 # what Python's trees take.
 ELEMENT_BYTES, ATTRIBUTES_BYTES, TEXT_BYTES = 100, 200, 60
 TREES = 2  # the library's, and the one that is read here
+COPIES = 4  # of the text, in bytes for each of it
 PIECE = 1 << 16
 HARMLESS = 1 << 20  # characters whose tree never takes more than 70 MiB
 
@@ -36,7 +37,7 @@ def check_pieces(pieces: Iterable[str | bytes], path: str) -> None:
     """As `check_xml`, of an XML in pieces."""
     from xml.parsers import expat
 
-    needed = told = 0
+    needed = length = 0
 
     def begin(name: str, attributes: list[str]) -> None:
         nonlocal needed
@@ -54,10 +55,9 @@ def check_pieces(pieces: Iterable[str | bytes], path: str) -> None:
     parser.CharacterDataHandler = characters
     try:
         for piece in pieces:
+            length += len(piece)
+            require_room(COPIES * length, "its XML", path)
             parser.Parse(piece, False)
-            needed += 4 * len(piece)  # the text itself, and its copies
-            if needed - told > 1 << 20:
-                require_room(needed, "its XML", path)
-                told = needed
     except expat.ExpatError:
         pass  # whoever reads it tells
+    require_room(needed + COPIES * length, "its XML", path)

@@ -25,6 +25,7 @@ from conv3d_cli.formats.microscope.images import chosen, file_errors, grid_of
 from conv3d_cli.formats.planes import PlaneReader
 from conv3d_cli.formats.tiff.compressed import unpack_zstd
 from conv3d_cli.formats.tiff.images import Listed
+from conv3d_cli.formats.tiff.pictures import check_picture
 from conv3d_cli.formats.xml import parse_xml
 from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
@@ -368,6 +369,7 @@ def _unpack(data: bytes, compression: int, wanted: int, stored: np.dtype[Any]) -
 
     if compression == LZW:
         return imagecodecs.lzw_decode(data, out=wanted)
+    check_picture(data, 2 * wanted + (1 << 20))
     if compression == JPEG:
         return imagecodecs.jpeg8_decode(data)
     return imagecodecs.jpegxr_decode(data)
