@@ -6,7 +6,7 @@ import json
 
 import click
 
-from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
+from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option, timeout_option
 from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.settings.option import File, Unit
@@ -37,6 +37,7 @@ from conv3d_cli.system.words import printable
     help="Absolute tolerance, in the unit of the voxel values.",
 )
 @spacing_option()
+@timeout_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print nothing; tell the result by the exit code."

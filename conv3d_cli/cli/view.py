@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.cli.messages import echo
-from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option
+from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option, timeout_option
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
@@ -70,6 +70,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
     help="Axes in storage order.  [default: as the files say]",
 )
 @spacing_option()
+@timeout_option()
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 def view(
     files: tuple[str, ...],

@@ -30,11 +30,12 @@ def check_xml(text: str | bytes, path: str) -> None:
     Raises: MemoryLimitError.
     """
     if len(text) > HARMLESS:
-        check_pieces((text[at : at + PIECE] for at in range(0, len(text), PIECE)), path)
+        pieces = (text[at : at + PIECE] for at in range(0, len(text), PIECE))
+        check_pieces(pieces, len(text), path)
 
 
-def check_pieces(pieces: Iterable[str | bytes], path: str) -> None:
-    """As `check_xml`, of an XML in pieces."""
+def check_pieces(pieces: Iterable[str | bytes], size: int, path: str) -> None:
+    """As `check_xml`, of an XML in pieces of `size` characters or bytes in all."""
     from xml.parsers import expat
 
     needed = length = 0
@@ -56,8 +57,8 @@ def check_pieces(pieces: Iterable[str | bytes], path: str) -> None:
     try:
         for piece in pieces:
             length += len(piece)
-            require_room(COPIES * length, "its XML", path)
+            require_room(COPIES * size + needed, "its XML", path, length / size)
             parser.Parse(piece, False)
     except expat.ExpatError:
         pass  # whoever reads it tells
-    require_room(needed + COPIES * length, "its XML", path)
+    require_room(COPIES * size + needed, "its XML", path)

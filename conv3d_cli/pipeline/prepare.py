@@ -24,7 +24,6 @@ from conv3d_cli.formats import (
     output_format,
 )
 from conv3d_cli.formats.base import random_access
-from conv3d_cli.formats.zarr.remote import waiting
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
@@ -49,7 +48,6 @@ from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
-from conv3d_cli.system.room import ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -157,7 +155,7 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
     again : bool        see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
-    with waiting(job.timeout), ceiling_of_memory(job.max_memory):
+    with job.limits():
         return open_volume(
             job.source,
             axes=job.axes,
@@ -180,7 +178,7 @@ def open_job_mask(job: Job, header: VolumeHeader, again: bool = False) -> Iterat
         yield None
         return
     with (
-        ceiling_of_memory(job.max_memory),
+        job.limits(),
         open_mask(path, header, job.missing.labels, given_spacing(job), again) as mask,
     ):
         yield mask

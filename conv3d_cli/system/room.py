@@ -34,10 +34,11 @@ def ceiling_of_memory(requested: int | None) -> Iterator[None]:
         _ceiling.reset(token)
 
 
-def require_room(needed: int, what: str, path: str) -> None:
+def require_room(needed: int, what: str, path: str, part: float = 1) -> None:
     """Check that something of `needed` bytes fits into the ceiling beside the process itself.
 
     what : str      for the message: "its XML"
+    part : float    how much of it was looked at, above 0; the message tells what all will need
     Raises: MemoryLimitError.
 
     >>> with ceiling_of_memory(300 << 20):
@@ -46,8 +47,9 @@ def require_room(needed: int, what: str, path: str) -> None:
     ...
     conv3d_cli.errors.MemoryLimitError: cannot read a.lif: its XML needs 350.0 MiB of memory ...
     """
-    limit, needed = memory_ceiling(_ceiling.get()), needed + READING_BYTES
-    if needed > limit:
+    limit = memory_ceiling(_ceiling.get())
+    if needed + READING_BYTES > limit:
+        needed = int(needed / part) + READING_BYTES
         raise MemoryLimitError(
             f"cannot read {path}: {what} needs {format_bytes(needed)} of memory for the whole "
             f"process, the ceiling is {format_bytes(limit)}; pass "

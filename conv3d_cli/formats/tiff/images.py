@@ -304,7 +304,7 @@ def _read_xml(path: str) -> str:
     from xml.etree import ElementTree
 
     with open(path, "rb") as file:  # in the encoding that it declares
-        check_pieces(iter(lambda: file.read(PIECE), b""), path)
+        check_pieces(iter(lambda: file.read(PIECE), b""), os.path.getsize(path), path)
         file.seek(0)
         root = ElementTree.parse(file).getroot()
     return ElementTree.tostring(root, encoding="unicode")
