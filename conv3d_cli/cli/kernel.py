@@ -11,7 +11,7 @@ import click
 from conv3d_cli.cli import layout
 from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import table_options
-from conv3d_cli.cli.parameters import FileName, spacing_option
+from conv3d_cli.cli.parameters import FileName, spacing_option, timeout_option
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.settings.option import File
 from conv3d_cli.system.words import count_of, printable
@@ -70,7 +70,7 @@ def list_() -> None:
 
 
 def grid_options(command: Any) -> Any:
-    """The two options that set the voxel spacing: --like VOLUME, --spacing D,H,W."""
+    """The options that set the voxel spacing: --like VOLUME, which may be a URL, and --spacing."""
     spacing = spacing_option(
         "Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it. With --like: "
         "for a volume that stores none or no unit."
@@ -81,7 +81,7 @@ def grid_options(command: Any) -> Any:
         type=FileName(File.READ),
         help="Take the voxel spacing from the header of this volume.",
     )
-    return like(spacing(command))
+    return like(spacing(timeout_option()(command)))
 
 
 # The options of `apply` that adapt a kernel file to a volume.

@@ -57,7 +57,8 @@ def check_pieces(pieces: Iterable[str | bytes], size: int, path: str) -> None:
     try:
         for piece in pieces:
             length += len(piece)
-            require_room(COPIES * size + needed, "its XML", path, length / size)
+            whole = COPIES * size + needed * size // max(length, 1)  # as dense as so far
+            require_room(COPIES * size + needed, "its XML", path, whole)
             parser.Parse(piece, False)
     except expat.ExpatError:
         pass  # whoever reads it tells

@@ -34,11 +34,11 @@ def ceiling_of_memory(requested: int | None) -> Iterator[None]:
         _ceiling.reset(token)
 
 
-def require_room(needed: int, what: str, path: str, part: float = 1) -> None:
+def require_room(needed: int, what: str, path: str, whole: int = 0) -> None:
     """Check that something of `needed` bytes fits into the ceiling beside the process itself.
 
     what : str      for the message: "its XML"
-    part : float    how much of it was looked at, above 0; the message tells what all will need
+    whole : int     what all of it will probably need, if that is more, for the message
     Raises: MemoryLimitError.
 
     >>> with ceiling_of_memory(300 << 20):
@@ -49,7 +49,7 @@ def require_room(needed: int, what: str, path: str, part: float = 1) -> None:
     """
     limit = memory_ceiling(_ceiling.get())
     if needed + READING_BYTES > limit:
-        needed = int(needed / part) + READING_BYTES
+        needed = max(needed, whole) + READING_BYTES
         raise MemoryLimitError(
             f"cannot read {path}: {what} needs {format_bytes(needed)} of memory for the whole "
             f"process, the ceiling is {format_bytes(limit)}; pass "
