@@ -7,6 +7,7 @@ volumes that they promise are small, so that only a bound on what is unpacked re
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -85,14 +86,14 @@ def minc2(folder: Path) -> str:
             compression="gzip",
         )
         image.id.write_direct_chunk((0, 0, 0), deflated())
-        image.attrs["dimorder"] = b"zspace,yspace,xspace"
+        image.attrs["dimorder"] = np.bytes_("zspace,yspace,xspace")
         image.attrs["valid_range"] = np.array([0.0, 1.0])
         for name, value in (("image-max", 1.0), ("image-min", 0.0)):
             file[f"minc-2.0/image/0/{name}"] = value
         for axis, cosines in zip("zyx", np.eye(3), strict=True):
             dim = file.create_dataset(f"minc-2.0/dimensions/{axis}space", data=np.int32(0))
             dim.attrs.update({"length": np.int32(EDGE), "start": 0.0, "step": 1.0})
-            dim.attrs.update({"spacing": b"regular__", "direction_cosines": cosines})
+            dim.attrs.update({"spacing": np.bytes_("regular__"), "direction_cosines": cosines})
     return "gzip.mnc2"
 
 
@@ -192,6 +193,34 @@ def czi_jpeg(folder: Path) -> str:
     return Path(made).name
 
 
+def dicom(folder: Path) -> str:
+    """One image, in a file that is one deflate stream."""
+    import pydicom
+    from pydicom.data import get_testdata_file
+
+    data = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    written = io.BytesIO()
+    data.save_as(written, enforce_file_format=True)
+    start = 144 + int.from_bytes(written.getvalue()[140:144], "little")
+    content = zlib.decompress(written.getvalue()[start:], -zlib.MAX_WBITS)
+    packed = deflated(-zlib.MAX_WBITS, content)
+    (folder / "a.dcm").write_bytes(written.getvalue()[:start] + packed)
+    return "a.dcm"
+
+
+def zarr_attributes(folder: Path) -> str:
+    """A Zarr array of format 2 whose metadata have a list of lists."""
+    store = folder / "many.zarr"
+    store.mkdir(exist_ok=True)
+    (store / ".zarray").write_text(
+        '{"zarr_format": 2, "shape": [8, 8, 8], "chunks": [8, 8, 8], "dtype": "<f4", '
+        '"compressor": null, "fill_value": 0, "order": "C", "filters": null}'
+    )
+    (store / ".zattrs").write_text('{"a": [' + "[]," * 5_000_000 + "1]}")
+    return "many.zarr"
+
+
 # --------------------------------------------------------------------------------------------------
 # Headers
 
@@ -247,6 +276,12 @@ BOMBS: dict[str, Callable[[Path], str]] = {
     "MRtrix packed": _one_line("line.mif.gz", MIF + "comments: ", packed=True),
     "AFNI": _lines("a+orig.HEAD", "", "type=string-attribute\nname=%x\ncount=1\n'~\n", 360_000),
     "PAR": _lines("a.PAR", "", ".    a%x   :   1\n", 790_000),
+    "NRRD many pairs": _lines("many.nrrd", NRRD, "%x:=\n", 49_999, "\n"),
+    "Zarr attributes": zarr_attributes,
+    "JSON kernel": _lines("k.json", "[", "[],%.0s", 5_000_000, "1]"),
+    "TOML config": _lines("c.toml", "", "[k%x.a.b]\n", 300_000),
+    "JSON config": _lines("c.json", "[", "[],%.0s", 9_000_000, "1]"),
+    "DICOM deflated": dicom,
     "OME-XML": ome_xml,
     "CZI JPEG": czi_jpeg,
 }

@@ -31,10 +31,12 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
     """
     from conv3d_cli.batch.plan import BatchRequest, plan_jobs
     from conv3d_cli.formats.zarr.remote import waiting
+    from conv3d_cli.system.machine import byte_size
     from conv3d_cli.system.room import ceiling_of_memory
 
     ctx.with_resource(waiting(given.timeout))
-    ctx.with_resource(ceiling_of_memory(given.max_memory))
+    ceiling = None if given.max_memory is None else byte_size(given.max_memory)
+    ctx.with_resource(ceiling_of_memory(ceiling))
     if given.desc is not None and not given.bids:
         raise SpecError("--desc is the label of --bids; pass both, or neither")
     if given.manifest is None and not inputs:

@@ -63,3 +63,30 @@ def check_entries(entries: Sized, path: str) -> None:
         raise FormatError(
             f"cannot read {path}: damaged: its header has more than {HEADER_ENTRIES:,} entries"
         )
+
+
+# Bytes of what a text describes, for each sign of it, rounded up from what Python's readers take.
+JSON_BYTES = {",": 60, "[": 60, "{": 120, ":": 60}
+TOML_BYTES = {",": 60, "[": 1100, "{": 300, "=": 300, ".": 700}
+TEXT_COPIES = 4
+HARMLESS_TEXT = 1 << 18  # characters that never take more than 80 MiB
+
+
+def check_tree(text: str | bytes, signs: dict[str, int], path: str) -> None:
+    """Check that what a text describes fits into memory, before it is read.
+
+    signs : dict        `JSON_BYTES` or `TOML_BYTES`
+    Raises: MemoryLimitError.
+
+    >>> with ceiling_of_memory(300 << 20):
+    ...     check_tree("[],".join([""] * 2_000_000), JSON_BYTES, "a.json")
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.MemoryLimitError: cannot read a.json: what its text describes needs ...
+    """
+    if len(text) <= HARMLESS_TEXT:
+        return
+    needed = TEXT_COPIES * len(text)
+    for sign, each in signs.items():
+        needed += each * (text.count(sign) if isinstance(text, str) else text.count(sign.encode()))
+    require_room(needed, "what its text describes", path)

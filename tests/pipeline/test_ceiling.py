@@ -6,40 +6,20 @@ import gzip
 import os
 import random
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import peak_memory
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4")
 CEILING = 300 << 20
-UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss's unit
-
-
-LAUNCHER = """
-import os, sys
-child = os.posix_spawn(sys.executable, sys.argv[1:], os.environ)
-_, status, usage = os.wait4(child, 0)
-print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
-"""
 
 
 def peak(folder: Path, *arguments: str) -> tuple[int, int]:
     """The exit code and the largest resident memory in bytes of an `apply` with the ceiling."""
-    command = [sys.executable, "-m", "conv3d_cli", "apply", *arguments]
-    command += ["-o", "o.npy", "--overwrite", "-q", "--max-memory", str(CEILING)]
-    # by a small process: the system counts the memory of the one that forks, too
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, *command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
-    code, most = map(int, done.stdout.split())
-    return code, most * UNIT
+    rest = ("-o", "o.npy", "--overwrite", "-q", "--max-memory", CEILING)
+    return peak_memory(folder, "apply", *arguments, *rest)[:2]
 
 
 @pytest.fixture(scope="module")
