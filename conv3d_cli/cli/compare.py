@@ -10,7 +10,7 @@ from conv3d_cli.cli.parameters import FileName, UnitOption, spacing_option, time
 from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.settings.option import File, Unit
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import TERMINAL, plain_text
 
 
 @click.command()
@@ -72,5 +72,5 @@ def compare(
     if as_json:
         click.echo(json.dumps(result.record()))
     elif not quiet:
-        click.echo(printable("\n".join(result.lines())))
+        click.echo(plain_text("\n".join(result.lines()), TERMINAL))
     ctx.exit(DifferenceError.exit_code if result.differences else 0)

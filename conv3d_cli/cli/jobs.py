@@ -35,7 +35,7 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
     from conv3d_cli.system.room import ceiling_of_memory
 
     ctx.with_resource(waiting(given.timeout))
-    ceiling = None if given.max_memory is None else byte_size(given.max_memory)
+    ceiling = None if given.max_memory is None else byte_size(str(given.max_memory))
     ctx.with_resource(ceiling_of_memory(ceiling))
     if given.desc is not None and not given.bids:
         raise SpecError("--desc is the label of --bids; pass both, or neither")

@@ -14,7 +14,7 @@ from conv3d_cli.cli.options import table_options
 from conv3d_cli.cli.parameters import FileName, spacing_option, timeout_option
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.settings.option import File
-from conv3d_cli.system.words import count_of, printable
+from conv3d_cli.system.words import TERMINAL, count_of, plain_text
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
@@ -410,4 +410,4 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
         if picture.negative:
             legend += "; '-' after a character: negative"
     drawing.draw([picture.slices, picture.profiles], picture.voxel, most)
-    click.echo(printable(drawing.wrapped([*caption, legend])))
+    click.echo(plain_text(drawing.wrapped([*caption, legend]), TERMINAL))

@@ -53,7 +53,7 @@ def _open_netcdf(path: str) -> tuple[Any, Any, Any]:
     file = open(path, "rb")  # noqa: SIM115 - `close` does
     try:
         content = netcdf_file(file, "r", mmap=True)
-        mapped = content._mm_buf  # of the whole file
+        mapped: Any = content._mm_buf  # of the whole file
         start = mapped.__array_interface__["data"][0]
         watched = watch_map(start, mapped.nbytes, path)
         try:
@@ -70,7 +70,7 @@ def _open_netcdf(path: str) -> tuple[Any, Any, Any]:
         raise
 
 
-def _release(mapped: mmap.mmap) -> None:
+def _release(mapped: Any) -> None:
     """Give back the pages of a map: they would count as memory."""
     if hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)

@@ -227,7 +227,7 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
         )
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
-    unknown = []
+    unknown: list[str] = []
     attached = False
     while line := file.readline(HEADER_BYTES):
         if file.tell() > HEADER_BYTES:

@@ -126,12 +126,14 @@ def _unpacker(compression: int) -> Callable[[bytes, int], bytes] | None:
 def unpack_here(keyframe: Any) -> None:
     """Make tifffile unpack a page, and the pages like it, with this module, if it knows the codec.
 
+    It is harmless when called twice.
+
     tifffile then treats the strips as uncompressed.
 
     keyframe : TiffPage     of tifffile; changed
     """
     unpack = _unpacker(keyframe.compression)
-    if keyframe.dtype is None:
+    if keyframe.dtype is None or getattr(keyframe.__dict__.get("decode"), "bounded", False):
         return
     if unpack is None:
         _check_pictures(keyframe)
@@ -147,6 +149,7 @@ def unpack_here(keyframe: Any) -> None:
     def decode(data: bytes | None, index: int, **options: Any) -> Any:
         return unpacked.decode(None if data is None else unpack(data, size), index, **options)
 
+    decode.bounded = True  # type: ignore[attr-defined]
     keyframe.__dict__["decode"] = decode
 
 
@@ -161,6 +164,7 @@ def _check_pictures(keyframe: Any) -> None:
             check_picture(data, most)
         return decoded(data, index, **options)
 
+    decode.bounded = True  # type: ignore[attr-defined]
     keyframe.__dict__["decode"] = decode
 
 
