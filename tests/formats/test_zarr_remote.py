@@ -21,6 +21,7 @@ class Server:
     """A server of a folder; `misbehave` may answer a request for a chunk in its place."""
 
     def __init__(self, folder: Path) -> None:
+        self.in_metadata = False
         self.asked, self.end = 0, threading.Event()
         self.misbehave: Any = lambda handler, number: False
         outer = self
@@ -33,7 +34,7 @@ class Server:
                 pass
 
             def do_GET(self) -> None:
-                if "/c/" in self.path:
+                if "/c/" in self.path or outer.in_metadata:
                     outer.asked += 1
                     if outer.misbehave(self, outer.asked):
                         return
@@ -50,11 +51,6 @@ class Server:
         handler.wfile.write(bytes(10))
         handler.wfile.flush()
         self.end.wait(60)
-        return True
-
-    def stall_always(self, handler: Any, number: int) -> bool:
-        """Metadata, too."""
-        self.end.wait(600)
         return True
 
     def stall_before_the_header(self, handler: Any, number: int) -> bool:
@@ -112,7 +108,7 @@ def test_so_it_is_in_every_command_that_reads_an_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    server.misbehave = server.stall_always
+    server.misbehave, server.in_metadata = server.stall, True
     words = [server.url if word == "URL" else word for word in command]
     began = time.monotonic()
     result = run(*words, "--timeout", "0.3", code=3)
