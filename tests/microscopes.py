@@ -157,16 +157,26 @@ def _loop(kind: int, parameters: dict[str, Any], inner: dict[str, Any] | None) -
     return found
 
 
-def nd2(path: Path, values: np.ndarray, names: tuple[str, ...] = (), missing: int = -1) -> str:
+def nd2(
+    path: Path,
+    values: np.ndarray,
+    names: tuple[str, ...] = (),
+    missing: int = -1,
+    pack: Any = None,
+    described: bytes = b"",
+) -> str:
     """An ND2 file of values (T, P, Z, C, Y, X), 0.25 um a pixel, 1.5 um a plane, 2 s a time point.
 
     missing : int       number of a frame that is left out
+    pack : callable     packs the bytes of a frame, where the file says that it is packed by zlib
+    described : bytes   zlib's, in place of the metadata
     """
     t, p, z, c, y, x = values.shape
     bits = values.dtype.itemsize * 8
     attributes = {
         "uiWidth": x, "uiWidthBytes": x * c * bits // 8, "uiHeight": y, "uiComp": c, "uiBpcInMemory": bits,
-        "uiBpcSignificant": bits, "uiSequenceCount": t * p * z, "eCompression": 2,
+        "uiBpcSignificant": bits, "uiSequenceCount": t * p * z,
+        "eCompression": 0 if pack else 2,
     }  # fmt: skip
     planes = {
         f"a{k}": {
@@ -202,12 +212,17 @@ def nd2(path: Path, values: np.ndarray, names: tuple[str, ...] = (), missing: in
 
     chunk(b"ND2 FILE SIGNATURE CHUNK NAME01!", b"Ver3.0".ljust(64, b"\0"))
     chunk(b"ImageAttributesLV!", _variant("SLxImageAttributes", attributes))
-    chunk(b"ImageMetadataSeqLV|0!", _variant("SLxPictureMetadata", picture))
+    packed = bytes([76, 0]) + bytes(10) + described
+    chunk(
+        b"ImageMetadataSeqLV|0!",
+        packed if described else _variant("SLxPictureMetadata", picture),
+    )
     chunk(b"ImageMetadataLV!", _variant("SLxExperiment", loop))
     frames = values.reshape(t * p * z, c, y, x).transpose(0, 2, 3, 1)
     for number, frame in enumerate(frames):
         if number != missing:
-            data = struct.pack("<d", 0.0) + np.ascontiguousarray(frame).tobytes()
+            voxels = np.ascontiguousarray(frame).tobytes()
+            data = struct.pack("<d", 0.0) + (pack(voxels) if pack else voxels)
             chunk(f"ImageDataSeq|{number}!".encode(), data, 4072)
     where = len(out)
     table = b"".join(name + struct.pack("<QQ", *place) for name, place in places.items())

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # Seconds. No process or condition of a test takes longer on a machine that works.
@@ -53,6 +55,34 @@ def wait_until(
             raise AssertionError(f"the process ended before the condition was true: {message!r}")
         assert time.monotonic() - begin < LIMIT, f"the condition is not true after {LIMIT} s"
         time.sleep(0.005)
+
+
+UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss's unit
+LAUNCHER = """
+import os, sys
+child = os.posix_spawn(sys.executable, sys.argv[1:], os.environ)
+_, status, usage = os.wait4(child, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+"""
+
+
+def peak_memory(folder: Path, *arguments: object) -> tuple[int, int, str]:
+    """The exit code of a `conv3d`, the most resident memory of it or a process of its, and stderr.
+
+    folder : Path       where it runs
+    """
+    command = [sys.executable, "-m", "conv3d_cli", *map(str, arguments)]
+    # by a small process: the system counts the memory of the one that forks, too
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT,
+    )
+    code, most = map(int, done.stdout.split()[-2:])
+    return code, most * UNIT, done.stderr
 
 
 def cpu_seconds() -> float:

@@ -25,7 +25,7 @@ from conv3d_cli.system.atomic import abandon_outputs, cause_of, placed_outputs
 from conv3d_cli.system.faults import explained
 from conv3d_cli.system.interrupts import handle_interrupts, limit_cleaning_up, told
 from conv3d_cli.system.standard_streams import lost_output
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import TERMINAL, plain_text
 
 COMMANDS = (
     "apply",
@@ -101,9 +101,8 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
-    return printable(
-        "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
-    )
+    left = "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
+    return plain_text(left, TERMINAL)
 
 
 def _tell(error: Conv3DError, placed: Sequence[str]) -> int:
@@ -112,7 +111,7 @@ def _tell(error: Conv3DError, placed: Sequence[str]) -> int:
     if not isinstance(error, DifferenceError):  # which is about an output
         words = [f"{path} is written" for path in placed if os.path.lexists(path)]
         text = "; ".join([text, *(one for one in words if one not in text)])
-    click.echo(f"Error: {printable(text)}", err=True)
+    click.echo(f"Error: {plain_text(text, TERMINAL)}", err=True)
     return error.exit_code
 
 

@@ -6,11 +6,17 @@ import json
 
 import click
 
-from conv3d_cli.cli.parameters import FileName, UnitOption, refuse_both, spacing_option
+from conv3d_cli.cli.parameters import (
+    FileName,
+    UnitOption,
+    refuse_both,
+    spacing_option,
+    timeout_option,
+)
 from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.settings.option import File, Unit
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import TERMINAL, plain_text
 
 
 @click.command()
@@ -37,6 +43,7 @@ from conv3d_cli.system.words import printable
     help="Absolute tolerance, in the unit of the voxel values.",
 )
 @spacing_option()
+@timeout_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print nothing; tell the result by the exit code."
@@ -72,5 +79,5 @@ def compare(
     if as_json:
         click.echo(json.dumps(result.record()))
     elif not quiet:
-        click.echo(printable("\n".join(result.lines())))
+        click.echo(plain_text("\n".join(result.lines()), TERMINAL))
     ctx.exit(DifferenceError.exit_code if result.differences else 0)

@@ -31,7 +31,13 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
     `batch.plan.plan_jobs`.
     """
     from conv3d_cli.batch.plan import BatchRequest, plan_jobs
+    from conv3d_cli.formats.zarr.remote import waiting
+    from conv3d_cli.system.machine import byte_size
+    from conv3d_cli.system.room import ceiling_of_memory
 
+    ctx.with_resource(waiting(given.timeout))
+    ceiling = None if given.max_memory is None else byte_size(str(given.max_memory))
+    ctx.with_resource(ceiling_of_memory(ceiling))
     if given.desc is not None and not given.bids:
         raise SpecError("--desc is the label of --bids; pass both, or neither")
     if given.manifest is None and not inputs:

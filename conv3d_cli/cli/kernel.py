@@ -11,12 +11,12 @@ import click
 from conv3d_cli.cli import layout
 from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import table_options
-from conv3d_cli.cli.parameters import FileName, check_overwrite, spacing_option
+from conv3d_cli.cli.parameters import FileName, check_overwrite, spacing_option, timeout_option
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.needs import no_effect
 from conv3d_cli.settings.option import File
-from conv3d_cli.system.words import count_of, printable
+from conv3d_cli.system.words import TERMINAL, count_of, plain_text
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
@@ -72,7 +72,7 @@ def list_() -> None:
 
 
 def grid_options(command: Any) -> Any:
-    """The two options that set the voxel spacing: --like VOLUME, --spacing D,H,W."""
+    """The options that set the voxel spacing: --like VOLUME, which may be a URL, and --spacing."""
     spacing = spacing_option(
         "Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it. With --like: "
         "for a volume that stores none or no unit."
@@ -83,7 +83,7 @@ def grid_options(command: Any) -> Any:
         type=FileName(File.READ),
         help="Take the voxel spacing from the header of this volume.",
     )
-    return like(spacing(command))
+    return like(spacing(timeout_option()(command)))
 
 
 # The options of `apply` that adapt a kernel file to a volume.
@@ -419,4 +419,4 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
         if picture.negative:
             legend += "; '-' after a character: negative"
     drawing.draw([picture.slices, picture.profiles], picture.voxel, most)
-    click.echo(printable(drawing.wrapped([*caption, legend])))
+    click.echo(plain_text(drawing.wrapped([*caption, legend]), TERMINAL))

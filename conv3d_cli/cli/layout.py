@@ -11,7 +11,7 @@ import sys
 import textwrap
 from typing import Any
 
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import TERMINAL, plain_text
 
 PLAIN_COLUMNS = 80
 MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal is
@@ -54,7 +54,7 @@ def facts(text: str, stream: Any, indent: int = FACT_INDENT) -> str:
 
     Control characters, which names of files may hold, are escaped.
     """
-    text = printable(text)
+    text = plain_text(text, TERMINAL)
     stream = getattr(
         stream, "rich_proxied_file", stream
     )  # Rich's while a bar is shown, no terminal

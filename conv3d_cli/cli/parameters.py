@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.values import refusal
+from conv3d_cli.cli.values import Real, refusal
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
 
@@ -79,6 +79,29 @@ class UnitOption(click.Option):
     def __init__(self, *arguments: Any, unit: Unit, **values: Any) -> None:
         super().__init__(*arguments, **values)
         self.unit = unit
+
+
+def timeout_option() -> Callable[[Any], Any]:
+    """A decorator that adds --timeout to another command than `apply`, and obeys it."""
+    from conv3d_cli.settings.options import OPTION
+
+    def obey(ctx: click.Context, _: click.Parameter, seconds: float | None) -> None:
+        if seconds is not None and not ctx.resilient_parsing:
+            from conv3d_cli.formats.zarr.remote import waiting
+
+            ctx.with_resource(waiting(seconds))
+
+    option = OPTION["timeout"]
+    return click.option(
+        "--timeout",
+        cls=UnitOption,
+        unit=option.unit,
+        type=Real(),
+        metavar=option.metavar,
+        help=option.help,
+        expose_value=False,
+        callback=obey,
+    )
 
 
 def spacing_option(

@@ -10,7 +10,7 @@ from typing import Any
 
 from conv3d_cli.cli.layout import facts
 from conv3d_cli.cli.messages import echo
-from conv3d_cli.system.words import count_of, printable
+from conv3d_cli.system.words import TERMINAL, count_of, plain_text
 
 # "off": no note that loops are compiled, for logs that are compared
 COMPILE_NOTE = "CONV3D_COMPILE_NOTE"
@@ -29,7 +29,7 @@ class ProgressBar:
     """
 
     def __init__(self, label: str, quiet: bool = False, volumes: bool = False) -> None:
-        self._label, self._quiet, self._volumes = printable(label), quiet, volumes
+        self._label, self._quiet, self._volumes = plain_text(label, TERMINAL), quiet, volumes
         self._watch = ExitStack()
         self._compiled = self._to_compile = 0  # loops of all groups so far
         self._compiles = False

@@ -22,7 +22,7 @@ from conv3d_cli.errors import DifferenceError, FormatError, SpecError
 from conv3d_cli.settings.merge import apply_settings
 from conv3d_cli.settings.option import File
 from conv3d_cli.system.machine import byte_size
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import TERMINAL, plain_text
 
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.prepare import PreparedJob
@@ -130,7 +130,7 @@ def rerun(
     if not verdict.good:
         raise DifferenceError(f"{verdict.words} ({sidecar})")
     if not as_json and not quiet:
-        click.echo(printable(verdict.words))
+        click.echo(plain_text(verdict.words, TERMINAL))
 
 
 def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:

@@ -13,7 +13,7 @@ import click
 
 from conv3d_cli.batch.results import TableRow
 from conv3d_cli.system.portable import slashes
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import TERMINAL, plain_text
 
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
@@ -49,10 +49,10 @@ def cells(rows: Sequence[TableRow]) -> list[list[str]]:
     return [["", "output", *timed, *heads, ""]] + [
         [
             row.status,
-            printable(row.target),
+            plain_text(row.target, TERMINAL),
             *("" if row.seconds is None else f"{row.seconds:.2f}" for _ in timed),
             *(row.found.get(head, "") for head in heads),
-            printable(row.remark),
+            plain_text(row.remark, TERMINAL),
         ]
         for row in shown
     ]
@@ -113,7 +113,7 @@ def table_lines(rows: Sequence[TableRow], width: int | None) -> list[tuple[str, 
     lines = cells(rows)
     headed = len(lines[0]) > 3  # status, output and remark need no head
     if width is not None:
-        folder = _common_folder([printable(row.target) for row in rows])
+        folder = _common_folder([plain_text(row.target, TERMINAL) for row in rows])
         for line in lines[1:]:
             line[1] = line[1].removeprefix(folder)
         lines[0][1] += f" in {folder}" if folder else ""

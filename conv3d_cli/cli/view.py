@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.cli.messages import echo
-from conv3d_cli.cli.parameters import FileName, UnitOption, check_overwrite, spacing_option
+from conv3d_cli.cli.parameters import (
+    FileName,
+    UnitOption,
+    check_overwrite,
+    spacing_option,
+    timeout_option,
+)
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
-from conv3d_cli.system.words import printable
+from conv3d_cli.system.words import TERMINAL, plain_text
 
 if TYPE_CHECKING:
     from conv3d_cli.pictures.panels import Panel, Window
@@ -70,6 +76,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
     help="Axes in storage order.  [default: as the files say]",
 )
 @spacing_option()
+@timeout_option()
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 def view(
     files: tuple[str, ...],
@@ -195,7 +202,7 @@ def _print(
 
     if len(columns) == 1:
         lines = terminal_lines()
-        click.echo(printable(headings[0]))
+        click.echo(plain_text(headings[0], TERMINAL))
         draw([columns[0]], voxel, lines=None if lines is None else lines - len(caption) - 6)
     else:
         at_once = max(1, shutil.get_terminal_size((100, 24)).columns // NARROWEST)
@@ -203,7 +210,7 @@ def _print(
             block = range(start, min(start + at_once, len(columns)))
             letters = {i: chr(ord("a") + i % 26) for i in block}
             named = "\n".join(f"{letter}: {headings[i]}" for i, letter in letters.items())
-            click.echo(printable(named))
+            click.echo(plain_text(named, TERMINAL))
             rows = [
                 [
                     replace(columns[i][axis], title=f"{letter}: {columns[i][axis].title}")
@@ -212,7 +219,7 @@ def _print(
                 for axis in range(3)
             ]
             draw(rows, voxel)
-    click.echo(printable(wrapped(caption)))
+    click.echo(plain_text(wrapped(caption), TERMINAL))
 
 
 def column_names(paths: Sequence[str]) -> list[str]:

@@ -26,7 +26,6 @@ from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecE
 from conv3d_cli.formats import create_volume, input_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.names import local_folder
-from conv3d_cli.formats.zarr.remote import waiting
 from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.box import Box
 from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
@@ -220,7 +219,7 @@ def run_on_cluster(
             decided(prepared)
         workers = worker_threads(client, scheduler)
         partition = choose_tasks(prepared, sum(workers.values()), memory_for_tasks(client))
-        with waiting(job.timeout):
+        with job.limits():
             writer = create_volume(
                 job.target,
                 prepared.header,

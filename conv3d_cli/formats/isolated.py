@@ -6,6 +6,7 @@ blocks, whose bytes come through a pipe without being copied again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +18,11 @@ import numpy as np
 from conv3d_cli.formats.base import OpenVolume
 from conv3d_cli.model.volume import Array, BoxAccess, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
-from conv3d_cli.system.isolated import PIPE_BYTES, PROCESS_BYTES, Isolated
+from conv3d_cli.system.isolated import PIPE_BYTES, PROCESS_BYTES, Isolated, bounded_memory
 from conv3d_cli.system.parts import file_of
+
+# What the process may allocate: to open a file, and besides what is counted for a block.
+OPENING_BYTES, SPARE_BYTES = 96 << 20, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,9 @@ _reader: VolumeReader
 def _open(opener: str, path: str, axes: str | None, channels_first: bool) -> _Opened:
     global _reader
     module, _, name = opener.partition(":")
-    _reader = found = getattr(import_module(module), name)(
-        path, axes=axes, channels_first=channels_first
-    )
+    function = getattr(import_module(module), name)
+    with bounded_memory(OPENING_BYTES, path):
+        _reader = found = function(path, axes=axes, channels_first=channels_first)
     return _Opened(
         found.path,
         found.header,
@@ -129,13 +133,24 @@ def _open(opener: str, path: str, axes: str | None, channels_first: bool) -> _Op
 
 
 def _read(n: int, depth: slice, channels: slice) -> tuple[Array, tuple[int, ...]]:
-    return _as_stored(_reader.read(n, depth, channels))
+    _, _, height, width, _ = _reader.header.shape
+    with _accounted(depth, slice(0, height), slice(0, width), channels):
+        return _as_stored(_reader.read(n, depth, channels))
 
 
 def _read_box(
     n: int, depth: slice, rows: slice, columns: slice, channels: slice
 ) -> tuple[Array, tuple[int, ...]]:
-    return _as_stored(_reader.read_box(n, depth, rows, columns, channels))
+    with _accounted(depth, rows, columns, channels):
+        return _as_stored(_reader.read_box(n, depth, rows, columns, channels))
+
+
+def _accounted(depth: slice, rows: slice, columns: slice, channels: slice) -> Any:
+    """A context in which a block takes no more memory than is counted for it."""
+    sizes = [part.stop - part.start for part in (depth, rows, columns, channels)]
+    block = math.prod(sizes) * _reader.header.dtype.itemsize
+    buffers = _reader.buffer_bytes(sizes[0], sizes[3])
+    return bounded_memory(buffers + 2 * block + SPARE_BYTES, _reader.path)
 
 
 def _as_stored(block: Array) -> tuple[Array, tuple[int, ...]]:

@@ -49,6 +49,7 @@ from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.room import JSON_BYTES, TOML_BYTES, check_tree
 from conv3d_cli.system.words import strange_suffix
 
 if TYPE_CHECKING:
@@ -382,6 +383,7 @@ def _read_text(path: str) -> str:
 
 def _parse_json(path: str) -> Any:
     text = _read_text(path)
+    check_tree(text, JSON_BYTES, path)
     try:
         return json.loads(text)
     except ValueError as error:
@@ -392,6 +394,7 @@ def _parse_toml(path: str) -> dict[str, Any]:
     import tomllib
 
     text = _read_text(path)
+    check_tree(text, TOML_BYTES, path)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

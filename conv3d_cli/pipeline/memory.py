@@ -16,6 +16,7 @@ from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.kernels.lengths import memory_for_weights
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
+from conv3d_cli.system.room import READING_BYTES
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.prepared import Convolution
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 UNLIMITED = 1 << 62  # bytes
 # The interpreter and its libraries before the first voxel: 209 to 221 MiB once loops are compiled,
-# and 89 to 99 MiB before that, while kernels are read.
-PROCESS_BYTES, PROCESS_READING_BYTES = 222 << 20, 100 << 20
+# and `READING_BYTES` before that, while kernels are read.
+PROCESS_BYTES = 222 << 20
 # Slabs in memory. Input of a random-access reader: one being computed, one being read. Output: one
 # being computed, others being written or waiting for it.
 SLABS_READ, SLABS_WRITTEN = 2, 1 + WRITES_BEHIND
@@ -106,7 +107,7 @@ def check_planning(
     """
     from conv3d_cli.engine.plan import planning_bytes  # imports Numba
 
-    use = MemoryUse({"process": PROCESS_READING_BYTES}).plus(
+    use = MemoryUse({"process": READING_BYTES}).plus(
         weights=sum(kernel.weights.nbytes for kernel in kernels),
         planning=planning_bytes(problem, dtype),
     )
@@ -129,7 +130,7 @@ def reading_kernels(max_memory: int | None) -> Iterator[None]:
 
     max_memory : int or None    ceiling of the whole process in bytes; None: see `memory_ceiling`
     """
-    with memory_for_weights(max(memory_ceiling(max_memory), PROCESS_BYTES), PROCESS_READING_BYTES):
+    with memory_for_weights(max(memory_ceiling(max_memory), PROCESS_BYTES), READING_BYTES):
         yield
 
 

@@ -25,7 +25,6 @@ from conv3d_cli.formats import (
     output_format,
 )
 from conv3d_cli.formats.base import random_access
-from conv3d_cli.formats.zarr.remote import waiting
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
@@ -158,7 +157,7 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
     again : bool        see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
-    with waiting(job.timeout):
+    with job.limits():
         return open_volume(
             job.source,
             axes=job.axes,
@@ -180,7 +179,10 @@ def open_job_mask(job: Job, header: VolumeHeader, again: bool = False) -> Iterat
     if path is None:
         yield None
         return
-    with open_mask(path, header, job.missing.labels, given_spacing(job), again) as mask:
+    with (
+        job.limits(),
+        open_mask(path, header, job.missing.labels, given_spacing(job), again) as mask,
+    ):
         yield mask
 
 

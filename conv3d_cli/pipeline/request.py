@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, name_hint, setting, words
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
-from conv3d_cli.formats.zarr.remote import check_timeout
+from conv3d_cli.formats.zarr.remote import check_timeout, waiting
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.kernel import Kernel
@@ -19,6 +20,7 @@ from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output
 from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.room import ceiling_of_memory
 
 if TYPE_CHECKING:
     from conv3d_cli.settings.presets import Applied
@@ -260,6 +262,12 @@ class Job:
     on_cluster: bool = False
     files: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()
+
+    @contextmanager
+    def limits(self) -> Iterator[None]:
+        """In the body, files that are opened keep to `timeout` and, headers, to `max_memory`."""
+        with waiting(self.timeout), ceiling_of_memory(self.max_memory):
+            yield
 
     def __post_init__(self) -> None:
         if not self.stages:

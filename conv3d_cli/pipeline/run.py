@@ -29,7 +29,6 @@ from conv3d_cli.formats import (
     written_files,
 )
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
-from conv3d_cli.formats.zarr.remote import waiting
 from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
@@ -105,7 +104,7 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
     Raises: OutputExistsError for a path that exists (without --overwrite) or belongs to the input;
         WriteError for a folder that cannot be written; SpecError for an unknown suffix.
     """
-    with waiting(job.timeout):
+    with job.limits():
         _check_paths(job, make_folder)
 
 
@@ -341,7 +340,7 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
     """The writer of the main output."""
 
     def create(header: VolumeHeader) -> VolumeWriter:
-        with waiting(job.timeout):
+        with job.limits():
             return create_volume(
                 job.target,
                 header,

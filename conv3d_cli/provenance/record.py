@@ -273,10 +273,12 @@ def read_json(path: str) -> dict[str, Any]:
     Raises: FormatError.
     """
     from conv3d_cli.system.inputs import check_input, read_text
+    from conv3d_cli.system.room import JSON_BYTES, check_tree
 
     cure = "name the .json beside an output of apply --sidecar"
     check_input(path)
     text = read_text(path, cure=cure)
+    check_tree(text, JSON_BYTES, path)
     try:
         values = json.loads(text, parse_constant=lambda name: None)
     except (ValueError, RecursionError) as error:  # the errors of json are ValueErrors

@@ -20,6 +20,7 @@ from conv3d_cli.settings.mask_rules import located_mask
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
 from conv3d_cli.system.inputs import read_text
+from conv3d_cli.system.room import JSON_BYTES, TOML_BYTES, check_tree
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _parse(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is no config; {cure}")
     text = read_text(path, "config", f"{cure or 'a config is TOML or JSON'}")
 
+    check_tree(text, JSON_BYTES if is_json else TOML_BYTES, path)
     try:
         values = json.loads(text) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # both decoders raise ValueErrors

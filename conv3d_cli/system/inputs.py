@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.system.room import TEXT_COPIES, require_room
 
 
 def check_input(path: str) -> int:
@@ -88,6 +89,7 @@ def read_text(path: str, what: str = "", cure: str = "") -> str:
     try:
         # spreadsheets put a byte order mark before UTF-8; newlines stay as they are
         with open(path, encoding="utf-8-sig", newline="") as file:
+            require_room(TEXT_COPIES * os.fstat(file.fileno()).st_size, "its text", path)
             return file.read()
     except FileNotFoundError:
         raise FormatError(f"cannot read {name}: no such file{near_names(path)}") from None

@@ -3,6 +3,9 @@
 HDF5's library does both. Of files with randomly changed bytes, 1 in 300 made it loop and 1 in 3000
 crashed it. Here either becomes a FormatError, and an interrupt ends the call at once. The process
 has the rights of this one: it protects from damaged files, not from programs.
+
+A chunk of a few kilobytes can unpack to gigabytes before a library notices. `bounded_memory` limits
+what a function may allocate there, where the system can.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from importlib import import_module
 from typing import IO, Any
 
 from conv3d_cli import errors
-from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
+from conv3d_cli.system.maps import shorter_words
 
 SECONDS = 30.0  # of CPU time for a call; reading a header takes about 0.1
 MIN_SPEED = 5e6  # bytes per second of CPU time, which extend the limit of large files
@@ -124,6 +128,8 @@ class Isolated:
         if self._ended or code in (-signal.SIGINT, CONTROL_C_EXIT):
             return KeyboardInterrupt()
         start = f"cannot read {self.path}: damaged: {self.library}"
+        if code == -getattr(signal, "SIGBUS", 0):
+            return FormatError(shorter_words(self.path))
         if self._too_long or code == -getattr(signal, "SIGPROF", 0):
             return FormatError(f"{start} did not finish in {self._seconds:.0f} seconds")
         try:
@@ -243,6 +249,46 @@ def answer_to(function: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
         import traceback
 
         return "RuntimeError", traceback.format_exc()
+
+
+@contextmanager
+def bounded_memory(count: int, path: str) -> Iterator[None]:
+    """In the body, this process may allocate no more than `count` bytes on top of what it has.
+
+    It limits the whole process, all of whose threads should be in the body. Linux does it; other
+    systems have no such limit.
+    path : str      of the file that is read, for the message
+    Raises: FormatError if the body needs more.
+
+    >>> with bounded_memory(1 << 20, "a.h5"):
+    ...     bytes(1000)[:2]
+    b'\\x00\\x00'
+    """
+    try:
+        import resource
+
+        with open("/proc/self/statm", "rb") as file:
+            held = int(file.read().split()[5]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = held + count
+    if before[1] != resource.RLIM_INFINITY:
+        limit = min(limit, before[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    except Exception as error:
+        words = str(error).lower()
+        if isinstance(error, MemoryError | MemoryLimitError) or "allocat" in words:
+            raise FormatError(
+                f"cannot read {path}: damaged: it unpacks to more than its header says "
+                f"({count >> 20} MiB)"
+            ) from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _enlarge(pipe: int) -> None:

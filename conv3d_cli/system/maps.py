@@ -97,10 +97,11 @@ def check_maps(paths: Iterable[str]) -> None:
             for one in found:
                 one.told = True
         if faulty:
-            raise FormatError(_words(path))
+            raise FormatError(shorter_words(path))
 
 
-def _words(path: str) -> str:
+def shorter_words(path: str) -> str:
+    """What is told of a file that was cut short, or of a disk that failed, while it was read."""
     return (
         f"cannot read {path}: it became shorter while it was read, or the disk failed; "
         "nothing was written: run again"
@@ -145,7 +146,9 @@ def _install() -> None:
                 watched.faulty = True
                 return
         with suppress(OSError):
-            os.write(2, f"Error: {FormatError(_words(watched.path))}\n".encode(errors="replace"))
+            os.write(
+                2, f"Error: {FormatError(shorter_words(watched.path))}\n".encode(errors="replace")
+            )
         os._exit(FormatError.exit_code)
 
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)

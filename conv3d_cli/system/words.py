@@ -55,37 +55,33 @@ def percent(part: float, whole: float = 1) -> str:
     return f"{value:.2g} %" if abs(value) < 99.5 else f"{value:.0f} %"
 
 
+TERMINAL = "\n\t"  # control characters that texts for terminals keep
+# control characters, those that turn the direction of letters, and what is no character at all
+_NOT_PLAIN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+    + "".join(rf"\U{plane:04x}fffe\U{plane:04x}ffff" for plane in range(17))
+    + "]"
+)
+
+
 def plain_text(text: str, keep: str = "") -> str:
-    r"""Text that every file format holds: what is no character of a text becomes its escape.
+    r"""Text that terminals and all file formats take: what is no letter or sign becomes its escape.
 
-    These are control characters, and bytes of file names that are not UTF-8.
+    These are control characters, which may clear a screen or turn the direction of letters, and
+    bytes of file names that are not UTF-8.
 
-    keep : str      control characters to keep
+    keep : str      control characters to keep, as `TERMINAL`
 
     >>> plain_text("a\x01b\n"), plain_text("caf\udce9.npy"), plain_text("µm")
     ('a\\x01b\\n', 'caf\\xe9.npy', 'µm')
+    >>> plain_text("a\x1b[2Jb.npy\n", keep=TERMINAL), plain_text("a\u202eyp.npy")
+    ('a\\x1b[2Jb.npy\n', 'a\\u202eyp.npy')
     """
-    return "".join(c if c in keep else _plain(c) for c in text)
+    return _NOT_PLAIN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
-def _plain(character: str) -> str:
+def _escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte, as Python holds it (surrogateescape)
         return f"\\x{code - 0xDC00:02x}"
-    if code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
-
-
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    r"""Text for a terminal: it obeys no character of it, but for new lines and tabs.
-
-    A file's name may hold sequences that clear the screen, or turn the direction of letters.
-
-    >>> printable("a\x1b[2Jb.npy\n"), printable("a\u202eyp.npy")
-    ('a\\x1b[2Jb.npy\n', 'a\\u202eyp.npy')
-    """
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return character.encode("unicode_escape").decode("ascii")

@@ -88,6 +88,65 @@ def test_a_server_that_stalls_does_not_hold_a_command(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("command", ["info --stats", "view"])
+def test_so_it_is_in_other_commands(
+    command: str, stalled: tuple[str, threading.Event], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    url, asked = stalled
+    name, *rest = command.split()
+    with started(
+        [*CONV3D, name, url, *rest], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        wait_until(asked.is_set, process)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=LIMIT)
+    assert time.monotonic() - began < interrupts.SECONDS + SLACK
+    assert process.returncode == 130
+    assert errors.startswith(b"interrupted; ")
+    assert errors.count(b"\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("target", "sent"), [("-", "TERM"), ("fifo.npy", "INT")])
+def test_a_reader_that_sleeps_does_not_hold_a_command(
+    target: str, sent: str, tmp_path: Path
+) -> None:
+    """The pipe is full, and nobody takes anything out of it."""
+    np.save(tmp_path / "x.npy", np.ones((64, 64, 64), np.float32))
+    reads, writes = os.pipe()
+    if target != "-":
+        os.mkfifo(tmp_path / target)
+        os.close(reads)
+        reads = os.open(tmp_path / target, os.O_RDONLY | os.O_NONBLOCK)
+    command = [*CONV3D, "apply", "x.npy", "-k", "identity", "-o", target, "-q", "--overwrite"]
+    try:
+        with started(command, cwd=tmp_path, stdout=writes, stderr=subprocess.PIPE) as process:
+            wait_until(lambda: _waiting_bytes(reads) >= 1 << 14, process)
+            began = time.monotonic()
+            process.send_signal(signal.Signals[f"SIG{sent}"])
+            _, errors = process.communicate(timeout=LIMIT)
+        assert time.monotonic() - began < interrupts.SECONDS + SLACK
+        assert process.returncode == 128 + signal.Signals[f"SIG{sent}"]
+        assert errors.count(b"\n") == 1
+        assert b"Traceback" not in errors
+        assert set(os.listdir(tmp_path)) <= {"x.npy", target}
+    finally:
+        os.close(reads)
+        os.close(writes)
+
+
+def _waiting_bytes(pipe: int) -> int:
+    """Bytes in a pipe that nobody has read."""
+    import fcntl
+    import termios
+
+    found = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+    return int.from_bytes(found, sys.byteorder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("module", ["click", "numpy", "conv3d_cli.cli.apply", "conv3d_cli.formats"])
 def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
     """One line, and no traceback through the importing modules."""

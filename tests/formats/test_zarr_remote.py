@@ -6,6 +6,7 @@ import http.server
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class Server:
     """A server of a folder; `misbehave` may answer a request for a chunk in its place."""
 
     def __init__(self, folder: Path) -> None:
+        self.in_metadata = False
         self.asked, self.end = 0, threading.Event()
         self.misbehave: Any = lambda handler, number: False
         outer = self
@@ -32,7 +34,7 @@ class Server:
                 pass
 
             def do_GET(self) -> None:
-                if "/c/" in self.path:
+                if "/c/" in self.path or outer.in_metadata:
                     outer.asked += 1
                     if outer.misbehave(self, outer.asked):
                         return
@@ -84,6 +86,49 @@ def test_a_server_that_sends_nothing_is_given_up(
     assert "the server sent nothing for 0.4 s, 3 times; try again, or pass --timeout 1.6" in text
     assert server.asked == 3
     assert not (tmp_path / "o.npy").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("info", "URL", "--stats"),
+        ("compare", "URL", "x.npy"),
+        ("view", "URL"),
+        ("explain", "URL", "-k", "box:size=3"),
+        ("kernel", "show", "gaussian:fwhm=6mm", "--like", "URL"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_so_it_is_in_every_command_that_reads_an_address(
+    server: Server,
+    command: tuple[str, ...],
+    tmp_path: Path,
+    run: Any,
+    error_line: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.misbehave, server.in_metadata = server.stall, True
+    words = [server.url if word == "URL" else word for word in command]
+    began = time.monotonic()
+    result = run(*words, "--timeout", "0.3", code=3)
+    assert time.monotonic() - began < 20
+    assert "the server sent nothing for 0.3 s, 3 times" in error_line(result.stderr)
+    result = run(*words, "--timeout", "0", code=2)
+    assert "--timeout is a positive number of seconds, received 0" in error_line(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("address", "package"),
+    [("s3://b/x.zarr", "s3fs"), ("s3a://b/x", "s3fs"), ("gs://b/x", "gcsfs"), ("gcs://b/x", "gcsfs")],
+)  # fmt: skip
+def test_a_missing_file_system_is_named(
+    address: str, package: str, run: Any, error_line: Any
+) -> None:
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    text = error_line(run("info", address, code=3).stderr)
+    assert text.endswith(f"its file system needs a package: pip install {package}")
 
 
 def test_what_fails_once_is_asked_for_again_and_told(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import microscopes
 import numpy as np
 import pytest
 
@@ -57,6 +58,41 @@ def test_an_input_that_is_cut_short_gives_one_error(
     monkeypatch.undo()
     with pytest.raises(FormatError):  # the file as it is now
         run_job(job_of(source))
+
+
+def minc1(path: Path) -> None:
+    """Slices of 64 x 64 voxels, each with its range."""
+    netcdf = pytest.importorskip("scipy.io").netcdf_file
+    with netcdf(path, "w") as file:
+        for name, size in zip(("zspace", "yspace", "xspace"), SHAPE, strict=True):
+            file.createDimension(name, size)
+            axis = file.createVariable(name, "d", ())
+            axis.step, axis.start, axis.spacing = 1.0, 0.0, b"regular__"
+        image = file.createVariable("image", "h", ("zspace", "yspace", "xspace"))
+        image.valid_range, image.signtype = (-32768.0, 32767.0), b"signed__"
+        image[:] = np.random.default_rng(0).integers(-9, 9, SHAPE)
+        for name, value in (("image-min", -1.0), ("image-max", 1.0)):
+            file.createVariable(name, "d", ("zspace",))[:] = value
+
+
+def nd2(path: Path) -> None:
+    pytest.importorskip("nd2")
+    values = np.random.default_rng(0).integers(0, 99, SHAPE).astype(np.uint16)
+    microscopes.nd2(path, values[None, None, :, None])
+
+
+@pytest.mark.parametrize(("name", "make"), [("a.mnc", minc1), ("a.nd2", nd2)])
+def test_so_it_is_where_a_library_maps_the_file(
+    name: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    make(path)
+    run_job(job_of(path))
+    (tmp_path / "o.npy").unlink()
+    changing(monkeypatch, lambda: os.truncate(path, 16384))
+    with pytest.raises(FormatError, match=f"cannot read {path}: it became shorter while"):
+        run_job(job_of(path))
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_a_fault_of_one_job_is_not_another_ones(

@@ -21,8 +21,9 @@ from conv3d_cli.formats.stored import LARGEST, check_affine, open_stored, scaled
 from conv3d_cli.model.grid import Grid, spacing_of_affine
 from conv3d_cli.model.volume import Axes, Facts, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.room import check_entries
 
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 16 << 20  # tables of labels and warps are in it
 # Attributes that the reader uses, that follow from the voxels, or that say how they are shown.
 USED = frozenset(
     {
@@ -64,6 +65,7 @@ def read_attributes(path: str) -> dict[str, str]:
     with open(path, "rb") as file:
         text = file.read().decode("latin-1")
     found: dict[str, str] = {}
+    check_entries(range(len(re.findall("count", text, re.I))), path)
     matches = list(_ATTRIBUTE.finditer(text))
     ends = [match.start() for match in matches[1:]] + [len(text)]
     for match, end in zip(matches, ends[: len(matches)], strict=True):

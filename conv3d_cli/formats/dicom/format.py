@@ -20,6 +20,7 @@ from conv3d_cli.formats.dicom import FORMAT
 from conv3d_cli.formats.dicom.series import (
     AXIS_KEYS,
     CURE,
+    DEFLATED,
     Frame,
     Series,
     find_series,
@@ -32,7 +33,6 @@ from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeRead
 SAME_DIRECTION = 1e-3  # difference of cosines
 SAME_PLACE = 1e-3  # difference of positions, in voxels of a plane
 EVEN = 0.01  # deviation of a slice from its place, in slices
-DEFLATED = "1.2.840.10008.1.2.1.99"
 DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 LIBRARY_BYTES = 4 << 20  # headers and buffers of pydicom
 MODALITY_WORDS = {"MONOCHROME1": "the file shows 0 as white; its values are used unchanged"}

@@ -7,6 +7,7 @@ puts them together.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,7 @@ from conv3d_cli.formats.base import library_errors
 from conv3d_cli.formats.dicom import folder_files, is_dicom_file
 from conv3d_cli.system.inputs import check_input, why_unreadable
 from conv3d_cli.system.parts import split_part
+from conv3d_cli.system.room import require_room
 
 CURE = "convert it: dcm2niix -z y -o OUT FOLDER"
 MAX_FRAMES = 1_000_000
@@ -125,6 +127,40 @@ def require_pydicom(path: str) -> None:
 # --------------------------------------------------------------------------------------------------
 # Headers
 
+DEFLATED = "1.2.840.10008.1.2.1.99"
+PIECE = 1 << 20
+DEFLATED_COPIES = 3  # of an unpacked file, while pydicom reads it
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT")
+
+
+def _check_deflated(path: str) -> None:
+    """Check what a file that is one deflate stream unpacks to: pydicom unpacks all of it at once.
+
+    Raises: MemoryLimitError.
+    """
+    with open(path, "rb") as file:
+        file.seek(132)
+        syntax, start = b"", 132
+        while len(head := file.read(12)) == 12 and head[:2] == b"\2\0":
+            long = head[4:6] in _LONG
+            size = int.from_bytes(head[8:12] if long else head[6:8], "little")
+            file.seek(start + (12 if long else 8))
+            if head[2:4] == b"\x10\0":  # TransferSyntaxUID
+                syntax = file.read(min(size, 64)).rstrip(b"\0 ")
+            start += (12 if long else 8) + size
+            file.seek(start)
+        if syntax != DEFLATED.encode():
+            return
+        file.seek(start)
+        stream, unpacked, packed = zlib.decompressobj(-zlib.MAX_WBITS), 0, b""
+        while not stream.eof and (packed := packed or file.read(PIECE)):
+            try:
+                unpacked += len(stream.decompress(packed, PIECE))
+            except zlib.error:
+                return  # pydicom tells
+            packed = stream.unconsumed_tail
+        require_room(DEFLATED_COPIES * unpacked, "what it unpacks to", path)
+
 
 def _numbers(thing: Any, name: str, count: int) -> tuple[float, ...] | None:
     """`count` finite numbers of an element; None if it does not have them."""
@@ -158,6 +194,7 @@ def read_frames(path: str) -> tuple[Series, list[Frame]] | None:
     import pydicom
 
     with library_errors(path, "DICOM"):
+        _check_deflated(path)
         data: Any = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=TAGS)
         rows, columns = _number(data, "Rows"), _number(data, "Columns")
         if not rows or not columns or _number(data, "BitsAllocated") is None:

@@ -53,9 +53,9 @@ from conv3d_cli.model.volume import (
 from conv3d_cli.system.atomic import output_file, write_errors
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.portable import write_at
+from conv3d_cli.system.room import HEADER_BYTES, HEADER_ENTRIES, check_entries
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
-MAX_HEADER_BYTES = 1 << 20
 GZIP = CODECS[0]
 MAX_AXES = 10
 TYPES = {
@@ -176,10 +176,15 @@ def read_meta(path: str) -> MetaHeader:
     fields: dict[str, str] = {}
     names: dict[str, str] = {}
     with open(path, "rb") as file:
-        while line := file.readline(MAX_HEADER_BYTES):
+        while line := file.readline(HEADER_BYTES):
             text = line.decode("utf-8", "surrogateescape").strip()
             match = re.match(r"([A-Za-z_][\w.\- ]*?)\s*[=:]\s*(.*)", text)
-            if (not match and text) or file.tell() > MAX_HEADER_BYTES:
+            if file.tell() > HEADER_BYTES:
+                raise FormatError(
+                    f"cannot read {path}: damaged: its header has no end within "
+                    f"{HEADER_BYTES >> 20} MiB"
+                )
+            if not match and text:
                 raise FormatError(
                     f"cannot read {path}: not a MetaImage file, or damaged: "
                     f"{text[:40]!a} is no line 'Key = value'"
@@ -188,14 +193,17 @@ def read_meta(path: str) -> MetaHeader:
                 continue
             key = match[1].lower()
             fields[key], names[key] = match[2].strip(), match[1]
+            check_entries(fields, path)
             if key == "elementdatafile":
                 break
         header = MetaHeader(path, fields, names, file.tell())
         if "elementdatafile" not in fields:
             raise header.error("damaged or cut off: its header has no 'ElementDataFile'")
         if fields["elementdatafile"].split()[:1] == ["LIST"]:
-            rest = file.read(MAX_HEADER_BYTES).decode("utf-8", "surrogateescape")
-            return MetaHeader(path, fields, names, file.tell(), tuple(rest.split("\n")))
+            rest = file.read(HEADER_BYTES).decode("utf-8", "surrogateescape")
+            lines = tuple(rest.split("\n", HEADER_ENTRIES + 1))
+            check_entries(lines, path)
+            return MetaHeader(path, fields, names, file.tell(), lines)
     return header
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.formats.isolated import isolated
 
 _ROOM = "conv3d_cli.formats.microscope"
 
@@ -20,7 +21,7 @@ ND2 = VolumeFormat(
     suffixes=(".nd2",),
     target_suffix=".ome.tif",
     summary="positions of Nikon's microscopes; only read",
-    open=late(f"{_ROOM}.nd2:open_nd2"),
+    open=isolated(f"{_ROOM}.nd2:open_nd2", "the nd2 library"),
     signature=lambda start: start.begins(b"\xda\xce\xbe\x0a"),
     has_parts=True,
 )

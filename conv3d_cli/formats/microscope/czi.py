@@ -26,9 +26,12 @@ from conv3d_cli.formats.microscope.images import chosen, file_errors, grid_of
 from conv3d_cli.formats.planes import PlaneReader
 from conv3d_cli.formats.tiff.compressed import unpack_zstd
 from conv3d_cli.formats.tiff.images import Listed
+from conv3d_cli.formats.tiff.pictures import check_picture
+from conv3d_cli.formats.xml import parse_xml
 from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
+from conv3d_cli.system.room import require_room
 
 SEGMENT = 32  # bytes before the data of a segment
 ENTRY = struct.Struct("<2siqii2x4xi")  # schema, pixels, position, part, compression, dimensions
@@ -90,7 +93,7 @@ def _open(
     file: BinaryIO, name: str, path: str, part: str, size: int, axes: str | None
 ) -> VolumeReader:
     tiles, xml = _contents(file, path, size)
-    tree = _metadata(xml)
+    tree = _metadata(xml, path)
     scenes = sorted({tile.starts.get("S", 0) for tile in tiles})
     named = _scene_names(tree)
     by_scene = {s: [t for t in tiles if t.starts.get("S", 0) == s] for s in scenes}
@@ -186,7 +189,9 @@ def _contents(file: BinaryIO, path: str, size: int) -> tuple[list[Tile], bytes]:
     if metadata > 0:
         head = _segment(file, metadata, b"ZISRAWMETADATA", size, 256)
         (length,) = struct.unpack_from("<i", head)
-        xml = file.read(min(max(length, 0), MAX_XML))
+        length = min(max(length, 0), MAX_XML, size)
+        require_room(2 * length, "its XML", path)
+        xml = file.read(length)
     return tiles, xml
 
 
@@ -366,6 +371,7 @@ def _unpack(data: bytes, compression: int, wanted: int, stored: np.dtype[Any]) -
 
     if compression == LZW:
         return imagecodecs.lzw_decode(data, out=wanted)
+    check_picture(data, 2 * wanted + (1 << 20))
     if compression == JPEG:
         return imagecodecs.jpeg8_decode(data)
     return imagecodecs.jpegxr_decode(data)
@@ -375,12 +381,12 @@ def _unpack(data: bytes, compression: int, wanted: int, stored: np.dtype[Any]) -
 # Metadata
 
 
-def _metadata(xml: bytes) -> Any:
-    """The root of the XML; an empty element if it cannot be read."""
+def _metadata(xml: bytes, path: str) -> Any:
+    """The root of the XML; an empty element if it cannot be read. Raises: MemoryLimitError."""
     from xml.etree import ElementTree
 
     try:
-        return ElementTree.fromstring(xml.rstrip(b"\0"))
+        return parse_xml(xml.rstrip(b"\0"), path)
     except (ElementTree.ParseError, ValueError):
         return ElementTree.Element("none")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import codecs
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from conv3d_cli.formats.microscope import LIF
 from conv3d_cli.formats.microscope.images import chosen, file_errors, grid_of
 from conv3d_cli.formats.planes import PlaneReader
 from conv3d_cli.formats.tiff.images import Listed
+from conv3d_cli.formats.xml import HARMLESS, PIECE, check_pieces
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.units import UNITS, unit_name
 from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeReader
@@ -31,8 +34,11 @@ def open_lif(name: str, *, axes: str | None = None, channels_first: bool = False
     size = check_input(path)
     with open(path, "rb") as start:
         head = start.read(13).ljust(13, b"\0")
-    if 2 * int.from_bytes(head[9:13], "little") > size - 13:
-        raise FormatError(f"cannot read {path}: truncated or damaged LIF: its XML ends early")
+        length = 2 * int.from_bytes(head[9:13], "little")
+        if length > size - 13:
+            raise FormatError(f"cannot read {path}: truncated or damaged LIF: its XML ends early")
+        if length > HARMLESS:
+            check_pieces(_texts(start, length), length // 2, path)
     try:
         import liffile
     except ImportError as error:
@@ -55,6 +61,13 @@ def open_lif(name: str, *, axes: str | None = None, channels_first: bool = False
         except BaseException:
             file.close()
             raise
+
+
+def _texts(file: BinaryIO, length: int) -> Iterator[str]:
+    """The text of the next `length` bytes, in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
+    for at in range(0, length, PIECE):
+        yield decoder.decode(file.read(min(PIECE, length - at)))
 
 
 def _open(file: Any, name: str, path: str, part: str, axes: str | None) -> VolumeReader:

@@ -1,4 +1,7 @@
-"""Nikon ND2, read only, frame by frame through `nd2`."""
+"""Nikon ND2, read only, frame by frame through `nd2`.
+
+The library maps the file and unpacks without bounds, so it runs in a process of its own.
+"""
 
 from __future__ import annotations
 

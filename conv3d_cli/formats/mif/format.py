@@ -54,9 +54,9 @@ from conv3d_cli.model.volume import (
 from conv3d_cli.system.atomic import write_errors
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.portable import write_at
+from conv3d_cli.system.room import HEADER_BYTES, check_entries
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
-MAX_HEADER_BYTES = 64 << 20
 LETTERS = "xyztcabdefg"  # of the axes 1, 2, ...
 HISTORY = "command_history"
 OWN = {"dim", "vox", "layout", "datatype", "transform", "scaling", "file", HISTORY}
@@ -170,18 +170,23 @@ def read_mif(path: str) -> MifHeader:
     while True:
         head = read_head(path, count)
         end = re.search(rb"(?:^|\n)END[ \r]*\n", head)
-        if end is not None or len(head) < count or count >= MAX_HEADER_BYTES:
+        if end is not None or len(head) < count or count >= HEADER_BYTES:
             break
-        count *= 16
+        count = min(16 * count, HEADER_BYTES)
     if not re.match(rb"mrtrix image[ \r]*\n", head):
         raise FormatError(f"cannot read {path}: not an MRtrix file: its first line is no magic")
     if end is None and path.lower().endswith(".mih"):
         text = head  # END may be left out where nothing follows
+    elif end is None and len(head) >= HEADER_BYTES:
+        raise FormatError(
+            f"cannot read {path}: damaged: its header has no END within {HEADER_BYTES >> 20} MiB"
+        )
     elif end is None:
         raise FormatError(f"cannot read {path}: truncated: its header has no END")
     else:
         text = head[: end.start()]
     entries: dict[str, list[str]] = {}
+    check_entries(range(text.count(b"\n")), path)
     for line in text.decode("utf-8", "surrogateescape").splitlines()[1:]:
         line = line.partition("#")[0] if line.lstrip().startswith("#") else line
         key, colon, value = line.partition(":")

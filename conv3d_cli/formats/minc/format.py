@@ -7,6 +7,7 @@ that are asked for are read.
 from __future__ import annotations
 
 import math
+import mmap
 import warnings
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from conv3d_cli.formats.stored import check_affine
 from conv3d_cli.model.grid import Grid, spacing_of_affine
 from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.maps import WatchedMap, unwatch_map, watch_map
 
 ABOUT = ("patient", "study", "acquisition")  # variables of MINC, whose attributes tell of them
 LETTERS = {"xspace": "x", "yspace": "y", "zspace": "z", "time": "t", "vector_dimension": "c"}
@@ -37,35 +39,53 @@ def open_minc(path: str, *, axes: str | None = None, channels_first: bool = Fals
     with open(path, "rb") as file:
         start = file.read(len(HDF5))
     with library_errors(path, "MINC"):
-        found, close = _open_hdf5(path) if start == HDF5 else _open_netcdf(path)
+        found, close, release = _open_hdf5(path) if start == HDF5 else _open_netcdf(path)
         try:
-            return _reader(path, found, close, axes, start == HDF5)
+            return _reader(path, found, close, release, axes, start == HDF5)
         except BaseException:
             close()
             raise
 
 
-def _open_netcdf(path: str) -> tuple[Any, Any]:
+def _open_netcdf(path: str) -> tuple[Any, Any, Any]:
     from nibabel.externals.netcdf import netcdf_file
     from nibabel.minc1 import Minc1File
 
     file = open(path, "rb")  # noqa: SIM115 - `close` does
     try:
         content = netcdf_file(file, "r", mmap=True)
-        return Minc1File(content), partial(_close_netcdf, content)
+        mapped: Any = content._mm_buf  # of the whole file
+        start = mapped.__array_interface__["data"][0]
+        watched = watch_map(start, mapped.nbytes, path)
+        try:
+            return (
+                Minc1File(content),
+                partial(_close_netcdf, content, watched),
+                partial(_release, content._mm),
+            )
+        except BaseException:
+            unwatch_map(watched)
+            raise
     except BaseException:
         file.close()  # also where netcdf_file fails in the middle
         raise
 
 
-def _close_netcdf(content: Any) -> None:
+def _release(mapped: Any) -> None:
+    """Give back the pages of a map: they would count as memory."""
+    if hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _close_netcdf(content: Any, watched: WatchedMap) -> None:
     """Close a file while arrays of it are still referenced, which it warns of."""
+    unwatch_map(watched)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         content.close()
 
 
-def _open_hdf5(path: str) -> tuple[Any, Any]:
+def _open_hdf5(path: str) -> tuple[Any, Any, Any]:
     from nibabel.minc2 import Minc2File
 
     try:
@@ -77,7 +97,7 @@ def _open_hdf5(path: str) -> tuple[Any, Any]:
     file = h5py.File(path, "r")
     try:
         _check_links(file, path, h5py)
-        return Minc2File(file), file.close
+        return Minc2File(file), file.close, lambda: None
     except BaseException:
         file.close()
         raise
@@ -101,7 +121,9 @@ def _check_links(file: Any, path: str, h5py: Any) -> None:
             raise FormatError(f"cannot read {path}: its dimension {name[:40]} is a link")
 
 
-def _reader(path: str, found: Any, close: Any, axes: str | None, hdf5: bool) -> VolumeReader:
+def _reader(
+    path: str, found: Any, close: Any, release: Any, axes: str | None, hdf5: bool
+) -> VolumeReader:
     names = tuple(found._dim_names)
     shape = tuple(map(int, found.get_data_shape()))
     letters = "".join(LETTERS.get(name, "") for name in names)
@@ -131,7 +153,7 @@ def _reader(path: str, found: Any, close: Any, axes: str | None, hdf5: bool) -> 
         format=(MINC2 if hdf5 else MINC1).name,
         facts=Facts(provenance=_provenance(found, hdf5)),
     )
-    reader = MincReader(path, header, found, close)
+    reader = MincReader(path, header, found, close, release)
     reader.read(0, slice(0, 1), slice(0, 1))  # ranges and sizes are checked before any work
     return reader
 
@@ -157,11 +179,14 @@ class MincReader(VolumeReader):
 
     found : nibabel's Minc1File or Minc2File
     close : callable        closes its file
+    release : callable      gives back memory that reading took
     """
 
-    def __init__(self, path: str, header: VolumeHeader, found: Any, close: Any) -> None:
+    def __init__(
+        self, path: str, header: VolumeHeader, found: Any, close: Any, release: Any
+    ) -> None:
         self.path, self.header = path, header
-        self._found, self._close_file = found, close
+        self._found, self._close_file, self._release = found, close, release
         chunks = getattr(found._image, "chunks", None) or ()
         self._chunk_bytes = math.prod(chunks) * int(found.get_data_dtype().itemsize)
 
@@ -172,6 +197,7 @@ class MincReader(VolumeReader):
         place = axes.place(n, (depth.start, 0, 0), channels.start, size)
         with library_errors(self.path, "MINC"):
             values = np.asarray(self._found.get_scaled_data(place))
+            self._release()
         part = Axes(axes.letters, values.shape)
         block = part.block(values, 0, slice(0, size[0]), slice(0, size[3]))
         with np.errstate(over="ignore"):  # values too large for the dtype become infinite

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.system.room import HEADER_BYTES, check_entries
 
-MAX_HEADER_BYTES = 16 << 20  # a header with the gradients of a diffusion scan has some 10 kB
 MAX_AXES = 16  # NRRD_DIM_MAX of Teem
 MAX_QUOTED = 60  # characters of a damaged line that a message repeats
 
@@ -227,13 +227,15 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
         )
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
-    unknown = []
+    unknown: list[str] = []
     attached = False
-    while line := file.readline(MAX_HEADER_BYTES):
-        if file.tell() > MAX_HEADER_BYTES:
+    while line := file.readline(HEADER_BYTES):
+        if file.tell() > HEADER_BYTES:
             raise FormatError(
-                f"cannot read {path}: its header has no end within {MAX_HEADER_BYTES >> 20} MiB"
+                f"cannot read {path}: its header has no end within {HEADER_BYTES >> 20} MiB"
             )
+        check_entries(keys, path)
+        check_entries(unknown, path)
         # keeps the bytes of other encodings
         text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         if not text:

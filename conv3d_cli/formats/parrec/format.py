@@ -19,7 +19,7 @@ from conv3d_cli.model.grid import Grid, spacing_of_affine
 from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeReader
 from conv3d_cli.system.inputs import check_input
 
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 16 << 20  # 200 bytes for each slice of each volume
 DYNAMICS = "dynamic scan number"
 SCALING = "values are those of the scanner's console (DV), not its floating-point values (FP)"
 TRUNCATED = ("Header inconsistency", "partial volume")

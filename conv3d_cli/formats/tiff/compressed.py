@@ -1,8 +1,8 @@
 """Compressed TIFF: decoding strips and tiles in parallel, and writing pages in packed strips.
 
-tifffile finds strips and tiles, and undoes their predictors. This module unpacks deflate and zstd,
-faster than tifffile and never into more bytes than a strip's own. tifffile decodes the other
-codecs, and needs imagecodecs for most of them.
+tifffile finds strips and tiles, and undoes their predictors. This module unpacks deflate, zstd,
+LZMA and PackBits, never into more bytes than a strip's own. tifffile decodes the other codecs, and
+needs imagecodecs for them; of pictures such as JPEG, their size is checked first.
 
 Other programs must be able to read an output. Integers of up to 32 bits are written with the
 horizontal predictor, which makes a noisy scan a quarter smaller; floating-point numbers without a
@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -25,10 +26,14 @@ from conv3d_cli.errors import WriteError
 from conv3d_cli.formats.codecs import ZSTD_LEVEL, codec_threads, need_zstd, zstd_module
 from conv3d_cli.formats.packed import first_voxel
 from conv3d_cli.formats.tiff import COMPRESSIONS, DEFLATE, OLD_DEFLATE, ZSTD
+from conv3d_cli.formats.tiff.pictures import check_picture
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, write_errors
 
 HORIZONTAL = 2  # predictor for integers
+PACKBITS, LZMA = 32773, 34925  # numbers of codecs
+LZMA_BYTES = 66 << 20  # of a dictionary, which the strongest of xz's levels takes
+PICTURE_SLACK, PICTURE_BYTES = 2, 1 << 20
 MSB_FIRST = 1  # order of bits in all but old fax files
 # Voxels of a strip, as in tifffile; affects an output's bytes.
 STRIP_BYTES = 1 << 18
@@ -58,15 +63,48 @@ def unpack_zstd(data: bytes, size: int) -> bytes:
 
     Raises: ValueError if it breaks off.
     """
-    stream = zstd_module().ZstdDecompressor()
+    return _unpack_stream(zstd_module().ZstdDecompressor(), data, size, "zstd")
+
+
+def unpack_lzma(data: bytes, size: int) -> bytes:
+    """The first `size` unpacked bytes of an LZMA stream, fewer if it has no more.
+
+    Raises: ValueError if it breaks off; LZMAError if it is damaged, or needs much memory.
+    """
+    import lzma
+
+    return _unpack_stream(lzma.LZMADecompressor(memlimit=LZMA_BYTES), data, size, "LZMA")
+
+
+def _unpack_stream(stream: Any, data: bytes, size: int, name: str) -> bytes:
     values: bytes = stream.decompress(data, max_length=size)
     while not stream.eof and len(values) < size:
         if stream.needs_input:
-            raise ValueError("its zstd stream breaks off")
+            raise ValueError(f"its {name} stream breaks off")
         values += stream.decompress(b"", max_length=size - len(values))
     if not stream.eof and not stream.decompress(b"", max_length=1) and not stream.eof:
-        raise ValueError("its zstd stream breaks off")
+        raise ValueError(f"its {name} stream breaks off")
     return values
+
+
+def unpack_packbits(data: bytes, size: int) -> bytes:
+    """The first `size` bytes of runs, fewer if there are no more.
+
+    >>> unpack_packbits(bytes([2, 1, 2, 3, 128, 255, 9]), 5)
+    b'\\x01\\x02\\x03\\t\\t'
+    """
+    parts, done, at = [], 0, 0
+    while done < size and at < len(data):
+        count = data[at]
+        if count < 128:
+            part = data[at + 1 : at + 2 + count]
+            at += 2 + count
+        else:
+            part = data[at + 1 : at + 2] * (257 - count if count > 128 else 0)
+            at += 2 if count > 128 else 1
+        parts.append(part)
+        done += len(part)
+    return b"".join(parts)[:size]
 
 
 def _unpacker(compression: int) -> Callable[[bytes, int], bytes] | None:
@@ -78,18 +116,29 @@ def _unpacker(compression: int) -> Callable[[bytes, int], bytes] | None:
         except ImportError:
             return None
         return unpack_zstd
+    if compression == LZMA:
+        return unpack_lzma
+    if compression == PACKBITS and find_spec("imagecodecs") is None:
+        return unpack_packbits
     return None
 
 
 def unpack_here(keyframe: Any) -> None:
     """Make tifffile unpack a page, and the pages like it, with this module, if it knows the codec.
 
+    It is harmless when called twice.
+
     tifffile then treats the strips as uncompressed.
 
     keyframe : TiffPage     of tifffile; changed
     """
     unpack = _unpacker(keyframe.compression)
-    if unpack is None or keyframe.fillorder != MSB_FIRST or keyframe.dtype is None:
+    if keyframe.dtype is None or getattr(keyframe.__dict__.get("decode"), "bounded", False):
+        return
+    if unpack is None:
+        _check_pictures(keyframe)
+        return
+    if keyframe.fillorder != MSB_FIRST:
         return
     unpacked = copy.copy(keyframe)
     unpacked.compression = 1
@@ -100,6 +149,22 @@ def unpack_here(keyframe: Any) -> None:
     def decode(data: bytes | None, index: int, **options: Any) -> Any:
         return unpacked.decode(None if data is None else unpack(data, size), index, **options)
 
+    decode.bounded = True  # type: ignore[attr-defined]
+    keyframe.__dict__["decode"] = decode
+
+
+def _check_pictures(keyframe: Any) -> None:
+    """Make tifffile check the size of each picture of a page before it is decoded."""
+    decoded = keyframe.decode
+    # one that is padded to whole blocks, or has a channel more
+    most = PICTURE_SLACK * segment_bytes(keyframe) + PICTURE_BYTES
+
+    def decode(data: bytes | None, index: int, **options: Any) -> Any:
+        if data is not None:
+            check_picture(data, most)
+        return decoded(data, index, **options)
+
+    decode.bounded = True  # type: ignore[attr-defined]
     keyframe.__dict__["decode"] = decode
 
 

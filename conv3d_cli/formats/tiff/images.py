@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.xml import PIECE, check_pieces, parse_xml
 
 COMPANION = ".companion.ome"  # suffix of files of OME-XML that describe TIFF files
 MAX_LISTED = 12  # images that a message names
@@ -100,11 +101,11 @@ def find_image(text: str, path: str, part: str = "", implied: bool = False) -> O
     part : str      the number or name of another image; see `choose`
     implied : bool  a single image that says nothing of its planes has all pages of the file
     Raises: ElementTree.ParseError; FormatError if planes are in files outside the folder, or in
-        files without a name, or if there is no image `part`.
+        files without a name, or if there is no image `part`; MemoryLimitError.
     """
     from xml.etree import ElementTree
 
-    root = ElementTree.fromstring(text)
+    root = parse_xml(text, path)
     if implied:
         _imply_pages(root)
     found = []
@@ -250,11 +251,9 @@ def companion_of(text: str, path: str) -> str | None:
     """The file with the descriptions, if the OME-XML of a file is only a reference to one.
 
     None if it is no reference, or the file is not there.
-    Raises: ElementTree.ParseError; FormatError if it is outside the folder.
+    Raises: ElementTree.ParseError; FormatError if it is outside the folder; MemoryLimitError.
     """
-    from xml.etree import ElementTree
-
-    part = next((e for e in ElementTree.fromstring(text) if local_tag(e) == "BinaryOnly"), None)
+    part = next((e for e in parse_xml(text, path) if local_tag(e) == "BinaryOnly"), None)
     name = None if part is None else part.get("MetadataFile")
     if not name:
         return None
@@ -305,6 +304,8 @@ def _read_xml(path: str) -> str:
     from xml.etree import ElementTree
 
     with open(path, "rb") as file:  # in the encoding that it declares
+        check_pieces(iter(lambda: file.read(PIECE), b""), os.path.getsize(path), path)
+        file.seek(0)
         root = ElementTree.parse(file).getroot()
     return ElementTree.tostring(root, encoding="unicode")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from conv3d_cli.formats.tiff.compressed import unpack_here
 from conv3d_cli.formats.tiff.images import local_tag
 from conv3d_cli.formats.tiff.series import OpenSeries, tiff_errors
 from conv3d_cli.model.volume import Array
@@ -97,6 +98,7 @@ class PlaneArray:
                 stored = self.dtype.newbyteorder(page.parent.byteorder)
                 values = np.fromfile(file, stored, math.prod(shape), offset=offset)
                 return values.astype(self.dtype).reshape(shape)
+            unpack_here(page.keyframe)
             plane: Array = page.asarray().reshape(shape)
             return plane
 

@@ -30,6 +30,7 @@ from conv3d_cli.formats.tiff.images import (
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
+from conv3d_cli.system.room import JSON_BYTES, check_tree
 from conv3d_cli.system.words import plain_text
 
 # of ImageJ: the first number that is no calibration by a curve, and that of the optical density
@@ -222,6 +223,7 @@ def _json_beside(tiff: Any, image: OmeImage | None) -> dict[str, Any]:
     if image is None or not page.is_shaped:
         return {}
     for text in (page.description, page.description1):
+        check_tree(text, JSON_BYTES, str(tiff.filehandle.path))
         with suppress(ValueError):
             found = json.loads(text)
             if isinstance(found, dict):

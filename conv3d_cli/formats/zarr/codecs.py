@@ -24,6 +24,7 @@ from conv3d_cli.formats.codecs import (
     zstd_content,
     zstd_module,
 )
+from conv3d_cli.system.room import JSON_BYTES, check_tree
 
 PREFIX = "numcodecs."  # of numcodecs' codecs in format 3
 NUMBERS = "biufc"  # kinds of dtypes that a codec may convert to
@@ -167,7 +168,8 @@ def check_codecs(path: str, key: str, metadata: bytes) -> None:
     """Check the codecs that a node's metadata name, before zarr makes any of them.
 
     path, key : str     of the store, and of the metadata in it, for the message
-    Raises: FormatError for one that is not in `CODECS`.
+    Raises: FormatError for one that is not in `CODECS`; MemoryLimitError for metadata whose values
+        take too much.
 
     >>> check_codecs("a.zarr", ".zarray", b'{"compressor": {"id": "zlib"}, "filters": null}')
     >>> check_codecs("a.zarr", "0/.zarray", b'{"filters": [{"id": "pickle"}]}')
@@ -175,6 +177,7 @@ def check_codecs(path: str, key: str, metadata: bytes) -> None:
     ...
     conv3d_cli.errors.FormatError: cannot read a.zarr: 0/.zarray names the codec 'pickle'; ...
     """
+    check_tree(metadata, JSON_BYTES, path)
     try:
         node = json.loads(metadata)
     except (ValueError, RecursionError):

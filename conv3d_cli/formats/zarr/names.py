@@ -9,6 +9,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from conv3d_cli.system.portable import slashes
+from conv3d_cli.system.room import JSON_BYTES, check_tree
 
 # metadata files; a folder with one of them is a Zarr node
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
@@ -128,7 +129,9 @@ def content(path: str) -> str:
     """ "labels" if a store in a folder has NGFF's attribute `image-label`, else ""."""
     for name in (".zattrs", "zarr.json"):
         try:
-            found = json.loads(_read_file(path, name))
+            text = _read_file(path, name)
+            check_tree(text, JSON_BYTES, path)
+            found = json.loads(text)
             attributes = found.get("attributes", {}) if name == "zarr.json" else found
             if "image-label" in {**attributes, **attributes.get("ome", {})}:
                 return "labels"

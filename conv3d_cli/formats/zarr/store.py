@@ -58,6 +58,14 @@ from conv3d_cli.system.inputs import check_input, near_names, walk, why_unreadab
 
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
+# of the file systems of fsspec that come in packages of their own
+PACKAGES = {
+    **dict.fromkeys(("http", "https"), "'conv3d[zarr]'"),
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+}
 
 
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
@@ -105,13 +113,9 @@ def zarr_errors(
             raise MemoryLimitError(f"{start}it does not fit into memory ({words})") from cause
         if isinstance(cause, ImportError):  # of one of fsspec's file systems
             scheme = urlsplit(path).scheme
-            package = {
-                "http": CURE,
-                "https": CURE,
-                "s3": "pip install s3fs",
-                "gs": "pip install gcsfs",
-            }.get(scheme)
-            raise error(f"{start}its file system needs a package: {package or words}") from cause
+            package = PACKAGES.get(scheme)
+            cure = words if package is None else f"pip install {package}"
+            raise error(f"{start}its file system needs a package: {cure}") from cause
         if isinstance(cause, FileNotFoundError):
             raise error(f"{start}no such file or folder; correct the address") from cause
         if type(cause).__name__ == "UnknownCodecError" or "codec not available" in words:

@@ -30,6 +30,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.room import JSON_BYTES, check_tree
 
 Array = NDArray[Any]
 
@@ -157,6 +158,8 @@ def parse_json(text: bytes, what: str, path: str) -> dict[str, Any]:
         raise FormatError(
             f"cannot read {path}: {what} has {len(text):,} bytes; at most {MAX_JSON:,} are read"
         )
+
+    check_tree(text, JSON_BYTES, path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)

@@ -1,0 +1,92 @@
+"""Bounds on headers and texts of strangers, before they become objects of Python.
+
+An object takes up to fifty times the bytes that describe it. Text headers hold at most
+`HEADER_BYTES` and `HEADER_ENTRIES`. What may be larger, such as XML with an element for each plane,
+has its cost counted, and `require_room` compares it with what the ceiling of memory leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from conv3d_cli.errors import FormatError, MemoryLimitError, setting
+from conv3d_cli.system.machine import format_bytes, memory_ceiling
+
+HEADER_BYTES = 4 << 20  # a header with the gradients of a diffusion scan has some 100 kB
+HEADER_ENTRIES = 50_000
+READING_BYTES = 100 << 20  # of the process while headers and kernels are read: 89 to 99 MiB
+
+_ceiling: ContextVar[int | None] = ContextVar("ceiling", default=None)
+
+
+@contextmanager
+def ceiling_of_memory(requested: int | None) -> Iterator[None]:
+    """In the body, headers fit into a ceiling of the whole process.
+
+    requested : int or None     bytes; None leaves it as it is, which is at first `memory_ceiling`
+    """
+    token = _ceiling.set(_ceiling.get() if requested is None else requested)
+    try:
+        yield
+    finally:
+        _ceiling.reset(token)
+
+
+def require_room(needed: int, what: str, path: str, whole: int = 0) -> None:
+    """Check that something of `needed` bytes fits into the ceiling beside the process itself.
+
+    what : str      for the message: "its XML"
+    whole : int     what all of it will probably need, if that is more, for the message
+    Raises: MemoryLimitError.
+
+    >>> with ceiling_of_memory(300 << 20):
+    ...     require_room(250 << 20, "its XML", "a.lif")
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.MemoryLimitError: cannot read a.lif: its XML needs 350.0 MiB of memory ...
+    """
+    limit = memory_ceiling(_ceiling.get())
+    if needed + READING_BYTES > limit:
+        needed = max(needed, whole) + READING_BYTES
+        raise MemoryLimitError(
+            f"cannot read {path}: {what} needs {format_bytes(needed)} of memory for the whole "
+            f"process, the ceiling is {format_bytes(limit)}; pass "
+            f"{setting('max_memory', f'{-(-needed >> 20)}M')} or more"
+        )
+
+
+def check_entries(entries: Sized, path: str) -> None:
+    """Raise FormatError if a header has more entries than any real one."""
+    if len(entries) > HEADER_ENTRIES:
+        raise FormatError(
+            f"cannot read {path}: damaged: its header has more than {HEADER_ENTRIES:,} entries"
+        )
+
+
+# Bytes of what a text describes, for each sign of it, rounded up from what Python's readers take.
+JSON_BYTES = {",": 60, "[": 60, "{": 120, ":": 60}
+TOML_BYTES = {",": 60, "[": 1100, "{": 300, "=": 300, ".": 700}
+TEXT_COPIES = 4
+HARMLESS_TEXT = 1 << 18  # characters that never take more than 80 MiB
+
+
+def check_tree(text: str | bytes, signs: dict[str, int], path: str) -> None:
+    """Check that what a text describes fits into memory, before it is read.
+
+    signs : dict        `JSON_BYTES` or `TOML_BYTES`
+    Raises: MemoryLimitError.
+
+    >>> with ceiling_of_memory(300 << 20):
+    ...     check_tree("[],".join([""] * 2_000_000), JSON_BYTES, "a.json")
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.MemoryLimitError: cannot read a.json: what its text describes needs ...
+    """
+    if len(text) <= HARMLESS_TEXT:
+        return
+    needed = TEXT_COPIES * len(text)
+    for sign, each in signs.items():
+        needed += each * (text.count(sign) if isinstance(text, str) else text.count(sign.encode()))
+    require_room(needed, "what its text describes", path)
