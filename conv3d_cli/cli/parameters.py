@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,23 +86,26 @@ def timeout_option() -> Callable[[Any], Any]:
     """A decorator that adds --timeout to another command than `apply`, and obeys it."""
     from conv3d_cli.settings.options import OPTION
 
-    def obey(ctx: click.Context, _: click.Parameter, seconds: float | None) -> None:
-        if seconds is not None and not ctx.resilient_parsing:
+    option = OPTION["timeout"]
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        @wraps(command)
+        def obeying(*arguments: Any, timeout: float | None, **values: Any) -> Any:
             from conv3d_cli.formats.zarr.remote import waiting
 
-            ctx.with_resource(waiting(seconds))
+            with waiting(timeout):
+                return command(*arguments, **values)
 
-    option = OPTION["timeout"]
-    return click.option(
-        "--timeout",
-        cls=UnitOption,
-        unit=option.unit,
-        type=Real(),
-        metavar=option.metavar,
-        help=option.help,
-        expose_value=False,
-        callback=obey,
-    )
+        return click.option(
+            "--timeout",
+            cls=UnitOption,
+            unit=option.unit,
+            type=Real(),
+            metavar=option.metavar,
+            help=option.help,
+        )(obeying)
+
+    return decorate
 
 
 def spacing_option(

@@ -846,8 +846,9 @@ TARGETS: tuple[Target, ...] = (
         tuple(w.encode("utf-16-le").decode("latin-1") for w in ("BytesInc", "NumberOfElements", "Length", "DimID", "Resolution", "-1", "9")),
     ),
     Target(
-        "nd2", ".nd2", read_volume_file, _microscope("nd2"), ("formats/microscope/nd2.py", "formats/planes.py"),
+        "nd2", ".nd2", read_here("microscope.nd2:open_nd2"), _microscope("nd2"), ("formats/microscope/nd2.py", "formats/planes.py"),
         tuple(w.encode("utf-16-le").decode("latin-1") for w in ("uiWidth", "uiComp", "uiSequenceCount", "dCalibration", "uiCount")),
+        isolated=read_volume_file,
     ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),
