@@ -82,22 +82,23 @@ class Choices:
     """Timed problems, and where they were timed.
 
     cpu_class : str     the class of CPUs that the loops were compiled for
-    seed : int          of the random problems
+    seeds : list of int     of the random problems
     """
 
     date: str
     cpu: str
     cpu_class: str
     versions: dict[str, str]
-    seed: int
+    seeds: list[int]
     timed: list[Timed]
 
     @property
     def heading(self) -> str:
         """Where and what was timed, in one line."""
+        seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
         return (
-            f"{self.cpu} ({self.cpu_class}), {count_of(len(self.timed), 'problem')} "
-            f"of seed {self.seed}, {self.date[:10]}"
+            f"{self.cpu} ({self.cpu_class}), {count_of(len(self.timed), 'problem')} of {seeds}, "
+            f"{self.date[:10]}"
         )
 
     def regrets(self) -> list[float]:
@@ -146,7 +147,7 @@ class Choices:
             "cpu": self.cpu,
             "cpu_class": self.cpu_class,
             "versions": self.versions,
-            "seed": self.seed,
+            "seeds": self.seeds,
             "summary": self.summary(),
             "timed": rows,
         }
@@ -177,9 +178,13 @@ def table(choices: Choices, rows: int = 12) -> list[str]:
 
 
 def merged(several: Iterable[Choices]) -> Choices:
-    """All problems of several measurements; date, machine and seed of the last one."""
+    """All problems of several measurements; date and machine of the last one."""
     several = list(several)
-    return replace(several[-1], timed=[timed for choices in several for timed in choices.timed])
+    return replace(
+        several[-1],
+        seeds=list(dict.fromkeys(seed for choices in several for seed in choices.seeds)),
+        timed=[timed for choices in several for timed in choices.timed],
+    )
 
 
 def quantile(ascending: Sequence[float], share: float) -> float:
@@ -202,7 +207,7 @@ def choices_of_record(record: dict[str, Any], path: str) -> Choices:
         timed = [
             timed_of(_problem_of_record(row["problem"]), row["measured"]) for row in record["timed"]
         ]
-        kept = {name: record[name] for name in ("date", "cpu", "cpu_class", "versions", "seed")}
+        kept = {name: record[name] for name in ("date", "cpu", "cpu_class", "versions", "seeds")}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
             f"{path} is no record of `conv3d bench --regret --json`: {error!r}"
@@ -240,7 +245,7 @@ def measure_choices(
         cpu=cpu_model(),
         cpu_class=cpu_class().name,
         versions={name: importlib.metadata.version(name) for name in names},
-        seed=seed,
+        seeds=[seed],
         timed=timed,
     )
 

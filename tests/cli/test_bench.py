@@ -312,7 +312,7 @@ def test_fit(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu_class in ("avx2", "avx512"):
         record = {"date": "2026-11-30", "cpu": "none", "cpu_class": cpu_class, "versions": {}}
         path = tmp_path / f"{cpu_class}.json"
-        path.write_text(json.dumps({**record, "seed": 3, "timed": timed}))
+        path.write_text(json.dumps({**record, "seeds": [3], "timed": timed}))
     sources = [f"--from={tmp_path / name}.json" for name in ("avx512", "avx2")]
     source = run("bench", "--fit", *sources).stdout
     namespace: dict[str, Any] = {}
