@@ -35,6 +35,9 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Whoever imports what lies there has only what Windows has, so doctests are not looked for in it.
+collect_ignore = ["windows"]
+
 register_profiles()
 
 # So that a failed assert in a helper module shows its values, as in a test.
