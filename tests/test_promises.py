@@ -93,5 +93,5 @@ def test_other_figures_are_those_of_the_tests() -> None:
     assert "find_faults(16, monkeypatch, (name,)) == 16" in checksum
     assert "plants 16 for each algorithm" in TEXT
     ceiling = (ROOT / "tests/pipeline/test_ceiling.py").read_text()
-    (seeds,) = re.findall(r'parametrize\("seed", range\((\d+)\)\)', ceiling)
+    (seeds,) = re.findall(r"for n in range\((\d+)\)", ceiling)
     assert f"{seeds} random commands" in TEXT

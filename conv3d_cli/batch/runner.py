@@ -211,7 +211,7 @@ def split_resources(job: Job, count: int) -> Job:
 
     The memory of the process itself is not divided.
     """
-    from conv3d_cli.pipeline.memory import PROCESS_BYTES
+    from conv3d_cli.system.room import PROCESS_BYTES
 
     ceiling = memory_ceiling(job.max_memory)
     beside = max(0, ceiling - PROCESS_BYTES)

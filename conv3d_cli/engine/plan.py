@@ -1116,8 +1116,8 @@ def make_plan(
     Raises: UnknownNameError; ShapeError if the named algorithm cannot compute this problem.
 
     >>> from conv3d_cli.model.spec import ConvSpec
-    >>> problem = ConvSpec(padding="same").resolve((1, 32, 32, 32, 1), (3, 3, 3, 1, 1))
-    >>> make_plan(problem, np.ones((3, 3, 3, 1, 1))).algorithm.name
+    >>> problem = ConvSpec(padding="same").resolve((1, 64, 64, 64, 1), (9, 9, 9, 1, 1))
+    >>> make_plan(problem, np.ones((9, 9, 9, 1, 1))).algorithm.name
     'separable'
     """
     forced = None if algorithm == "auto" else find_algorithm(algorithm)

@@ -16,7 +16,7 @@ from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.kernels.lengths import memory_for_weights
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
-from conv3d_cli.system.room import READING_BYTES
+from conv3d_cli.system.room import PROCESS_BYTES, READING_BYTES
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.prepared import Convolution
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from conv3d_cli.model.spec import ConvProblem
 
 UNLIMITED = 1 << 62  # bytes
-# The interpreter and its libraries before the first voxel: 209 to 221 MiB once loops are compiled,
-# and `READING_BYTES` before that, while kernels are read.
-PROCESS_BYTES = 222 << 20
 # Slabs in memory. Input of a random-access reader: one being computed, one being read. Output: one
 # being computed, others being written or waiting for it.
 SLABS_READ, SLABS_WRITTEN = 2, 1 + WRITES_BEHIND

@@ -24,8 +24,8 @@ from conv3d_cli.batch.runner import (
 )
 from conv3d_cli.batch.steps import STEPS, BatchOptions, FinishedOutputs, JobRun, run_steps
 from conv3d_cli.errors import FormatError, SpecError
-from conv3d_cli.pipeline.memory import PROCESS_BYTES
 from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.system.room import PROCESS_BYTES
 
 
 @dataclass

@@ -113,14 +113,14 @@ def test_a_real_pipe(desk: Path) -> None:
 def test_a_name_that_is_no_text_does_not_end_a_command(desk: Path) -> None:
     name = os.fsdecode(b"caf\xe9.npy")
     (desk / name).write_bytes((desk / "k.npy").read_bytes())
-    for errors, shown in (("strict", b"caf\\udce9.npy"), ("surrogateescape", b"caf\xe9.npy")):
+    for errors in ("strict", "surrogateescape"):
         done = subprocess.run(
             [sys.executable, "-m", "conv3d_cli", "info", os.fsencode(name)],
             env={**os.environ, "PYTHONIOENCODING": f"utf-8:{errors}"},
             capture_output=True,
             check=True,
         )
-        assert shown in done.stdout
+        assert b"caf\\xe9.npy" in done.stdout
 
 
 def texts() -> set[str]:

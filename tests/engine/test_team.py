@@ -119,17 +119,19 @@ def test_a_worker_is_one_thread_which_starts_when_it_is_needed() -> None:
 def test_a_kept_team_serves_the_next_call() -> None:
     with kept_team(3) as team:
         team.run(9, lambda worker, task: time.sleep(0.001))
-        before = threading.active_count()
-    assert threading.active_count() == before  # its threads wait
+        members = list(team._members)
     for _ in range(20):
         with kept_team(3) as again:
             assert again is team
             again.run(9, lambda worker, task: None)
-    assert threading.active_count() == before
+    assert team._members[: len(members)] == members
+    members = list(team._members)
+    assert len(members) <= 3
+    assert all(member.is_alive() for member in members)  # they wait
     with kept_team(2) as other:  # another size replaces it
         other.run(4, lambda worker, task: time.sleep(0.001))
-    assert threading.active_count() <= before
-    assert not any(member.is_alive() for member in team._members)
+    assert other is not team
+    assert not any(member.is_alive() for member in members)
 
 
 def test_a_kept_team_works_on_after_a_failure() -> None:

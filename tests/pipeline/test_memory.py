@@ -17,10 +17,11 @@ from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan, planning_bytes
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import ConvSpec
-from conv3d_cli.pipeline.memory import PROCESS_BYTES, chain_planes
+from conv3d_cli.pipeline.memory import chain_planes
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
+from conv3d_cli.system.room import PROCESS_BYTES
 
 MIB = 1 << 20
 PROCESS_LEAST = 85 * MIB  # the interpreter with its libraries and compiled loops

@@ -21,7 +21,6 @@ from conv3d_cli.batch.resume import ResumeLog, check_resumable, settings_of
 from conv3d_cli.errors import MemoryLimitError, OutputExistsError, SpecError
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.pipeline.files import output_files
-from conv3d_cli.pipeline.memory import PROCESS_BYTES
 from conv3d_cli.pipeline.outputs import ROLES, Output, OutputRole, outputs_beside
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
@@ -31,6 +30,7 @@ from conv3d_cli.provenance.rerun import judge
 from conv3d_cli.provenance.run import plan_recordings, run_recorded
 from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.digests import file_digest
+from conv3d_cli.system.room import PROCESS_BYTES
 
 
 @pytest.fixture

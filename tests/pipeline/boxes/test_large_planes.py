@@ -30,10 +30,10 @@ from conv3d_cli.pipeline import prepare as job_module
 from conv3d_cli.pipeline.blocking import Blocking, Boxes
 from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
-from conv3d_cli.pipeline.memory import PROCESS_BYTES
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
+from conv3d_cli.system.room import PROCESS_BYTES
 
 zarr = pytest.importorskip("zarr")
 
