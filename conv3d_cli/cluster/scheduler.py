@@ -1,13 +1,12 @@
 """`Scheduler`: the address of a Dask scheduler, and the certificates for its `tls://`.
 
 Dask trusts whoever shows a certificate of one authority: the scheduler, its workers and its
-clients check one another. This module imports no Dask.
+clients check one another. Every run imports this module, so it imports Dask, sockets and TLS late.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +135,7 @@ class Scheduler:
 
         Dask says only that time ran out.
         """
+        import socket
         import ssl
 
         host, _, port = self.address.removeprefix("tls://").rpartition(":")
