@@ -128,14 +128,14 @@ class Isolated:
         if self._ended or code in (-signal.SIGINT, CONTROL_C_EXIT):
             return KeyboardInterrupt()
         start = f"cannot read {self.path}: damaged: {self.library}"
-        if code == -getattr(signal, "SIGBUS", 0):
-            return FormatError(shorter_words(self.path))
-        if self._too_long or code == -getattr(signal, "SIGPROF", 0):
-            return FormatError(f"{start} did not finish in {self._seconds:.0f} seconds")
         try:
             how = signal.Signals(-code).name
-        except ValueError:
+        except ValueError:  # on Windows, which has no such signals, always
             how = f"exit code {code}"
+        if how == "SIGBUS":
+            return FormatError(shorter_words(self.path))
+        if self._too_long or how == "SIGPROF":
+            return FormatError(f"{start} did not finish in {self._seconds:.0f} seconds")
         return FormatError(f"{start} crashed ({lines[-1].strip()[:200] if lines else how})")
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -30,6 +31,9 @@ def crash():
 
 def die():
     os.kill(os.getpid(), 9)
+
+def leave():
+    os._exit(0)
 
 def refuse():
     raise SpecError("the value is wrong")
@@ -92,6 +96,17 @@ def test_errors_come_back_as_they_are(process: Isolated) -> None:
 def test_a_crash_is_one_line(process: Isolated, function: str, words: str) -> None:
     with process, pytest.raises(FormatError, match=f"^cannot read a.h5: damaged: {words}$"):
         call(process, function)
+
+
+def test_an_end_without_a_signal_is_no_signal(
+    process: Isolated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which has neither of these signals."""
+    for name in ("SIGBUS", "SIGPROF"):
+        monkeypatch.delattr(signal, name, raising=False)
+    words = r"the HDF5 library crashed \(exit code 0\)"
+    with process, pytest.raises(FormatError, match=f"^cannot read a.h5: damaged: {words}$"):
+        call(process, "leave")
 
 
 def test_a_loop_ends(process: Isolated) -> None:
