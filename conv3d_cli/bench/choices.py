@@ -178,8 +178,14 @@ def table(choices: Choices, rows: int = 12) -> list[str]:
 
 
 def merged(several: Iterable[Choices]) -> Choices:
-    """All problems of several measurements; date and machine of the last one."""
+    """All problems of several measurements; date and machine of the last one.
+
+    Raises: SpecError if they were measured for several classes of CPUs.
+    """
     several = list(several)
+    classes = sorted({choices.cpu_class for choices in several})
+    if len(classes) > 1:
+        raise SpecError(f"these are times of {' and '.join(classes)}; show one class at a time")
     return replace(
         several[-1],
         seeds=list(dict.fromkeys(seed for choices in several for seed in choices.seeds)),

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from conv3d_cli.cli.options import SectionedCommand, options, table_options
+from conv3d_cli.cli.options import SectionedCommand, is_given, options, table_options
 from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.cli.values import Real, Whole
 from conv3d_cli.errors import FormatError, SpecError
@@ -186,7 +185,7 @@ def bench(
     from conv3d_cli.system.atomic import check_target
     from conv3d_cli.system.machine import thread_count
 
-    _check_options(ctx, regret, fit)
+    _check_options(ctx, regret, fit, bool(sources))
     # check outputs before minutes of measuring
     if plot_path:
         from conv3d_cli.pictures.plotting import check_plotting
@@ -302,7 +301,7 @@ _CASES_ONLY = (
 _PLANNER_ONLY = ("seed", "problems")
 
 
-def _check_options(ctx: click.Context, regret: bool, fit: bool) -> None:
+def _check_options(ctx: click.Context, regret: bool, fit: bool, is_read: bool) -> None:
     """Refuse options that would have no effect."""
     if regret and fit:
         raise SpecError("--regret shows what --fit fits; give one of them")
@@ -310,13 +309,15 @@ def _check_options(ctx: click.Context, regret: bool, fit: bool) -> None:
         words = "--regret" if regret else "--fit"
         for name in (*_CASES_ONLY, *(("json_path", "plot_path") if fit else ())):
             _refuse_given(ctx, name, f"has no effect beside {words}; leave it out")
-    else:
-        for name in _PLANNER_ONLY:
+    for name in _PLANNER_ONLY:
+        if not (regret or fit):
             _refuse_given(ctx, name, "belongs to --regret or --fit; give one of them")
+        elif is_read:
+            _refuse_given(ctx, name, "draws problems, and --from reads them; leave one out")
 
 
 def _refuse_given(ctx: click.Context, name: str, reason: str) -> None:
-    if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+    if is_given(ctx, name):
         option = next(p.opts[0] for p in ctx.command.params if p.name == name)
         raise SpecError(f"{option} {reason}")
 
@@ -358,7 +359,7 @@ def _fit(seed: int | None, problems: int | None, sources: tuple[str, ...], quiet
     else:
         with _Status(quiet) as status:
             measured = measure_classes(1 if seed is None else seed, problems or 1200, status)
-    classes = {choices.cpu_class: None for choices in measured}
+    classes = dict.fromkeys(choices.cpu_class for choices in measured)
     whole = [
         merged(choices for choices in measured if choices.cpu_class == name) for name in classes
     ]

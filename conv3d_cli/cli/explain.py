@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from conv3d_cli.cli.jobs import MergedSettings
 from conv3d_cli.cli.layout import facts
@@ -16,6 +15,7 @@ from conv3d_cli.cli.options import (
     ShortHelpCommand,
     explain_options,
     given_settings,
+    is_given,
     options,
     table_options,
 )
@@ -105,7 +105,7 @@ def explain(
     given = [
         option
         for option in ("--worker-threads", "--read-rate", "--write-rate")
-        if ctx.get_parameter_source(option[2:].replace("-", "_")) is ParameterSource.COMMANDLINE
+        if is_given(ctx, option[2:].replace("-", "_"))
     ]
     if given and scheduler is None and workers is None:
         raise SpecError(f"{given[0]} is for --workers or --scheduler; pass one of them, too")

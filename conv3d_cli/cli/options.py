@@ -252,14 +252,18 @@ def _click_type(row: Option) -> Any:
     return {"triple": Triple(), "number": Real()}.get(kind.name, free)
 
 
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Whether an option or argument was given, rather than left at its default."""
+    return ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+
+
 def given_settings(ctx: click.Context) -> Settings:
     """The options of the table that were given on the command line."""
     return Settings(
         **{
             name: value
             for name, value in ctx.params.items()
-            if name in OPTION
-            and ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+            if name in OPTION and is_given(ctx, name)
         }
     )
 

@@ -19,7 +19,6 @@ from conv3d_cli.engine.cpu import REFERENCE
 from conv3d_cli.engine.fitted import COEFFICIENTS
 from conv3d_cli.model.spec import ConvProblem
 
-VECTOR = 16  # elements that a full vector has, on the CPUs with the widest ones
 # A correction is at most by this factor: a problem unlike those that were fitted must not be
 # predicted wildly.
 MOST = 8.0
@@ -118,4 +117,4 @@ NAMES = (
 
 def _unused(count: int) -> float:
     """How much longer whole vectors take than `count` elements would, as a logarithm."""
-    return math.log2(-(-count // VECTOR) * VECTOR / max(1, count))
+    return math.log2(-(-count // REFERENCE.lanes) * REFERENCE.lanes / max(1, count))

@@ -203,7 +203,7 @@ class SerialWorker(Team):
     """
 
     def __init__(self, worker: int) -> None:
-        self.threads, self.worker, self.kept = 1, worker, False
+        self.threads, self.worker = 1, worker
 
     def workers(self, count: int) -> Iterable[int]:
         """The number of the one worker."""

@@ -64,7 +64,7 @@ from conv3d_cli.system.faults import reading
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of, split_part
 from conv3d_cli.system.portable import true_path
-from conv3d_cli.system.words import strange_suffix
+from conv3d_cli.system.words import unknown_suffix
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz, or scan.rec.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -588,7 +588,7 @@ def output_format(path: str) -> VolumeFormat:
                 f"cannot write {path}: {name} is not written; write .nii.gz, .nrrd, .mha, "
                 f".ome.tif, .ome.zarr or another ({FORMATS_PAGE})"
             )
-        fault = strange_suffix(path, written_suffixes(), "volume")
+        fault = unknown_suffix(path, written_suffixes(), "volume")
         raise SpecError(f"cannot write {path}: {fault} ({FORMATS_PAGE})")
     if not found.claims(path):
         raise SpecError(

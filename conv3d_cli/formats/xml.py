@@ -1,4 +1,4 @@
-"""XML of strangers: what its tree takes is counted before it is made."""
+"""XML of untrusted files: what its tree takes is counted before it is made."""
 
 from __future__ import annotations
 

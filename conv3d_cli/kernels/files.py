@@ -50,7 +50,7 @@ from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.room import JSON_BYTES, TOML_BYTES, check_tree
-from conv3d_cli.system.words import strange_suffix
+from conv3d_cli.system.words import unknown_suffix
 
 if TYPE_CHECKING:
     import zipfile
@@ -166,7 +166,7 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
     """
     kind = find_written_file(path)
     if kind is None:
-        fault = strange_suffix(str(path), known_suffixes(written=True), "kernel file")
+        fault = unknown_suffix(str(path), known_suffixes(written=True), "kernel file")
         raise SpecError(f"cannot write {path}: {fault} ({KERNELS_PAGE})")
     if not kind.written:
         raise SpecError(

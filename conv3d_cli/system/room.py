@@ -1,4 +1,4 @@
-"""Bounds on headers and texts of strangers, before they become objects of Python.
+"""Bounds on headers and texts of untrusted files, before they become objects of Python.
 
 An object takes up to fifty times the bytes that describe it. Text headers hold at most
 `HEADER_BYTES` and `HEADER_ENTRIES`. What may be larger, such as XML with an element for each plane,
@@ -7,7 +7,7 @@ has its cost counted, and `require_room` compares it with what the ceiling of me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -60,9 +60,9 @@ def require_room(needed: int, what: str, path: str, whole: int = 0) -> None:
         )
 
 
-def check_entries(entries: Sized, path: str) -> None:
+def check_entries(count: int, path: str) -> None:
     """Raise FormatError if a header has more entries than any real one."""
-    if len(entries) > HEADER_ENTRIES:
+    if count > HEADER_ENTRIES:
         raise FormatError(
             f"cannot read {path}: damaged: its header has more than {HEADER_ENTRIES:,} entries"
         )

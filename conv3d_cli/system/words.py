@@ -9,15 +9,15 @@ from pathlib import Path
 from conv3d_cli.errors import suggestion
 
 
-def strange_suffix(path: str, known: Iterable[str], what: str = "format") -> str:
+def unknown_suffix(path: str, known: Iterable[str], what: str = "format") -> str:
     """What is wrong with a file name that ends with no known suffix, for messages.
 
     known : iterable of str     suffixes, with the dot; the nearest one is named
     what : str                  the thing that has a suffix
 
-    >>> strange_suffix("a.b/scan.nii.gzz", [".nii", ".nii.gz", ".npy"])
+    >>> unknown_suffix("a.b/scan.nii.gzz", [".nii", ".nii.gz", ".npy"])
     "no format has the suffix .gzz; did you mean '.nii.gz'?"
-    >>> strange_suffix("a.xyz", [".npy"]), strange_suffix("README", [".npy"], "kernel file")
+    >>> unknown_suffix("a.xyz", [".npy"]), unknown_suffix("README", [".npy"], "kernel file")
     ('no format has the suffix .xyz', 'a kernel file needs a suffix')
     """
     parts = [part.lower() for part in Path(path).suffixes[-2:]]

@@ -314,6 +314,8 @@ def test_fit(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / f"{cpu_class}.json"
         path.write_text(json.dumps({**record, "seeds": [3], "timed": timed}))
     sources = [f"--from={tmp_path / name}.json" for name in ("avx512", "avx2")]
+    both = run("bench", "--regret", *sources, code=2).stderr
+    assert "these are times of avx2 and avx512; show one class at a time" in both
     source = run("bench", "--fit", *sources).stdout
     namespace: dict[str, Any] = {}
     exec(source, namespace)
@@ -350,6 +352,10 @@ def test_fit_measures_the_class_that_is_forced(run: Run, monkeypatch: pytest.Mon
         (["--fit", "--json", "x.json"], "--json has no effect beside --fit"),
         (["--seed", "3"], "--seed belongs to --regret or --fit; give one of them"),
         (["--quick", "--problems", "3"], "--problems belongs to --regret or --fit"),
+        (
+            ["--regret", "--seed", "3", "--from", "x.json"],
+            "--seed draws problems, and --from reads",
+        ),
     ],
 )
 def test_options_of_one_kind_of_measurement(run: Run, arguments: list[str], message: str) -> None:

@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL, points, transform_matrix
-from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.loops.simd import I64, Vec, const, inlined, memory
 from conv3d_cli.engine.step import F
 
 
@@ -338,6 +338,12 @@ def _transform_kernel(
     return sig, codegen
 
 
+@inlined
+def first_output(number, outputs, apart):
+    """The first output of a row or column of tiles; `apart` grids take turns, see `sum_tiles`."""
+    return number // apart * outputs * apart + number % apart
+
+
 def transform_weights(md, mh, mw, lanes, source_real, real):
     """Evaluate kernels at the points of the tiles, in the order in which `sum_tiles` reads them.
 
@@ -456,9 +462,8 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
                 source += window[grid]
             sign = 1.0 if depth == 1 else -1.0
             for t in range(tiles):
-                i, j = t // tile_columns, t % tile_columns
-                aside = (i // apart_h * mh * apart_h + i % apart_h) * row
-                aside += (j // apart_w * mw * apart_w + j % apart_w) * column
+                aside = first_output(t // tile_columns, mh, apart_h) * row
+                aside += first_output(t % tile_columns, mw, apart_w) * column
                 for part in range(chunks):
                     vectors_here = chunk // lanes
                     if part == chunks - 1:
@@ -537,11 +542,10 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
                                 t += few
                         weights += turns * UNROLL * filters * itemsize
                 for t in range(tiles):
-                    i, j = t // tile_columns, t % tile_columns
                     upper = step[F.accumulator] + block * lanes * vectors * itemsize
                     upper += grid * acc_plane
-                    upper += (i // apart_h * mh * apart_h + i % apart_h) * acc_row
-                    upper += (j // apart_w * mw * apart_w + j % apart_w) * acc_column
+                    upper += first_output(t // tile_columns, mh, apart_h) * acc_row
+                    upper += first_output(t % tile_columns, mw, apart_w) * acc_column
                     lower = upper + apart_d * acc_plane if has_lower else 0
                     here = products + t * filters * itemsize
                     if block >= blocks:

@@ -65,7 +65,7 @@ def read_attributes(path: str) -> dict[str, str]:
     with open(path, "rb") as file:
         text = file.read().decode("latin-1")
     found: dict[str, str] = {}
-    check_entries(range(len(re.findall("count", text, re.I))), path)
+    check_entries(text.lower().count("count"), path)
     matches = list(_ATTRIBUTE.finditer(text))
     ends = [match.start() for match in matches[1:]] + [len(text)]
     for match, end in zip(matches, ends[: len(matches)], strict=True):

@@ -193,7 +193,7 @@ def read_meta(path: str) -> MetaHeader:
                 continue
             key = match[1].lower()
             fields[key], names[key] = match[2].strip(), match[1]
-            check_entries(fields, path)
+            check_entries(len(fields), path)
             if key == "elementdatafile":
                 break
         header = MetaHeader(path, fields, names, file.tell())
@@ -202,7 +202,7 @@ def read_meta(path: str) -> MetaHeader:
         if fields["elementdatafile"].split()[:1] == ["LIST"]:
             rest = file.read(HEADER_BYTES).decode("utf-8", "surrogateescape")
             lines = tuple(rest.split("\n", HEADER_ENTRIES + 1))
-            check_entries(lines, path)
+            check_entries(len(lines), path)
             return MetaHeader(path, fields, names, file.tell(), lines)
     return header
 

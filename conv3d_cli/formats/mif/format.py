@@ -186,7 +186,7 @@ def read_mif(path: str) -> MifHeader:
     else:
         text = head[: end.start()]
     entries: dict[str, list[str]] = {}
-    check_entries(range(text.count(b"\n")), path)
+    check_entries(text.count(b"\n"), path)
     for line in text.decode("utf-8", "surrogateescape").splitlines()[1:]:
         line = line.partition("#")[0] if line.lstrip().startswith("#") else line
         key, colon, value = line.partition(":")

@@ -234,8 +234,7 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
             raise FormatError(
                 f"cannot read {path}: its header has no end within {HEADER_BYTES >> 20} MiB"
             )
-        check_entries(keys, path)
-        check_entries(unknown, path)
+        check_entries(len(keys) + len(unknown), path)
         # keeps the bytes of other encodings
         text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         if not text:

@@ -126,9 +126,7 @@ def _unpacker(compression: int) -> Callable[[bytes, int], bytes] | None:
 def unpack_here(keyframe: Any) -> None:
     """Make tifffile unpack a page, and the pages like it, with this module, if it knows the codec.
 
-    It is harmless when called twice.
-
-    tifffile then treats the strips as uncompressed.
+    tifffile then treats the strips as uncompressed. A second call changes nothing.
 
     keyframe : TiffPage     of tifffile; changed
     """

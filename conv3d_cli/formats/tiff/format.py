@@ -52,6 +52,7 @@ from conv3d_cli.formats.tiff.series import (
     value_scale,
 )
 from conv3d_cli.formats.tiff.stack import read_stack, stack_files
+from conv3d_cli.formats.xml import parse_xml
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, output_file, suffix_of, write_errors
 from conv3d_cli.system.parts import split_part
@@ -328,10 +329,10 @@ def _describe_dialect(opened: OpenSeries, axes: Axes, path: str) -> Description:
                     found,
                     grid=tiff_metadata.read_shaped(opened.json, resolution, unit_tag, axes).grid,
                 )
-            dropped, made = tiff_ome.unused_elements(tiff.ome_metadata)
+            root = parse_xml(tiff.ome_metadata, path)
+            dropped, made = tiff_ome.unused_elements(root)
             facts = replace(found.facts, dropped=dropped, provenance=made)
-            history = tiff_ome.ome_history(tiff.ome_metadata)
-            return replace(found, facts=facts, history=history)
+            return replace(found, facts=facts, history=tiff_ome.ome_history(root))
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
             if page.photometric == PALETTE and page.colormap is not None:

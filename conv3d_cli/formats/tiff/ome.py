@@ -52,27 +52,19 @@ OME_TYPES = {
 }
 
 
-def ome_history(text: str) -> tuple[str, ...]:
-    """The lines of history in the annotations of an OME-XML. Raises: ElementTree.ParseError."""
-    from xml.etree import ElementTree
-
+def ome_history(root: Any) -> tuple[str, ...]:
+    """The lines of history in the annotations of an OME-XML, of which `root` is the root."""
     return tuple(
         value.text
-        for note in ElementTree.fromstring(text).iter()
+        for note in root.iter()
         if local_tag(note) == "CommentAnnotation" and note.get("Namespace") == HISTORY_NAMESPACE
         for value in note
         if local_tag(value) == "Value" and value.text
     )
 
 
-def unused_elements(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What an OME-XML says besides its images, in words: by users, and by the microscope.
-
-    Raises: ElementTree.ParseError.
-    """
-    from xml.etree import ElementTree
-
-    root = ElementTree.fromstring(text)
+def unused_elements(root: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What an OME-XML says besides its images, in words: by users, and by the microscope."""
     annotations: list[str] = []
     regions, made = 0, False
     for part in root:

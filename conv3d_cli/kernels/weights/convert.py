@@ -31,7 +31,7 @@ from conv3d_cli.kernels.weights import (
 )
 from conv3d_cli.kernels.weights.layer import lost_arguments
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.system.words import strange_suffix
+from conv3d_cli.system.words import unknown_suffix
 
 
 def convert_layers(
@@ -46,7 +46,7 @@ def convert_layers(
     to_weights_file = find_weights_file(target) is not None
     if not to_weights_file and find_written_file(target) is None:
         known = (*weights_suffixes().split(), *known_suffixes(written=True))
-        fault = strange_suffix(str(target), known, "kernel file")
+        fault = unknown_suffix(str(target), known, "kernel file")
         raise SpecError(f"cannot write {target}: {fault} ({KERNELS_PAGE})")
     if find_weights_file(path) is None:
         layers, notes = _from_kernel_file(path, name)
