@@ -3,7 +3,7 @@
 While modules are imported, Ctrl-C ends the process at once: nothing is written yet. Later, a signal
 raises an exception, and the command cleans up. A thread that waits for a server cannot be
 interrupted, so the process is ended if cleaning up takes too long; the next run removes what is
-left then. Standard library only.
+left then. A main thread that waits for another thread is woken. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ SECONDS = 1.5
 """What cleaning up may take after a signal."""
 
 Handler = Callable[[int, FrameType | None], object]
+NUDGE_SECONDS = 0.1
 _own_process = False
 _counting = False
 _told = False
@@ -37,6 +38,36 @@ def handle_interrupts(handler: Handler) -> None:
     """Let Ctrl-C call a handler from now on, where `leave_on_interrupt` was called before."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, handler)
+    if _own_process and hasattr(signal, "pthread_kill"):
+        _wake_on_signals()
+
+
+def _wake_on_signals() -> None:
+    """Wake the main thread when a signal has come, so that it calls the signal's handler.
+
+    Only the main thread calls handlers. It sleeps on, however, if the system gave the signal to
+    another thread, or just before it fell asleep. A thread learns of each signal from a pipe, and
+    interrupts the main thread's sleep until a handler has run, with a signal that does nothing.
+    """
+    ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    signal.signal(signal.SIGURG, lambda number, frame: None)
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def watch() -> None:
+        while numbers := os.read(reads, 64):
+            if ending.isdisjoint(numbers):
+                continue
+            for _ in range(round(SECONDS / NUDGE_SECONDS)):
+                time.sleep(NUDGE_SECONDS)
+                if _counting:
+                    return
+                signal.pthread_kill(main, signal.SIGURG)
+
+    threading.Thread(target=watch, name="conv3d-signals", daemon=True).start()
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

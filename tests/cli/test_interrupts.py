@@ -137,6 +137,39 @@ def test_a_reader_that_sleeps_does_not_hold_a_command(
         os.close(writes)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="signals to threads of Linux")
+@pytest.mark.parametrize("sent", ["INT", "TERM", "HUP"])
+def test_a_signal_that_another_thread_receives_ends_a_command(sent: str, tmp_path: Path) -> None:
+    """The system may give it to any thread; the main thread waits for one that computes."""
+    np.save(tmp_path / "x.npy", np.ones((400, 400, 400), np.float32))
+    kernel = "expr:exp(-(d+2*h*w)**2):radius=9vox"  # half a minute
+    for name in "ab":
+        (tmp_path / f"{name}.npy").symlink_to("x.npy")
+    command = [*CONV3D, "apply", "a.npy", "b.npy", "-k", kernel, "--algorithm", "direct"]
+    command += ["--out-dir", "out", "--jobs", "2"]
+    with started(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: list(tmp_path.glob("out/.*")), process)
+        threads = [int(name) for name in os.listdir(f"/proc/{process.pid}/task")]
+        other = max(number for number in threads if number != process.pid)
+        began = time.monotonic()
+        _signal_thread(process.pid, other, signal.Signals[f"SIG{sent}"])
+        _, errors = process.communicate(timeout=LIMIT)
+    assert time.monotonic() - began < interrupts.SECONDS + SLACK
+    assert process.returncode == 128 + signal.Signals[f"SIG{sent}"]
+    assert errors.count("\n") == 1
+
+
+def _signal_thread(process: int, thread: int, number: int) -> None:
+    """Send a signal to one thread of another process."""
+    import ctypes
+    import platform
+
+    tgkill = {"x86_64": 234, "aarch64": 131}.get(platform.machine())
+    if tgkill is None:
+        pytest.skip("the number of tgkill is not known here")
+    assert ctypes.CDLL(None, use_errno=True).syscall(tgkill, process, thread, number) == 0
+
+
 def _waiting_bytes(pipe: int) -> int:
     """Bytes in a pipe that nobody has read."""
     import fcntl
