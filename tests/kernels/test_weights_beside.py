@@ -24,7 +24,7 @@ from conv3d_cli.kernels.weights import (
 )
 from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
-from conv3d_cli.kernels.weights.state_dict import read_state_dict
+from conv3d_cli.kernels.weights.state_dict import StateDict, read_state_dict
 
 pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
 
@@ -59,8 +59,19 @@ DATA = Path(__file__).parent.parent / "data" / "weights"
             "its weights are 4x3x2x2x2 and its bias 3: it is a ConvTranspose3d",
             "conv",
         ),
-        ("norms.pt", "json", "spectral", "its weights are computed by spectral_norm", "normed"),
-        ("norms.pt", "json", "spectral2", "its weights are computed by spectral_norm", "normed"),
+        ("whole.pt", "json", "up", "it is of class ConvTranspose3d", "conv"),
+        ("whole.pt", "json", "mirror", "it pads by padding_mode='reflect'", "conv"),
+        (
+            "whole.pt",
+            "json",
+            "mine",
+            "it is of class __main__.Subclass, whose code is not in the file",
+            "conv",
+        ),
+        ("flat_whole.pt", "json", "up", "it is of class ConvTranspose2d", "plane"),
+        ("quantized.pt", "json", "codes", "its weight holds int8, not floats", "axis"),
+        ("quantized.pt", "json", "complex", "its weight holds complex64, not floats", "axis"),
+        ("flat.keras", "h5py", "up", "it is of class Conv1DTranspose", "plane"),
     ],
 )
 def test_what_is_not_read_is_told_by_name(
@@ -107,12 +118,16 @@ def test_a_file_of_what_is_not_read_says_why(tmp_path: Path) -> None:
     weights = numpy_helper.from_array(np.ones((2, 1, 3, 3), np.float32), "w")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], name="flat")], "g", [x], [x], [weights]
+        [helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="flat")],
+        "g",
+        [x],
+        [x],
+        [weights],
     )
     path.write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(
         FormatError,
-        match=r"no Conv3D layer that can be read: flat \(its weights have 4 axes, not 5\)",
+        match=r"no Conv3D layer that can be read: flat \(it is a node ConvTranspose\)",
     ):
         read_layers(path)
 
@@ -124,7 +139,7 @@ def test_a_file_of_what_is_not_read_says_why(tmp_path: Path) -> None:
 def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
     """What a state dict of these shapes holds; `_` is a dot."""
     named = {key.replace("_", "."): shape for key, shape in shapes.items()}
-    return read_state_dict(named, lambda key: np.ones(named[key], np.float32))
+    return read_state_dict(StateDict(named, lambda key: np.ones(named[key], np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -164,11 +179,11 @@ def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
         ),
         ({"pos_embed": (1, 8, 4, 4, 4)}, "a tensor of 5 axes, but no NAME.weight"),
         ({"stem.kernel": (3, 3, 3, 1, 8)}, "a tensor of 5 axes, but no NAME.weight"),
-        ({"c.weight": (8, 4, 3, 3)}, "its weights have 4 axes, not 5"),
+        ({"c.weight": (8, 4, 3, 3, 3, 3)}, "its weights have 6 axes, not 3 to 5"),
     ],
 )
 def test_modules_that_hold_more_than_a_conv3d(shapes: dict[str, tuple[int, ...]], why: str) -> None:
-    held = read_state_dict(shapes, lambda key: np.ones(shapes[key], np.float32))
+    held = read_state_dict(StateDict(shapes, lambda key: np.ones(shapes[key], np.float32)))
     assert not any(isinstance(each, SavedLayer) for each in held)
     reasons = [each.reason for each in held if isinstance(each, OtherLayer) and each.is_convolution]
     assert any(why in reason for reason in reasons), reasons
@@ -188,7 +203,7 @@ def test_a_name_of_a_transposed_convolution_is_believed_unless_the_bias_tells() 
 def test_the_name_of_its_tensor_says_that_it_is_a_conv3d() -> None:
     contents = state(up_weight=(4, 4, 2, 2, 2))
     with pytest.raises(
-        FormatError, match=r"if it is a Conv3D, name its tensor: net\.pt::up\.weight$"
+        FormatError, match=r"as those of a Conv3D, name its tensor: net\.pt::up\.weight$"
     ):
         choose_layer(contents, "net.pt", "up")
     layer = choose_layer(contents, "net.pt", "up.weight")
@@ -215,9 +230,8 @@ def test_weight_norm_by_hand() -> None:
     v = rng.standard_normal((3, 2, 2, 2, 2)).astype(np.float32)
     g = rng.standard_normal((3, 1, 1, 1, 1)).astype(np.float32)
     tensors = {"c.weight_g": g, "c.weight_v": v, "c.bias": np.zeros(3, np.float32)}
-    (layer,) = read_state_dict(
-        {key: value.shape for key, value in tensors.items()}, tensors.__getitem__
-    )
+    shapes = {key: value.shape for key, value in tensors.items()}
+    (layer,) = read_state_dict(StateDict(shapes, tensors.__getitem__))
     assert isinstance(layer, SavedLayer)
     expected = np.stack([g[f].item() * v[f] / np.linalg.norm(v[f].ravel()) for f in range(3)])
     np.testing.assert_allclose(layer.kernel, expected.transpose(2, 3, 4, 1, 0), rtol=1e-6)
@@ -227,17 +241,17 @@ def test_weight_norm_by_hand() -> None:
 def test_tensors_of_a_dict_are_named_alike() -> None:
     """A bias belongs to the weights beside it, though another dict has such weights, too."""
     from conv3d_cli.kernels.weights.pickles import Storage, Tensor
-    from conv3d_cli.kernels.weights.pytorch import _named_tensors
+    from conv3d_cli.kernels.weights.pytorch import state_dict_of
 
     tensor = Tensor(Storage("0", "float32", 1), 0, (1,), (1,))
-    named = _named_tensors(
+
+    def keys(content: Any) -> list[str]:
+        return list(state_dict_of(content, lambda *_: bytes(4), "<", "net.pt").shapes)
+
+    assert keys(
         {"a": {"c.weight": tensor, "c.bias": tensor}, "b": {"c.weight": tensor}, "d": {"e": tensor}}
-    )
-    assert list(named) == ["a.c.weight", "a.c.bias", "b.c.weight", "e"]
-    assert list(_named_tensors([{"c.weight": tensor}, {"f.weight": tensor}])) == [
-        "c.weight",
-        "f.weight",
-    ]
+    ) == ["a.c.weight", "a.c.bias", "b.c.weight", "e"]
+    assert keys([{"c.weight": tensor}, {"f.weight": tensor}]) == ["c.weight", "f.weight"]
 
 
 # --------------------------------------------------------------------------------------------------
