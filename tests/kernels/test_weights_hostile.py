@@ -42,6 +42,9 @@ FILES = [
     "net.safetensors",
     "attributes.onnx",
     "state.pt",
+    "whole.pt",
+    "old.pth.tar",
+    "program.pt2",
 ]
 
 # Whole HDF5 files with wrong contents.
@@ -127,7 +130,8 @@ def test_empty_files_and_folders(file: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["net.safetensors", "attributes.onnx", "state.pt", "checkpoint.pth"]
+    "file",
+    ["net.safetensors", "attributes.onnx", "state.pt", "checkpoint.pth", "whole.pt", "old.pth.tar"],
 )
 @given(
     edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8)

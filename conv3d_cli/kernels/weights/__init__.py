@@ -236,12 +236,12 @@ def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]
     Raises: as `read_layers`.
     """
     path = os.fspath(path)
+    check_input(path)
     kind = find_weights_file(path)
     if kind is None:
         raise FormatError(
             f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}"
         )
-    check_input(path)
     with read_errors(path):
         contents = kind.read(path)
     if not any(isinstance(item, SavedLayer) or item.layer is not None for item in contents):

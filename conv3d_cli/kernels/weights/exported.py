@@ -141,7 +141,10 @@ class _Program:
         joined: set[str] = set()  # names of pads that are part of a convolution
         read: dict[int, SavedLayer | OtherLayer] = {}
         for number, node in enumerate(self._nodes):
-            if "conv" in node["target"]:
+            if any("as_graph" in entry["arg"] for entry in node["inputs"]):
+                reason = "it holds graphs of its own, which are not searched"
+                read[number] = OtherLayer(str(node["name"]), reason)
+            elif "conv" in node["target"]:
                 values = _inputs(node)
                 name = self._name(values, node)
                 try:

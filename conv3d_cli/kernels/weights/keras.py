@@ -45,6 +45,7 @@ from conv3d_cli.kernels.weights.layer import (
     with_smallest_dtype,
     zip_bytes,
 )
+from conv3d_cli.layer import activations
 from conv3d_cli.model.keras_json import (
     CONVOLUTIONS,
     PADDING_RANKS,
@@ -387,6 +388,10 @@ class ConfigLayer:
             raise FormatError(f"cannot read {path}: layer {layer.name}: {error}") from None
         notes = version_notes(config, version) + ((flat_note(rank),) if rank < 3 else ())
         layer = require_match(replace(layer, config=config, notes=notes), path)
+        try:
+            activations.get(config.get("activation"))
+        except SpecError:
+            return self._with_other_activation(layer)
         if not self.padding and not self.ambiguous_padding:
             return layer
         names = ", ".join(name_of(entry) for entry in self.padding)
@@ -410,6 +415,24 @@ class ConfigLayer:
             padding if isinstance(padding, str) else [list(pair) for pair in padding]
         )
         return replace(layer, config=config, notes=(*layer.notes, note))
+
+    def _with_other_activation(self, layer: SavedLayer) -> OtherLayer:
+        """The layer as one whose activation is not known."""
+        activation = (layer.config or {}).get("activation")
+        name = str(activation)
+        if isinstance(activation, Mapping):  # a function is named in its config
+            inner = activation.get("config")
+            name = inner if isinstance(inner, str) else str(activation.get("class_name"))
+        plain = {**(layer.config or {}), "activation": "linear"}
+        notes = (*layer.notes, f"its activation {name[:80]} is left out")
+        tensor = f"{layer.name}.kernel"
+        return OtherLayer(
+            layer.name,
+            f"its activation is {name[:80]}, whose code is not in the file",
+            aliases=(*layer.aliases, tensor),
+            layer=replace(layer, config=plain, notes=notes),
+            tensor=tensor,
+        )
 
 
 def _own_padding(attributes: Attributes) -> str | Pads:

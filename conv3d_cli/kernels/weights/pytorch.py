@@ -17,7 +17,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,18 @@ def _of_archive(archive: Archive, path: str) -> StateDict:
             raise _truncated(what, needed, member, size, path)
         return archive.read(member)[:needed]
 
-    return state_dict_of(content, raw, byte_order, path)
+    state = state_dict_of(content, raw, byte_order, path)
+    constants = f"{folder}constants.pkl"
+    if constants not in archive.names:
+        return state
+    held = _pickled(archive.read(constants), "constants.pkl", path).content
+    # weights that torch.jit.freeze made constants: they have no names, but are told
+    shapes = {
+        f"constants.{number}": value.shape
+        for number, value in enumerate(held if isinstance(held, tuple) else ())
+        if isinstance(value, Tensor)
+    }
+    return replace(state, shapes={**state.shapes, **shapes})
 
 
 def _add_constants(record: Record, archive: Archive, folder: str, path: str) -> None:
@@ -295,7 +306,9 @@ def state_dict_of(
 
     raw : callable      storage, bytes needed, name of the tensor in messages -> at least its bytes
     """
-    groups = list(_groups(content, (), set()))
+    groups = list(
+        _groups({"weight": content} if isinstance(content, Tensor) else content, (), set())
+    )
     counts = Counter(key for group in groups for key in group.keys)
     tensors: dict[str, Tensor] = {}
     unreadable: dict[str, str] = {}
@@ -426,6 +439,9 @@ def _add_module(record: Record, name: str, group: _Group, seen: set[int]) -> Non
     prefix = f"{name}." if name else ""
     for key, value in tensors.items():
         _add_value(f"{prefix}{key}", value, group)
+    for key, value in attributes.items():  # tensors that are neither parameters nor buffers
+        if isinstance(value, Tensor) and key not in tensors and not key.startswith("weight"):
+            group.tensors[f"{prefix}{key}"] = value
     for key, child in children.items():
         if id(child) not in seen:
             seen.add(id(child))

@@ -43,6 +43,12 @@ def read_index(path: str) -> list[SavedLayer | OtherLayer]:
         table = parse_json(file.read(), "its content", path).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise FormatError(f"cannot read {path}: damaged: an index without a 'weight_map' of files")
+    if any(isinstance(name, list) for name in table.values()):
+        files = sorted({str(name) for each in table.values() for name in _listed(each)})
+        raise FormatError(
+            f"cannot read {path}: it is the index of Keras weights in other files; pass the one "
+            f"with the layer, as in {files[0][:80] if files else 'model_00000.weights.h5'}"
+        )
     names = sorted({str(name) for name in table.values()})
     if len(names) > _MAX_FILES:
         raise FormatError(
@@ -75,6 +81,10 @@ def read_index(path: str) -> list[SavedLayer | OtherLayer]:
             identity=lambda key: (table[key], states[table[key]].identity(key)),
         )
         return read_state_dict(whole, path)
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _opened(path: str, name: str) -> AbstractContextManager[StateDict]:

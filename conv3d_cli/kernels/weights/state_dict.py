@@ -199,7 +199,7 @@ def read_state_dict(state: StateDict, path: str = "the file") -> list[SavedLayer
                 adapters.setdefault(".".join(words[:end]), key)
     reader = _Reader(state, inside, adapters, path)
     found: list[SavedLayer | OtherLayer] = []
-    first: dict[Hashable, int] = {}  # identities of a module's tensors -> its place in `found`
+    first: dict[Hashable, int] = {}  # what makes modules the same -> place in `found`
     for module in dict.fromkeys((*state.modules, *named)):
         keys = named.get(module, {})
         if not keys:
@@ -210,7 +210,9 @@ def read_state_dict(state: StateDict, path: str = "the file") -> list[SavedLayer
             continue
         if all(state.shapes.get(key) == () for key in keys.values()):
             continue  # counters and scores, which are no layer
-        token = tuple((own, state.identity(key)) for own, key in sorted(keys.items()))
+        # modules may share tensors and yet differ: in their arguments, or in what names suggest
+        tensors = tuple((own, state.identity(key)) for own, key in sorted(keys.items()))
+        token = tensors, id(state.modules.get(module)), suggests_transposed(module)
         if token in first:
             same = found[first[token]]
             found[first[token]] = replace(same, aliases=(*same.aliases, module, *keys.values()))
@@ -357,8 +359,10 @@ def _of_class(
         reason = f"it calls {foreign[0][:80]}, whose code is not in the file"
         return OtherLayer(layer.name, reason, aliases=aliases, layer=layer, tensor=tensor)
     if _CONVOLUTIONS.get(module.class_name) != rank:
-        custom = "" if module.name != module.class_name else ", whose code is not in the file"
-        reason = f"it is of class {module.name}{custom}"
+        if module.name != module.class_name:  # PyTorch's own, which is no convolution
+            reason = f"it is of class {module.name}"
+            return OtherLayer(layer.name, reason, is_convolution=False, aliases=aliases)
+        reason = f"it is of class {module.name}, whose code is not in the file"
         return OtherLayer(layer.name, reason, aliases=aliases, layer=layer, tensor=tensor)
     values = module.attributes
     mode = values.get("padding_mode", "zeros")
