@@ -135,7 +135,13 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
         safetensors.encode_safetensors,
     ),
     WeightsFile("index of a model", (".index.json",), _is_described("index"), shards.read_index),
-    WeightsFile("TensorFlow.js", (), _is_described("tfjs"), tfjs.read_tfjs),
+    WeightsFile(
+        "TensorFlow.js",
+        (),
+        _is_described("tfjs"),
+        tfjs.read_tfjs,
+        config=tfjs.read_tfjs_config,
+    ),
     WeightsFile("ONNX", (".onnx",), lambda start, members: False, onnx.read_onnx, onnx.encode_onnx),
     WeightsFile(
         "PyTorch program",
