@@ -139,7 +139,7 @@ class Module:
     def name(self) -> str:
         """The class, without the module if it is PyTorch's own."""
         own = self.class_name.startswith(_OWN)
-        return self.class_name.rpartition(".")[2] if own else self.class_name
+        return self.class_name.rpartition(".")[2] if own else self.class_name[:80]
 
     @property
     def is_passive(self) -> bool:
@@ -359,7 +359,7 @@ def _of_class(
         reason = f"it calls {foreign[0][:80]}, whose code is not in the file"
         return OtherLayer(layer.name, reason, aliases=aliases, layer=layer, tensor=tensor)
     if _CONVOLUTIONS.get(module.class_name) != rank:
-        if module.name != module.class_name:  # PyTorch's own, which is no convolution
+        if module.class_name.startswith(_OWN):  # PyTorch's own, which is no convolution
             reason = f"it is of class {module.name}"
             return OtherLayer(layer.name, reason, is_convolution=False, aliases=aliases)
         reason = f"it is of class {module.name}, whose code is not in the file"
@@ -369,22 +369,23 @@ def _of_class(
     if "stride" not in values:
         return layer
     if mode != "zeros":
-        reason = f"it pads by padding_mode={mode!r}, and layers are padded by zeros"
+        reason = f"it pads by padding_mode={_shown(mode)}, and layers are padded by zeros"
         return OtherLayer(layer.name, reason, aliases=aliases, layer=layer, tensor=tensor)
 
     def numbers(name: str, default: int) -> list[int]:
         value = values.get(name, default)
         parts = list(value) if isinstance(value, (list, tuple)) else [value] * rank
         if len(parts) != rank or not all(type(n) is int and 0 <= n < 2**31 for n in parts):
-            raise FormatError(
-                f"cannot read {path}: layer {layer.name} has {name}={str(value)[:60]}"
-            )
+            raise FormatError(f"cannot read {path}: layer {layer.name} has {name}={_shown(value)}")
         return [default] * (3 - rank) + parts
 
     padding: Any = values.get("padding", 0)
-    if not isinstance(padding, str):
+    if padding not in ("same", "valid"):
         sizes = numbers("padding", 0)
         padding = [[n, n] for n in sizes] if any(sizes) else "valid"
+    groups = values.get("groups", 1)
+    if type(groups) is not int:
+        raise FormatError(f"cannot read {path}: layer {layer.name} has groups={_shown(groups)}")
     config = {
         "filters": layer.kernel.shape[4],
         "kernel_size": list(layer.kernel.shape[:3]),
@@ -392,11 +393,19 @@ def _of_class(
         "padding": padding,
         "data_format": "channels_first",
         "dilation_rate": numbers("dilation", 1),
-        "groups": values.get("groups", 1),
+        "groups": groups,
         "activation": "linear",
         "use_bias": layer.bias is not None,
     }
     return require_match(replace(layer, config=config), path)
+
+
+def _shown(value: Any) -> str:
+    """A value of a pickle in a message; the text of nested tuples may grow without bound."""
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    if all(isinstance(part, (str, int, float, type(None))) for part in parts):
+        return repr(value)[:60]
+    return f"a {type(value).__name__}"
 
 
 def _source(named: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> _Source | None:
