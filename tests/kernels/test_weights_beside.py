@@ -232,6 +232,39 @@ def test_where_the_tensors_do_not_tell_a_note_says_how_they_are_read(
     assert not layer.notes
 
 
+def test_only_the_layer_that_is_asked_for_is_read() -> None:
+    """A checkpoint of gigabytes costs no more than its layer."""
+    shapes = {
+        "a.weight": (2, 1, 3, 3, 3), "b.weight_g": (2, 1, 1, 1), "b.weight_v": (2, 1, 3, 3),
+        "c.weight": (2, 1, 3, 3, 3), "c.bias": (2,), "d.weight": (2, 1, 3, 3, 3), "d.bias": (2,),
+    }  # fmt: skip
+    tied = {"d.weight": "c.weight", "d.bias": "c.bias"}
+
+    def read_by(only: str | None) -> tuple[list[str], list[SavedLayer | OtherLayer]]:
+        asked: list[str] = []
+
+        def read(key: str) -> np.ndarray:
+            asked.append(key)
+            return np.ones(shapes[key], np.float32)
+
+        state = StateDict(shapes, read, identity=lambda key: tied.get(key, key))
+        return asked, read_state_dict(state, "net.pt", only)
+
+    for only, keys in (
+        ("a", ["a.weight"]),
+        ("b", ["b.weight_g", "b.weight_v"]),
+        ("c.weight", ["c.weight", "c.bias"]),
+        ("d", ["c.weight", "c.bias"]),
+        ("", []),
+    ):
+        asked, contents = read_by(only)
+        assert asked == keys
+        assert list(map(str, contents)) == list(map(str, read_by(None)[1]))
+    layer = choose_layer(read_by("d")[1], "net.pt", "d")
+    assert layer.name == "c"
+    assert layer.kernel.sum() == 54
+
+
 def test_weight_norm_by_hand() -> None:
     rng = np.random.default_rng(0)
     v = rng.standard_normal((3, 2, 2, 2, 2)).astype(np.float32)

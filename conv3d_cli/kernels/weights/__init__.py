@@ -74,14 +74,17 @@ class WeightsFile:
     encode : callable or None   layers -> bytes of the file, and notes on what it cannot store;
                                 None: this kind is read-only
     config : callable           path -> JSON of the whole model, or None
+    reads_one : bool            whether `read` takes the name of a layer, too, and leaves the
+                                weights of others `unread`
     """
 
     name: str
     suffixes: tuple[str, ...]
     holds: Callable[[bytes, Sequence[str]], bool]
-    read: Callable[[str], list[SavedLayer | OtherLayer]]
+    read: Callable[..., list[SavedLayer | OtherLayer]]
     encode: Callable[[Sequence[SavedLayer]], tuple[bytes, list[str]]] | None = None
     config: Callable[[str], dict[str, Any] | None] = lambda path: None
+    reads_one: bool = False
 
 
 def _isolated(function: str) -> Callable[[str], Any]:
@@ -133,8 +136,15 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
         lambda start, members: safetensors.is_header(start),
         safetensors.read_safetensors,
         safetensors.encode_safetensors,
+        reads_one=True,
     ),
-    WeightsFile("index of a model", (".index.json",), _is_described("index"), shards.read_index),
+    WeightsFile(
+        "index of a model",
+        (".index.json",),
+        _is_described("index"),
+        shards.read_index,
+        reads_one=True,
+    ),
     WeightsFile(
         "TensorFlow.js",
         (),
@@ -154,6 +164,7 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
         (".pt", ".pth", ".ckpt"),
         lambda start, members: pytorch.is_saved(start, members),
         pytorch.read_pytorch,
+        reads_one=True,
     ),
 )
 _LOOKED_AT = 1 << 16  # bytes at the beginning of a file
@@ -236,9 +247,13 @@ def read_layers(path: str | os.PathLike[str]) -> list[SavedLayer]:
     return [item for item in read_contents(path) if isinstance(item, SavedLayer)]
 
 
-def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]:
+def read_contents(
+    path: str | os.PathLike[str], only: str | None = None
+) -> list[SavedLayer | OtherLayer]:
     """Read a weights file: its Conv3D layers, at least one, and its other parts, in layer order.
 
+    only : str or None      name of the one layer whose weights matter: large files then leave those
+                            of other layers `unread`; None: all are read
     Raises: as `read_layers`.
     """
     path = os.fspath(path)
@@ -249,7 +264,7 @@ def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]
             f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}"
         )
     with read_errors(path):
-        contents = kind.read(path)
+        contents = kind.read(path, only) if kind.reads_one else kind.read(path)
     if not any(isinstance(item, SavedLayer) or item.layer is not None for item in contents):
         convolutions = [
             item for item in contents if isinstance(item, OtherLayer) and item.is_convolution
@@ -279,7 +294,11 @@ def saved_layer(text: str) -> SavedLayer:
     Raises: as `read_layers` and `choose_layer`.
     """
     path, name = split_name(text)
-    return choose_layer(read_contents(path), path, name)
+    layer = choose_layer(read_contents(path, only=name or ""), path, name)
+    kind = find_weights_file(path)
+    if name is None and kind is not None and kind.reads_one:
+        layer = choose_layer(read_contents(path, only=layer.name), path, layer.name)
+    return layer
 
 
 def choose_layer(

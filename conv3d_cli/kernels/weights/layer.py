@@ -382,6 +382,15 @@ def lifted(weight: Array, rank: int) -> Array:
     return weight.reshape(*weight.shape[:2], *[1] * (3 - rank), *weight.shape[2:])
 
 
+def unread(shape: Sequence[int]) -> Array:
+    """An array in place of weights that nobody asked for: it has their shape and no memory.
+
+    >>> unread((1000, 1000, 1000)).strides
+    (0, 0, 0)
+    """
+    return np.broadcast_to(np.zeros((), np.float32), tuple(shape))
+
+
 def flat_note(rank: int) -> str:
     """The note on a layer with 1 or 2 axes in space.
 

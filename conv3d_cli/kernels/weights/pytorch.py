@@ -80,13 +80,14 @@ def _folders(members: Sequence[str]) -> list[str]:
     ]
 
 
-def read_pytorch(path: str) -> list[SavedLayer | OtherLayer]:
+def read_pytorch(path: str, only: str | None = None) -> list[SavedLayer | OtherLayer]:
     """Read the layers of a PyTorch file, in the order of its state dict.
 
+    only : as in `read_state_dict`
     Raises: FormatError for a damaged or foreign file; ShapeError for tensors of too many elements.
     """
     with open_pytorch(path) as state:
-        return read_state_dict(state, path)
+        return read_state_dict(state, path, only)
 
 
 @contextlib.contextmanager

@@ -50,13 +50,14 @@ def is_header(start: bytes) -> bool:
     return start[_LENGTH : _LENGTH + 1] == b"{" and 2 <= length <= MAX_JSON
 
 
-def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
+def read_safetensors(path: str, only: str | None = None) -> list[SavedLayer | OtherLayer]:
     """Read the layers of a safetensors file, in the order of their tensors in the file.
 
+    only : as in `read_state_dict`
     Raises: FormatError for a damaged or foreign file; ShapeError for tensors of too many elements.
     """
     with open_safetensors(path) as state:
-        return read_state_dict(state, path)
+        return read_state_dict(state, path, only)
 
 
 @contextlib.contextmanager

@@ -30,9 +30,10 @@ _OPENERS: dict[str, Callable[[str], AbstractContextManager[StateDict]]] = {
 }
 
 
-def read_index(path: str) -> list[SavedLayer | OtherLayer]:
+def read_index(path: str, only: str | None = None) -> list[SavedLayer | OtherLayer]:
     """Read the layers of all files of an index, in its order of tensors.
 
+    only : as in `read_state_dict`
     The files are in the folder of the index.
     Raises: FormatError for a damaged index, and for a file that is missing or lacks a tensor; as
     the readers of the files.
@@ -80,7 +81,7 @@ def read_index(path: str) -> list[SavedLayer | OtherLayer]:
             },
             identity=lambda key: (table[key], states[table[key]].identity(key)),
         )
-        return read_state_dict(whole, path)
+        return read_state_dict(whole, path, only)
 
 
 def _listed(value: object) -> list[object]:

@@ -30,6 +30,7 @@ from conv3d_cli.kernels.weights.layer import (
     lifted,
     require_match,
     suggests_transposed,
+    unread,
 )
 
 _SPACE = ("depth", "height", "width")
@@ -171,10 +172,14 @@ class StateDict:
     identity: Callable[[str], Hashable] = lambda key: key
 
 
-def read_state_dict(state: StateDict, path: str = "the file") -> list[SavedLayer | OtherLayer]:
+def read_state_dict(
+    state: StateDict, path: str = "the file", only: str | None = None
+) -> list[SavedLayer | OtherLayer]:
     """Read the layers of a state dict, in the order of its tensors.
 
-    path : str      for messages
+    path : str          for messages
+    only : str or None  name of the layer whose weights are read: those of others are `unread`;
+                        None: all are read
     Raises: FormatError for modules whose attributes do not fit their weights.
 
     >>> shapes = {"enc.weight": (2, 1, 3, 3, 3), "enc.bias": (2,), "head.weight": (4, 2)}
@@ -197,10 +202,20 @@ def read_state_dict(state: StateDict, path: str = "the file") -> list[SavedLayer
         for end, word in enumerate(words):
             if word.startswith("lora_"):
                 adapters.setdefault(".".join(words[:end]), key)
+    same: dict[Hashable, list[str]] = {}  # what makes modules the same -> their names
+    for module in dict.fromkeys((*state.modules, *named)):
+        keys = named.get(module, {})
+        if keys and all(len(state.shapes.get(key, (0,))) == 0 for key in keys.values()):
+            continue  # counters and scores, which are no layer
+        token: Hashable = module
+        if keys:
+            # modules may share tensors and yet differ: in their arguments, or in what names suggest
+            tensors = tuple((own, state.identity(key)) for own, key in sorted(keys.items()))
+            token = tensors, id(state.modules.get(module)), suggests_transposed(module)
+        same.setdefault(token, []).append(module)
     reader = _Reader(state, inside, adapters, path)
     found: list[SavedLayer | OtherLayer] = []
-    first: dict[Hashable, int] = {}  # what makes modules the same -> place in `found`
-    for module in dict.fromkeys((*state.modules, *named)):
+    for module, *others in same.values():
         keys = named.get(module, {})
         if not keys:
             entry = state.modules[module]
@@ -208,17 +223,10 @@ def read_state_dict(state: StateDict, path: str = "the file") -> list[SavedLayer
                 reason = f"it is of class {entry.name}"
                 found.append(OtherLayer(module or entry.name, reason, is_convolution=False))
             continue
-        if all(state.shapes.get(key) == () for key in keys.values()):
-            continue  # counters and scores, which are no layer
-        # modules may share tensors and yet differ: in their arguments, or in what names suggest
-        tensors = tuple((own, state.identity(key)) for own, key in sorted(keys.items()))
-        token = tensors, id(state.modules.get(module)), suggests_transposed(module)
-        if token in first:
-            same = found[first[token]]
-            found[first[token]] = replace(same, aliases=(*same.aliases, module, *keys.values()))
-            continue
-        first[token] = len(found)
-        found += reader.items(module, keys)
+        aliases = tuple(name for other in others for name in (other, *named[other].values()))
+        is_wanted = only is None or only in (module, *keys.values(), *aliases)
+        for item in reader.items(module, keys, is_wanted):
+            found.append(replace(item, aliases=(*item.aliases, *aliases)))
     return found
 
 
@@ -256,10 +264,13 @@ class _Reader:
     adapters: Mapping[str, str]
     path: str
 
-    def items(self, module: str, named: Mapping[str, str]) -> list[SavedLayer | OtherLayer]:
+    def items(
+        self, module: str, named: Mapping[str, str], is_wanted: bool
+    ) -> list[SavedLayer | OtherLayer]:
         """What a module is: a layer, another part, or loose tensors.
 
         named : mapping     name of a tensor in the module -> its key
+        is_wanted : bool    whether its weights are read
         """
         weights = [key for own, key in named.items() if _is_weight(own)]
         lacking = [key for key in weights if key not in self.state.shapes]
@@ -267,7 +278,7 @@ class _Reader:
             name, aliases = module or lacking[0], tuple(named.values())
             return [OtherLayer(name, self.state.unreadable[lacking[0]], aliases=aliases)]
         if any(_rank(self.state.shapes[key]) for key in weights):
-            return [self._with_kernel(module, named)]
+            return [self._with_kernel(module, named, is_wanted)]
         wide = [key for key in named.values() if len(self.state.shapes.get(key, ())) == 5]
         if wide and not weights:
             reason = "it is a tensor of 5 axes, but no NAME.weight"
@@ -285,8 +296,10 @@ class _Reader:
         name = module or next(iter(named))
         return OtherLayer(name, reason, rank > 5, tuple(named.values()))
 
-    def _with_kernel(self, module: str, named: Mapping[str, str]) -> SavedLayer | OtherLayer:
-        """Read a module with weights of 3 to 5 axes."""
+    def _with_kernel(
+        self, module: str, named: Mapping[str, str], is_wanted: bool
+    ) -> SavedLayer | OtherLayer:
+        """Read a module with weights of 3 to 5 axes; parameters as of `items`."""
         name = module or "weight"
         keys = tuple(named.values())
 
@@ -329,8 +342,12 @@ class _Reader:
         if rank < 3:
             notes += (flat_note(rank),)
         tensor = f"{module}.weight" if module else ""
-        kernel = from_oidhw(lifted(compute(*map(self.state.read, tensors)), rank))
-        bias = None if bias_shape is None else self.state.read(named["bias"])
+        if is_wanted:
+            kernel = from_oidhw(lifted(compute(*map(self.state.read, tensors)), rank))
+            bias = None if bias_shape is None else self.state.read(named["bias"])
+        else:
+            kernel = unread((*[1] * (3 - rank), *shape[2:], channels, filters))
+            bias = None if bias_shape is None else unread(bias_shape)
         layer = SavedLayer(name, None, kernel, bias, (tensor,) if tensor else (), notes)
         if entry is not None:
             return _of_class(layer, entry, rank, keys, self.path)
