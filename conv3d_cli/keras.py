@@ -503,12 +503,13 @@ class Conv3D:
         """
         inputs = np.asarray(inputs)
         self._check_channels(inputs.shape)
-        config, policy = self.config, self.dtype_policy
-        bias = self.bias
+        if self._kernel is None:
+            raise AttributeError("you must build the layer before calling it")
+        config, policy, bias = self.config, self.dtype_policy, self._bias
         y: Array = conv3d(
             policy.rounded(inputs),
-            policy.rounded(self.kernel.value),
-            None if bias is None else policy.rounded(bias.value),
+            policy.rounded(self._kernel),
+            None if bias is None else policy.rounded(bias),
             strides=config.strides,
             padding=config.padding,
             dilation_rate=config.dilation_rate,
