@@ -403,6 +403,15 @@ def test_what_a_whole_module_does_beside_its_layer(tmp_path: Path) -> None:
     assert saved_layer(f"{path}::mine.weight").kernel.shape == (1, 2, 3, 1, 2)
 
 
+def test_modules_in_plain_lists_are_found(tmp_path: Path) -> None:
+    """PyTorch's own state dict lacks them, but they are in the file."""
+    net = module(a=conv3d())
+    net.state["extra"] = [conv3d(), Pickled("my.Holder", {"conv": conv3d("my.Conv3d")})]
+    path = saved(tmp_path / "net.pt", net)
+    assert [layer.name for layer in read_layers(path)] == ["a", "extra.0"]
+    assert list(reasons(path)) == ["extra.1.conv"]
+
+
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [

@@ -57,6 +57,15 @@ OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _OLD_PROTOCOL = 1001
 _MAX_DEPTH = 64  # nested dicts, lists and modules
 _INTEGERS = ("int8", "uint8", "int32", "int64", "int16")
+# attributes of every module, and those of recurrent ones that repeat their parameters
+_MODULE_STATE = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_flat_weights",
+    "_all_weights",
+)
 _TORCHSCRIPT = "__torch__."
 _FINAL = re.compile(r"  (\w+) : Final\[[^=]*\] = ([-+.\w(), \"]+)$")
 _MAX_LINE = 200  # characters of a constant
@@ -357,8 +366,11 @@ def _groups(content: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[_G
     if isinstance(content, Record):
         if _parts_of(content) is not None:
             group = _Group(above)
-            _add_module(content, "", group, seen)
+            others: list[tuple[tuple[str, ...], Any]] = []
+            _add_module(content, "", group, seen, others)
             yield group
+            for path, value in others:
+                yield from _groups(value, (*above, *path), seen)
             return
         if content.name.startswith("torch.") and "_rebuild" in content.name:
             return
@@ -410,10 +422,17 @@ def _parts_of(record: Record) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return None
 
 
-def _add_module(record: Record, name: str, group: _Group, seen: set[int]) -> None:
+def _add_module(
+    record: Record,
+    name: str,
+    group: _Group,
+    seen: set[int],
+    others: list[tuple[tuple[str, ...], Any]],
+) -> None:
     """Add a module, its tensors and the modules in it to a group.
 
     name : str      its path, such as "encoder.0"
+    others : list   takes the paths and values of its other containers, which may hold modules, too
     """
     parts = _parts_of(record)
     if parts is None or name.count(".") >= _MAX_DEPTH:
@@ -446,7 +465,11 @@ def _add_module(record: Record, name: str, group: _Group, seen: set[int]) -> Non
     for key, child in children.items():
         if id(child) not in seen:
             seen.add(id(child))
-            _add_module(child, f"{prefix}{key}", group, seen)
+            _add_module(child, f"{prefix}{key}", group, seen, others)
+    for key, value in attributes.items():
+        is_container = isinstance(value, (dict, list, tuple, Record)) and key not in children
+        if is_container and key not in _MODULE_STATE and "_hooks" not in key:
+            others.append(((*filter(None, name.split(".")), key), value))
 
 
 def _name_of(value: Any) -> str:
