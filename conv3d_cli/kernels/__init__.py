@@ -2,8 +2,8 @@
 
 A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature
 defines its parameters on the command line. `expressions.py` has the built-in that takes a formula.
-The suffix of a file selects its reader: `files.py` reads kernel files, `weights/` reads files of
-trained layers. The class `Kernel` itself is in `model/kernel.py`.
+The suffix of a file selects its reader: `files.py` reads kernel files. `weights/` reads files of
+trained layers, and looks inside them. The class `Kernel` itself is in `model/kernel.py`.
 """
 
 from __future__ import annotations
