@@ -6,8 +6,12 @@ shape works (as in Keras 2); an output without voxels is refused (as in Keras 3)
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +20,135 @@ from numpy.typing import ArrayLike, NDArray
 from conv3d_cli.api.arrays import conv3d
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.layer import activations
-from conv3d_cli.layer.config import LayerConfig
+from conv3d_cli.layer.config import DTYPES, LayerConfig
 from conv3d_cli.model.spec import ConvProblem, ConvSpec, triple
 
 Array = NDArray[Any]
 Size = int | Sequence[int]
+
+
+class Variable(np.ndarray):
+    """A weight of a layer: an array that answers to Keras' names, too.
+
+    It shares its numbers with the layer. What is computed from it is a plain array.
+    name, path : str        such as "kernel" and "conv3d/kernel"
+    trainable : bool        of its layer
+    """
+
+    name: str = ""
+    path: str = ""
+    trainable: bool = True
+
+    @classmethod
+    def of(cls, array: Array, name: str, layer: Conv3D) -> Variable:
+        """A weight of a layer."""
+        variable = array.view(cls)
+        variable.name, variable.path = name, f"{layer.path}/{name}"
+        variable.trainable = layer.trainable
+        return variable
+
+    def __array_wrap__(self, array: Array, context: Any = None, return_scalar: bool = False) -> Any:
+        """Results of functions of NumPy as plain arrays and scalars."""
+        return array[()] if return_scalar else np.asarray(array)
+
+    @property
+    def value(self) -> Array:
+        """The numbers as a plain array, not a copy."""
+        return np.asarray(self)
+
+    def numpy(self) -> Array:
+        """A copy of the numbers."""
+        return np.array(self)
+
+    def assign(self, value: ArrayLike) -> Variable:
+        """Set all numbers of the weight, and of its layer. Raises: ShapeError for another shape.
+
+        >>> layer = Conv3D(1, 1, input_shape=(2, 2, 2, 1))
+        >>> float(layer.kernel.assign(np.full((1, 1, 1, 1, 1), 3)).sum())
+        3.0
+        """
+        numbers = np.asarray(value)
+        if numbers.shape != self.shape:
+            raise ShapeError(
+                f"the weight {self.path} has the shape {self.shape}, received {numbers.shape}"
+            )
+        self[...] = numbers
+        return self
+
+
+@dataclass(frozen=True)
+class DTypePolicy:
+    """The dtypes of a layer's weights and arithmetic, by Keras' name of both.
+
+    >>> policy = DTypePolicy("mixed_float16")
+    >>> policy.variable_dtype, policy.compute_dtype
+    ('float32', 'float16')
+    """
+
+    name: str
+
+    @property
+    def variable_dtype(self) -> str:
+        """Of the weights."""
+        return DTYPES[self.name]
+
+    @property
+    def compute_dtype(self) -> str:
+        """Of the inputs, which are cast to it, of the arithmetic, and of the output."""
+        return self.name.removeprefix("mixed_")
+
+    def rounded(self, array: Array) -> Array:
+        """Numbers as the arithmetic takes them: rounded to `compute_dtype`, in float32 or float64.
+
+        >>> DTypePolicy("bfloat16").rounded(np.array([1.005859375, np.nan])).tolist()
+        [1.0078125, nan]
+        """
+        if self.compute_dtype == "float64":
+            return array.astype(np.float64, copy=False)
+        with np.errstate(over="ignore"):
+            single = array.astype(np.float32, copy=False)
+            if self.compute_dtype == "float16":
+                return single.astype(np.float16).astype(np.float32)
+        if self.compute_dtype == "bfloat16":  # to the nearest, of two to the even one
+            bits = np.ascontiguousarray(single).view(np.uint32).astype(np.uint64)
+            even = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+            short = even.astype(np.uint32).view(np.float32)
+            return np.where(np.isfinite(single), short, single)
+        return single
+
+    def get_config(self) -> dict[str, str]:
+        """The name, in a dict."""
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What inputs a layer takes, in Keras' words.
+
+    min_ndim : int      least number of axes
+    axes : dict         axis -> its length
+    """
+
+    min_ndim: int = 5
+    axes: dict[int, int] = field(default_factory=dict)
+
+
+_numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+def _numbered(name: str) -> str:
+    """The name of the next layer without a name: conv3d, conv3d_1, conv3d_2, ..."""
+    number = next(_numbers[name])
+    return f"{name}_{number}" if number else name
+
+
+def _argument(name: str, text: str) -> Any:
+    """A property of a layer that is an argument of its config."""
+
+    def get(layer: Conv3D) -> Any:
+        return getattr(layer.config, name)
+
+    return property(get, doc=text)
 
 
 class Conv3D:
@@ -41,9 +169,13 @@ class Conv3D:
     kernel_constraint, bias_constraint : see `layer.constraints`
         `apply_constraints` applies them, as an optimizer would
     input_shape : tuple or None, without the batch axis; builds the layer at once
-    name : str or None; None: "conv3d"
-    dtype : "float32", "float64" or None, of weights and arithmetic; None: float32
+    name : str or None; None: "conv3d", "conv3d_1", "conv3d_2", ... in turn
+    dtype : a dtype or a dtype policy of Keras, such as "float64" or "mixed_float16"; None: float32
+        with bfloat16, arrays are float32 with numbers rounded to bfloat16, which NumPy lacks
     seed : int or None; None: drawn at random, so that two layers differ
+    trainable : bool; False: its weights are among `non_trainable_weights`
+
+    Every argument is an attribute, too.
 
     Raises: SpecError for arguments that Keras refuses, UnknownNameError (a SpecError) for unknown
         names, ShapeError if `input_shape` does not fit.
@@ -74,9 +206,15 @@ class Conv3D:
         bias_constraint: Any = None,
         input_shape: Sequence[int | None] | None = None,
         name: str | None = None,
-        dtype: str | None = None,
+        dtype: Any = None,
         seed: int | None = None,
+        trainable: bool = True,
     ) -> None:
+        if name is not None and (not isinstance(name, str) or "/" in name):
+            raise SpecError(
+                f"the argument name must be a string without the character '/', received {name!r}"
+            )
+        snake = re.sub("([a-z])([A-Z])", r"\1_\2", type(self).__name__).lower()
         self._set_up(
             LayerConfig(
                 filters=filters,
@@ -95,9 +233,10 @@ class Conv3D:
                 activity_regularizer=activity_regularizer,
                 kernel_constraint=kernel_constraint,
                 bias_constraint=bias_constraint,
-                name=name or "conv3d",
+                name=name or _numbered(snake),
                 dtype=dtype,
                 seed=seed,
+                trainable=trainable,
             )
         )
         if input_shape is not None:
@@ -106,11 +245,29 @@ class Conv3D:
     def _set_up(self, config: LayerConfig) -> None:
         self.config = config
         self.activation = activations.get(config.activation)
-        self.kernel: Array | None = None
-        self.bias: Array | None = None
+        self._kernel: Array | None = None
+        self._bias: Array | None = None
         self._activity: float | None = None
-        if config.dtype not in (None, "float32", "float64"):
-            raise SpecError(f"dtype must be float32 or float64, received {config.dtype!r}")
+
+    # ----------------------------------------------------------------------------------------------
+    # attributes
+
+    filters = _argument("filters", "Output channels.")
+    kernel_size = _argument("kernel_size", "(kd, kh, kw).")
+    strides = _argument("strides", "Along D, H, W.")
+    padding = _argument("padding", '"valid" or "same".')
+    data_format = _argument("data_format", '"channels_last" or "channels_first".')
+    dilation_rate = _argument("dilation_rate", "Along D, H, W.")
+    groups = _argument("groups", "Groups of channels.")
+    use_bias = _argument("use_bias", "Whether there is a bias.")
+    kernel_initializer = _argument("kernel_initializer", "Draws the kernel.")
+    bias_initializer = _argument("bias_initializer", "Draws the bias.")
+    kernel_regularizer = _argument("kernel_regularizer", "Penalty of the kernel, or None.")
+    bias_regularizer = _argument("bias_regularizer", "Penalty of the bias, or None.")
+    activity_regularizer = _argument("activity_regularizer", "Penalty of the output, or None.")
+    kernel_constraint = _argument("kernel_constraint", "Constraint of the kernel, or None.")
+    bias_constraint = _argument("bias_constraint", "Constraint of the bias, or None.")
+    rank = 3  # axes in space
 
     @property
     def name(self) -> str:
@@ -118,9 +275,108 @@ class Conv3D:
         return self.config.name or "conv3d"
 
     @property
+    def path(self) -> str:
+        """The layer's name, since it is in no model."""
+        return self.name
+
+    @property
     def built(self) -> bool:
         """True once the weights exist."""
-        return self.kernel is not None
+        return self._kernel is not None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether an optimizer would change the weights; it can be set."""
+        return self.config.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self.config = replace(self.config, trainable=bool(value))
+
+    @property
+    def dtype_policy(self) -> DTypePolicy:
+        """The dtypes of weights and arithmetic."""
+        return DTypePolicy(str(self.config.dtype))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights."""
+        return self.dtype_policy.variable_dtype
+
+    variable_dtype = dtype
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of the arithmetic and of the output."""
+        return self.dtype_policy.compute_dtype
+
+    input_dtype = compute_dtype
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What inputs the layer takes; it knows the channels once it is built.
+
+        >>> Conv3D(2, 3, input_shape=(4, 4, 4, 1)).input_spec
+        InputSpec(min_ndim=5, axes={-1: 1})
+        """
+        if self._kernel is None:
+            return InputSpec()
+        return InputSpec(axes={self.channel_axis: self._kernel.shape[3] * self.config.groups})
+
+    @property
+    def kernel(self) -> Variable:
+        """The kernel (kd, kh, kw, in_channels / groups, filters).
+
+        Raises: AttributeError before the layer is built, as in Keras.
+        """
+        if self._kernel is None:
+            raise AttributeError("you must build the layer before accessing its kernel")
+        return Variable.of(self._kernel, "kernel", self)
+
+    @kernel.setter
+    def kernel(self, value: Array) -> None:
+        self._kernel = np.array(value)
+
+    @property
+    def bias(self) -> Variable | None:
+        """The bias (filters,); None without one.
+
+        Raises: AttributeError before the layer is built, as in Keras.
+        """
+        if self._kernel is None:
+            raise AttributeError("you must build the layer before accessing its bias")
+        return None if self._bias is None else Variable.of(self._bias, "bias", self)
+
+    @bias.setter
+    def bias(self, value: Array | None) -> None:
+        self._bias = None if value is None else np.array(value)
+
+    @property
+    def weights(self) -> list[Variable]:
+        """[kernel, bias], [kernel] without a bias, [] before the layer is built.
+
+        >>> layer = Conv3D(2, 3, input_shape=(4, 4, 4, 1), name="first")
+        >>> [(weight.path, weight.shape) for weight in layer.weights]
+        [('first/kernel', (3, 3, 3, 1, 2)), ('first/bias', (2,))]
+        """
+        named = (("kernel", self._kernel), ("bias", self._bias))
+        return [Variable.of(array, name, self) for name, array in named if array is not None]
+
+    variables = weights
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        """The weights, or none if the layer is not trainable."""
+        return self.weights if self.trainable else []
+
+    trainable_variables = trainable_weights
+
+    @property
+    def non_trainable_weights(self) -> list[Variable]:
+        """The weights if the layer is not trainable, else none."""
+        return [] if self.trainable else self.weights
+
+    non_trainable_variables = non_trainable_weights
 
     @property
     def channel_axis(self) -> int:
@@ -162,11 +418,11 @@ class Conv3D:
                 f"received groups={groups}, but the input has {channels} channels "
                 f"(full input shape is {shape})"
             )
-        if self.kernel is not None and self.kernel.shape[3] * groups != channels:
+        if self._kernel is not None and self._kernel.shape[3] * groups != channels:
             raise ShapeError(
                 f"input of layer {self.name} is incompatible: "
                 f"expected axis {self.channel_axis} of input shape to have value "
-                f"{self.kernel.shape[3] * groups}, but received input with shape {shape}"
+                f"{self._kernel.shape[3] * groups}, but received input with shape {shape}"
             )
         return channels
 
@@ -184,7 +440,9 @@ class Conv3D:
         channels = self._check_channels(input_shape)
         if None not in tuple(input_shape)[-4:]:
             self._problem(input_shape)
-        self.kernel, self.bias = self.config.initial_weights(channels)
+        kernel, bias = self.config.initial_weights(channels)
+        # copies, since an initializer may return an array that its user keeps
+        self._kernel, self._bias = np.array(kernel), None if bias is None else np.array(bias)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape; sizes that are None stay None.
@@ -210,24 +468,48 @@ class Conv3D:
     # ----------------------------------------------------------------------------------------------
     # the computation
 
-    def __call__(self, x: ArrayLike, threads: int | None = None) -> Array:
-        """The layer's output: activation(conv(x, kernel) + bias), in the layer's dtype.
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        threads: int | None = None,
+        *,
+        training: bool | None = None,
+        mask: object = None,
+    ) -> Array:
+        """The layer's output: activation(conv(inputs, kernel) + bias), in `compute_dtype`.
 
-        x : (..., D, H, W, C), or (..., C, D, H, W) under channels_first; cast to the layer's dtype
+        inputs : (..., D, H, W, C), or (..., C, D, H, W) under channels_first; cast to
+            `compute_dtype`. The first call builds the layer
         threads : int or None; None: CONV3D_THREADS, else OMP_NUM_THREADS, else all usable CPUs
-        Raises: ShapeError if x does not fit the layer.
+        training, mask : without effect, as on Keras' Conv3D
+        Raises: ShapeError if the inputs do not fit the layer.
         """
-        x = np.asarray(x)
-        self._check_channels(x.shape)
+        inputs = np.asarray(inputs)
+        self._check_channels(inputs.shape)
         if not self.built:
-            self.build(x.shape)
-        assert self.kernel is not None
-        config = self.config
-        x = x.astype(config.dtype or "float32", copy=False)
+            self.build(inputs.shape)
+        y = self.call(inputs, threads)
+        regularizer = self.config.activity_regularizer
+        if regularizer is not None:
+            penalty = float(regularizer(y))
+            self._activity = penalty / y.shape[0] if y.shape[0] else 0.0
+        return y
+
+    def call(self, inputs: ArrayLike, threads: int | None = None) -> Array:
+        """The output of a layer that is built; `losses` stay as they are.
+
+        Parameters as of a call of the layer itself.
+        Raises: AttributeError before the layer is built; ShapeError.
+        """
+        inputs = np.asarray(inputs)
+        self._check_channels(inputs.shape)
+        if self._kernel is None:
+            raise AttributeError("you must build the layer before calling it")
+        config, policy, bias = self.config, self.dtype_policy, self._bias
         y: Array = conv3d(
-            x,
-            self.kernel,
-            self.bias,
+            policy.rounded(inputs),
+            policy.rounded(self._kernel),
+            None if bias is None else policy.rounded(bias),
             strides=config.strides,
             padding=config.padding,
             dilation_rate=config.dilation_rate,
@@ -236,17 +518,15 @@ class Conv3D:
             activation=self.activation,
             threads=threads,
         )
-        if config.activity_regularizer is not None:
-            penalty = float(config.activity_regularizer(y))
-            self._activity = penalty / y.shape[0] if y.shape[0] else 0.0
-        return y
+        y = policy.rounded(y)
+        return y.astype(np.float16) if policy.compute_dtype == "float16" else y
 
     # ----------------------------------------------------------------------------------------------
     # weights
 
     def get_weights(self) -> list[Array]:
         """Copies of [kernel, bias]; [kernel] without a bias, [] before the layer is built."""
-        return [w.copy() for w in (self.kernel, self.bias) if w is not None]
+        return [weight.numpy() for weight in self.weights]
 
     def set_weights(self, weights: Sequence[ArrayLike]) -> None:
         """Set the kernel and the bias.
@@ -255,31 +535,31 @@ class Conv3D:
         Raises: ShapeError before the layer is built, and for a wrong number of arrays or a wrong
             shape.
         """
-        if self.kernel is None:
+        current = self.weights
+        if not current:
             raise ShapeError(f"layer {self.name} has no weights yet; call build(input_shape) first")
-        current = [w for w in (self.kernel, self.bias) if w is not None]
         if len(weights) != len(current):
             raise ShapeError(
                 f"layer {self.name} was passed a list of {len(weights)} weights, "
                 f"but it expects {len(current)} weights"
             )
-        arrays = [np.array(w, dtype=self.kernel.dtype) for w in weights]
+        arrays = [np.asarray(weight) for weight in weights]
         for array, old in zip(arrays, current, strict=True):
             if array.shape != old.shape:
                 raise ShapeError(
                     f"layer {self.name} expects a weight of shape {old.shape}, "
                     f"received shape {array.shape}"
                 )
-        self.kernel = arrays[0]
-        if len(arrays) > 1:
-            self.bias = arrays[1]
+        for array, old in zip(arrays, current, strict=True):
+            old.assign(array)
 
     def apply_constraints(self) -> None:
         """Apply the constraints to the weights, as Keras does after each step of an optimizer."""
-        if self.kernel is not None and self.config.kernel_constraint is not None:
-            self.kernel = self.config.kernel_constraint(self.kernel)
-        if self.bias is not None and self.config.bias_constraint is not None:
-            self.bias = self.config.bias_constraint(self.bias)
+        constraints = {"kernel": self.kernel_constraint, "bias": self.bias_constraint}
+        for weight in self.weights:
+            constraint = constraints[weight.name]
+            if constraint is not None:
+                weight.assign(constraint(weight.value))
 
     def count_params(self) -> int:
         """The number of weights, bias included.
@@ -288,7 +568,7 @@ class Conv3D:
         >>> Conv3D(2, 3, input_shape=(4, 4, 4, 1)).count_params()
         56
         """
-        if self.kernel is None:
+        if not self.built:
             raise ShapeError(f"layer {self.name} has no weights yet; call build(input_shape) first")
         return sum(math.prod(w.shape) for w in self.get_weights())
 
@@ -296,7 +576,8 @@ class Conv3D:
     def losses(self) -> list[float]:
         """Penalties in Keras' order: of the last output, of the kernel, of the bias.
 
-        The penalty of the output is divided by the size of its first axis.
+        The penalty of the output is divided by the size of its first axis. Weights that are not
+        trainable have none.
         >>> layer = Conv3D(1, 1, kernel_initializer="ones", kernel_regularizer="l2")
         >>> layer.build((None, 4, 4, 4, 3))
         >>> layer.losses
@@ -304,10 +585,10 @@ class Conv3D:
         """
         result = [] if self._activity is None else [self._activity]
         for regularizer, weight in (
-            (self.config.kernel_regularizer, self.kernel),
-            (self.config.bias_regularizer, self.bias),
+            (self.config.kernel_regularizer, self._kernel),
+            (self.config.bias_regularizer, self._bias),
         ):
-            if regularizer is not None and weight is not None:
+            if regularizer is not None and weight is not None and self.trainable:
                 result.append(float(regularizer(weight)))
         return result
 
@@ -340,7 +621,7 @@ class Conv3D:
         print_fn : called with each line
         """
         config = self.config
-        kernel = "not built" if self.kernel is None else "x".join(map(str, self.kernel.shape))
+        kernel = "not built" if self._kernel is None else "x".join(map(str, self._kernel.shape))
         bias = "yes" if config.use_bias else "no"
         print_fn(
             f"{self.name} (Conv3D): {config.filters} filters of {config.kernel_size}, "

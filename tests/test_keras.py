@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import oracle
@@ -148,3 +149,155 @@ def test_dtype_and_integers() -> None:
 def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
     Conv3D(2, 3, input_shape=(5, 5, 5, 3)).summary()
     assert "164 parameters" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------
+# Attributes
+
+
+def test_every_argument_is_an_attribute() -> None:
+    layer = Conv3D(
+        4, (1, 2, 3), 2, "SAME", "channels_first", 1, 2, "relu", False,
+        kernel_regularizer="l2", kernel_constraint="non_neg", name="mine", trainable=False,
+    )  # fmt: skip
+    for name, value in {
+        "filters": 4, "kernel_size": (1, 2, 3), "strides": (2, 2, 2), "padding": "same",
+        "data_format": "channels_first", "dilation_rate": (1, 1, 1), "groups": 2, "use_bias": False,
+        "name": "mine", "path": "mine", "trainable": False, "built": False, "rank": 3,
+        "dtype": "float32", "variable_dtype": "float32", "compute_dtype": "float32",
+        "bias_regularizer": None, "activity_regularizer": None, "bias_constraint": None,
+    }.items():  # fmt: skip
+        assert getattr(layer, name) == value, name
+    assert layer.activation.name == "relu"
+    assert layer.kernel_regularizer([1.0, 2.0]) == pytest.approx(0.05)
+    assert layer.kernel_constraint([-1.0]).tolist() == [0]
+    assert type(layer.kernel_initializer).__name__ == "GlorotUniform"
+    assert type(layer.bias_initializer).__name__ == "Zeros"
+
+
+def test_weights_share_their_numbers_with_the_layer() -> None:
+    layer = Conv3D(2, 1, name="a", kernel_regularizer="l2")
+    assert layer.weights == layer.trainable_weights == layer.non_trainable_weights == []
+    for name in ("kernel", "bias"):
+        with pytest.raises(AttributeError, match=f"build the layer before accessing its {name}"):
+            getattr(layer, name)
+    assert layer.input_spec.axes == {}
+    layer.build((None, 2, 2, 2, 3))
+    assert layer.input_spec.axes == {-1: 3}
+    assert layer.input_spec.min_ndim == 5
+    kernel, bias = layer.weights
+    assert (kernel.name, bias.path) == ("kernel", "a/bias")
+    kernel.assign(np.ones((1, 1, 1, 3, 2)))
+    bias[0] = 5
+    np.testing.assert_array_equal(layer(np.ones((1, 1, 1, 1, 3))).ravel(), [8, 3])
+    layer.set_weights([np.zeros((1, 1, 1, 3, 2)), [1, 2]])
+    np.testing.assert_array_equal(kernel.numpy(), np.zeros((1, 1, 1, 3, 2)))  # the same variable
+    np.testing.assert_array_equal(bias.value, [1, 2])
+    with pytest.raises(ValueError, match=r"a/bias has the shape \(2,\), received \(3,\)"):
+        bias.assign([1, 2, 3])
+    assert type(kernel + 1) is np.ndarray
+    assert type(kernel.sum()) is np.float32
+    layer.trainable = False
+    assert layer.losses == []
+    assert layer.trainable_weights == []
+    assert len(layer.non_trainable_weights) == len(layer.non_trainable_variables) == 2
+    assert not layer.weights[0].trainable
+    assert layer.get_config()["trainable"] is False
+    assert not Conv3D.from_config(layer.get_config()).trainable
+
+
+def test_set_weights_changes_all_or_nothing() -> None:
+    layer = Conv3D(2, 1, input_shape=(2, 2, 2, 3))
+    before = layer.get_weights()
+    with pytest.raises(ValueError, match=r"expects a weight of shape \(2,\)"):
+        layer.set_weights([np.ones((1, 1, 1, 3, 2)), [1, 2, 3]])
+    np.testing.assert_array_equal(layer.get_weights()[0], before[0])
+
+
+def test_a_layer_keeps_no_array_of_its_user() -> None:
+    given = np.ones((1, 1, 1, 1, 1), np.float32)
+    layer = Conv3D(1, 1, kernel_initializer=given, input_shape=(2, 2, 2, 1))
+    layer.kernel.assign(given * 3)
+    assert given.item() == 1
+
+
+def test_names_are_numbered() -> None:
+    class OtherLayer(Conv3D):
+        pass
+
+    first, second = Conv3D(1, 1), Conv3D(1, 1)
+    number = int(first.name.partition("_")[2] or 0)
+    assert second.name == f"conv3d_{number + 1}"
+    assert [OtherLayer(1, 1).name, OtherLayer(1, 1).name] == ["other_layer", "other_layer_1"]
+    assert Conv3D(1, 1, name="mine").name == "mine"
+    assert Conv3D.from_config(first.get_config()).name == first.name
+    for name in ("a/b", 3):
+        with pytest.raises(ValueError, match="string without the character '/'"):
+            Conv3D(1, 1, name=name)
+
+
+def test_training_and_call() -> None:
+    layer = Conv3D(1, 2, activity_regularizer="l2", seed=1)
+    x = np.random.default_rng(0).standard_normal((1, 4, 4, 4, 1)).astype(np.float32)
+    with pytest.raises(AttributeError, match="build the layer"):
+        layer.call(x)
+    y = layer(x, training=False)
+    np.testing.assert_array_equal(layer(inputs=x, training=True, mask=None), y)
+    losses = layer.losses
+    np.testing.assert_array_equal(layer.call(2 * x), layer.call(2 * x))
+    assert layer.losses == losses
+
+
+def bfloat16(array: np.ndarray) -> np.ndarray:
+    """Rounded to 8 significant bits, halves to even."""
+    mantissa, exponent = np.frexp(array.astype(np.float64))
+    return np.ldexp(np.round(mantissa * 256), exponent - 8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "variables", "output", "rounded"),
+    [
+        ("float64", np.float64, np.float64, lambda x: x),
+        ("float16", np.float16, np.float16, lambda x: x.astype(np.float16).astype(np.float64)),
+        ("mixed_float16", np.float32, np.float16, lambda x: x.astype(np.float16).astype(float)),
+        ("mixed_bfloat16", np.float32, np.float32, bfloat16),
+        ("bfloat16", np.float32, np.float32, bfloat16),
+        (np.float64, np.float64, np.float64, lambda x: x),
+    ],
+    ids=str,
+)
+def test_dtype_policies(
+    dtype: object, variables: type, output: type, rounded: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Inputs and weights are rounded to the compute dtype, the output once more."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((1, 4, 5, 6, 2))
+    layer = Conv3D(3, 2, dtype=dtype)  # type: ignore[arg-type]
+    layer.build(x.shape)
+    layer.set_weights([rng.standard_normal((2, 2, 2, 2, 3)), rng.standard_normal(3)])
+    assert layer.kernel.dtype == variables
+    y = layer(x)
+    assert y.dtype == output
+    kernel, bias = (rounded(weight.astype(np.float64)) for weight in layer.get_weights())
+    exact = oracle.conv3d(rounded(x), kernel, bias)
+    error = {"float64": 1e-13, "float16": 6e-4, "bfloat16": 5e-3}[layer.compute_dtype]
+    np.testing.assert_allclose(y.astype(np.float64), exact, rtol=error, atol=1e-6)
+    if "float16" in layer.compute_dtype:
+        np.testing.assert_array_equal(rounded(y.astype(np.float64)), y)
+    assert layer.dtype_policy.name == (dtype if isinstance(dtype, str) else "float64")
+
+
+def test_classes_stand_for_their_instances() -> None:
+    from conv3d_cli.layer import constraints, initializers, regularizers
+
+    layer = Conv3D(
+        2, 1,
+        kernel_initializer=initializers.HeNormal, bias_initializer=initializers.Ones,
+        kernel_regularizer=regularizers.L2, kernel_constraint=constraints.NonNeg,
+    )  # fmt: skip
+    same = Conv3D(
+        2, 1, kernel_initializer="he_normal", bias_initializer="ones", kernel_regularizer="l2",
+        kernel_constraint="non_neg",
+    )  # fmt: skip
+    config, expected = layer.get_config(), same.get_config()
+    assert {**config, "name": ""} == {**expected, "name": ""}

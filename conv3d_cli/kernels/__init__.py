@@ -2,8 +2,8 @@
 
 A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature
 defines its parameters on the command line. `expressions.py` has the built-in that takes a formula.
-The suffix of a file selects its reader: `files.py` reads kernel files, `weights/` reads files of
-trained layers. The class `Kernel` itself is in `model/kernel.py`.
+The suffix of a file selects its reader: `files.py` reads kernel files. `weights/` reads files of
+trained layers, and looks inside them. The class `Kernel` itself is in `model/kernel.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from conv3d_cli.kernels.grammar import (
     describe,
     lower_names,
 )
+from conv3d_cli.kernels.manifests import manifest_kind
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.system.inputs import check_input
@@ -126,16 +127,13 @@ def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
     return kernel if given and isinstance(kernel, str) else f"{kernel}:orient={orient}"
 
 
-INDEX_SUFFIX = ".safetensors.index.json"  # of a model in several weights files
-
-
 def may_name_a_layer(text: str) -> bool:
     """Whether a kernel text may name a layer in a weights file; if not, skip `kernels.weights`.
 
     >>> [may_name_a_layer(text) for text in ("model.keras", "psf.npy", "gaussian:sigma=1vox")]
     [True, False, False]
     """
-    if text.lower().endswith(INDEX_SUFFIX):  # no kernel in JSON
+    if manifest_kind(text):
         return True
     return "::" in text or not (is_builtin(text) or find_kernel_file(text) is not None)
 

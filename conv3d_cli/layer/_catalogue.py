@@ -38,6 +38,26 @@ def read_identifier(identifier: str | Mapping[str, Any], kind: str) -> tuple[str
     return name, {} if config is None else config
 
 
+_KERAS = ("keras", "tf_keras", "tensorflow")
+
+
+def of_keras(identifier: Any) -> Any:
+    """An object, class or function of Keras itself as Keras serializes it; others unchanged.
+
+    Keras need not be installed: whoever passes such an object has it.
+    >>> of_keras("relu"), of_keras(None)
+    ('relu', None)
+    """
+    if inspect.isfunction(identifier):
+        is_own = str(identifier.__module__).partition(".")[0] in _KERAS
+        return identifier.__name__ if is_own else identifier
+    cls = identifier if inspect.isclass(identifier) else type(identifier)
+    if cls.__module__.partition(".")[0] not in _KERAS or not hasattr(cls, "get_config"):
+        return identifier
+    made = cls() if identifier is cls else identifier
+    return {"class_name": cls.__name__, "config": made.get_config()}
+
+
 def read_parameters(pairs: Iterable[str], kind: str, text: str) -> dict[str, Any]:
     """Parse `key=value` texts: numbers, true, false, none, words, and lists joined by commas.
 

@@ -30,6 +30,7 @@ from conv3d_cli.errors import ShapeError, SpecError, unknown_name
 from conv3d_cli.layer._catalogue import (
     check_keys,
     keras_dict,
+    of_keras,
     plain,
     read_identifier,
     require_axis,
@@ -747,6 +748,7 @@ def get(identifier: str | Mapping[str, Any] | Activation | Callable[..., Any] | 
     >>> get({"module": "builtins", "class_name": "function", "config": "relu"}).kind
     'voxel'
     """
+    identifier = of_keras(identifier)
     if identifier is None:
         return Activation("linear", linear)
     if isinstance(identifier, Activation):

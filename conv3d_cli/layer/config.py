@@ -342,7 +342,9 @@ def _positive(value: Any, name: str) -> int:
 
 
 def _policy(value: Any) -> str:
-    """The name of a dtype policy: of a string, a dtype, or Keras' dict; None is keras.json's."""
+    """The name of a dtype policy: of a string, a dtype, a policy, or Keras' dict; None is
+    keras.json's.
+    """
     if value is None:
         return settings().floatx
     if isinstance(value, Mapping):
@@ -351,6 +353,8 @@ def _policy(value: Any) -> str:
         value = config.get("name") if isinstance(config, Mapping) else value
     if isinstance(value, (np.dtype, type)):
         value = np.dtype(value).name
+    if not isinstance(value, str):
+        value = getattr(value, "name", value)
     if not isinstance(value, str) or value not in DTYPES:
         raise SpecError(f"dtype must be one of {', '.join(DTYPES)}, received {value!r}")
     return value

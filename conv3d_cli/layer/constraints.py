@@ -22,6 +22,7 @@ from conv3d_cli.layer._catalogue import (
     by_name,
     check_keys,
     keras_dict,
+    of_keras,
     read_identifier,
     require_axis,
     require_number,
@@ -228,6 +229,7 @@ def get(identifier: Any) -> Constraint | None:
     >>> get("max_norm"), get("nonneg"), get({"class_name": "UnitNorm", "config": {"axis": [0, 1]}})
     (MaxNorm(max_value=2, axis=0), NonNeg(), UnitNorm(axis=[0, 1]))
     """
+    identifier = of_keras(identifier)
     if identifier is None or isinstance(identifier, Constraint):
         return identifier
     if isinstance(identifier, (str, Mapping)):

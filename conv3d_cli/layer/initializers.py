@@ -28,6 +28,7 @@ from conv3d_cli.layer._catalogue import (
     by_name,
     check_keys,
     keras_dict,
+    of_keras,
     plain,
     read_identifier,
     require_number,
@@ -625,7 +626,7 @@ def get(identifier: Any, seed: int | None = None) -> Initializer | None:
     >>> get({"class_name": "Constant", "config": {"value": 2}})
     Constant(value=2)
     """
-    initializer = _find(identifier)
+    initializer = _find(of_keras(identifier))
     if seed is not None and isinstance(initializer, RandomInitializer) and initializer.seed is None:
         return replace(initializer, seed=seed)
     return initializer

@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError, unknown_name
-from conv3d_cli.layer._catalogue import by_name, check_keys, keras_dict, read_identifier
+from conv3d_cli.layer._catalogue import (
+    by_name,
+    check_keys,
+    keras_dict,
+    of_keras,
+    read_identifier,
+)
 
 
 class Regularizer:
@@ -220,6 +226,7 @@ def get(identifier: Any) -> Regularizer | None:
     >>> get("l2"), get("l1_l2"), get({"class_name": "L2", "config": {"l2": 0.5}})
     (L2(l2=0.01), L1L2(l1=0.01, l2=0.01), L2(l2=0.5))
     """
+    identifier = of_keras(identifier)
     if identifier is None or isinstance(identifier, Regularizer):
         return identifier
     if isinstance(identifier, (str, Mapping)):

@@ -15,11 +15,21 @@ from conv3d_cli.errors import SpecError
 from conv3d_cli.model.spec import Pads, pad_sizes
 
 CONV3D = ("Conv3D", "Convolution3D")
+# Keras' convolutions that are read as a Conv3D -> axes in space
+CONVOLUTIONS = {
+    **dict.fromkeys(CONV3D, 3),
+    "Conv2D": 2,
+    "Convolution2D": 2,
+    "Conv1D": 1,
+    "Convolution1D": 1,
+}
 MODELS = ("Sequential", "Functional", "Model")
 # classes of layers that change nothing when a model is applied
 PASSIVE = (
     "InputLayer",
     "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
     "SpatialDropout3D",
     "GaussianDropout",
     "GaussianNoise",
@@ -27,6 +37,10 @@ PASSIVE = (
     "Identity",
 )
 PADDING = ("ZeroPadding3D", "Cropping3D")
+# these and their kin of fewer axes -> axes in space
+PADDING_RANKS = {
+    f"{name.removesuffix('3D')}{rank}D": rank for name in PADDING for rank in (1, 2, 3)
+}
 NO_PADS: Pads = ((0, 0), (0, 0), (0, 0))
 
 
@@ -121,11 +135,41 @@ def output_names(value: Any) -> Iterator[str]:
 
 
 # --------------------------------------------------------------------------------------------------
+# Layers of fewer axes
+
+
+def lifted_config(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """The config of a Conv3D that does what a Conv2D or Conv1D does to each plane or row.
+
+    rank : int      axes in space of the layer: 1 to 3
+    The padding "causal" of a Conv1D becomes (before, after) pairs.
+
+    >>> config = {"kernel_size": [5], "padding": "causal", "strides": 2}
+    >>> lifted_config(config, 1)["padding"], lifted_config(config, 1)["strides"]
+    ([[0, 0], [0, 0], [4, 0]], [1, 1, 2])
+    """
+    lifted = dict(config)
+    if rank == 3:
+        return lifted
+    for key in ("kernel_size", "strides", "dilation_rate"):
+        value = config.get(key, 1)
+        parts = list(value) if isinstance(value, (list, tuple)) else [value] * rank
+        if key in config:
+            lifted[key] = [1] * (3 - rank) + parts
+        if len(parts) != rank:
+            raise SpecError(f"{key} of a {rank}-D layer has {rank} numbers, received {parts!r:.60}")
+    if rank == 1 and str(config.get("padding")).lower() == "causal":
+        size, step = (lifted.get(key, [1])[-1] for key in ("kernel_size", "dilation_rate"))
+        lifted["padding"] = [[0, 0], [0, 0], [(int(size) - 1) * int(step), 0]]
+    return lifted
+
+
+# --------------------------------------------------------------------------------------------------
 # Padding layers
 
 
 def pads_of(entries: Iterable[Mapping[str, Any]], data_format: Any = None) -> Pads:
-    """Voxels that successive ZeroPadding3D and Cropping3D layers add to a volume.
+    """Voxels that successive layers of `PADDING_RANKS` add to a volume.
 
     entries : the serialized layers, in order
     data_format : of the layer after them, or None if it is unknown
@@ -140,14 +184,15 @@ def pads_of(entries: Iterable[Mapping[str, Any]], data_format: Any = None) -> Pa
     for entry in entries:
         what = f"the {entry['class_name']} layer '{name_of(entry)}'"
         config = entry.get("config", {})
-        crops = entry["class_name"] == "Cropping3D"
+        crops = entry["class_name"].startswith("Cropping")
         own_format = config.get("data_format")
         if own_format is not None and data_format is not None and own_format != data_format:
             raise SpecError(
                 f"{what} is {own_format} and the Conv3D layer after it {data_format}, "
                 "so it pads other axes"
             )
-        pairs = _pairs(config.get("cropping" if crops else "padding", 1), what)
+        rank = PADDING_RANKS[entry["class_name"]]
+        pairs = _pairs(config.get("cropping" if crops else "padding", 1), what, rank)
         for pair, (before, after) in zip(sums, pairs, strict=True):
             pair[0] += -before if crops else before
             pair[1] += -after if crops else after
@@ -158,24 +203,30 @@ def pads_of(entries: Iterable[Mapping[str, Any]], data_format: Any = None) -> Pa
     return (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1]), (sums[2][0], sums[2][1])
 
 
-def _pairs(value: Any, what: str) -> list[tuple[int, int]]:
-    """1, [1, 2, 3] or [[1, 0], [2, 2], [0, 0]] as three pairs; `what` names the layer in errors."""
-    parts = list(value) if isinstance(value, (list, tuple)) else [value] * 3
+def _pairs(value: Any, what: str, rank: int) -> list[tuple[int, int]]:
+    """1, [1, 2, 3] or [[1, 0], [2, 2], [0, 0]] as three pairs.
+
+    what, rank : name of the layer in errors, and its axes in space; the others get no voxels. With
+        one axis [1, 2] is a pair.
+    """
+    several = isinstance(value, (list, tuple))
+    if rank == 1 and several and all(isinstance(part, int) for part in value):
+        parts = [value]
+    else:
+        parts = list(value) if several else [value] * rank
     pairs = [tuple(part) if isinstance(part, (list, tuple)) else (part, part) for part in parts]
     whole = all(
         isinstance(n, int) and not isinstance(n, bool) and n >= 0 for pair in pairs for n in pair
     )
-    if len(pairs) != 3 or not whole or any(len(pair) != 2 for pair in pairs):
-        raise SpecError(
-            f"{what} takes N, [N, N, N] or three [before, after] pairs of at least 0, "
-            f"received {value!r:.80}"
-        )
-    return [(int(pair[0]), int(pair[1])) for pair in pairs]
+    if len(pairs) != rank or not whole or any(len(pair) != 2 for pair in pairs):
+        forms = "N, [N, N, N] or three [before, after] pairs" if rank == 3 else f"{rank} pairs"
+        raise SpecError(f"{what} takes {forms} of at least 0, received {value!r:.80}")
+    return [(0, 0)] * (3 - rank) + [(int(pair[0]), int(pair[1])) for pair in pairs]
 
 
 def joined_padding(
     pads: Pads,
-    padding: str,
+    padding: str | Pads,
     kernel_size: Sequence[int],
     strides: Sequence[int],
     dilation_rate: Sequence[int],
@@ -183,7 +234,7 @@ def joined_padding(
     """The padding of a Conv3D that replaces its own padding and the padding layers before it.
 
     pads : voxels that the layers before it add, as from `pads_of`
-    padding : its own, "valid" or "same"
+    padding : its own, "valid", "same" or three (before, after) pairs
     kernel_size, strides, dilation_rate : (D, H, W) of the Conv3D
     Raises: SpecError for "same" with strides > 1, which depends on the size of the volume.
 
@@ -194,12 +245,16 @@ def joined_padding(
         return padding
     if padding == "valid":
         return pads
-    if max(strides) > 1:
+    if isinstance(padding, str) and max(strides) > 1:
         raise SpecError(
             "its padding 'same' with strides > 1 depends on the volume's size, "
             "so the two cannot be joined"
         )
     # with strides of 1, "same" adds the same number of voxels to volumes of any size
-    own = [pad_sizes(1, k, 1, d, padding) for k, d in zip(kernel_size, dilation_rate, strict=True)]
+    own: Sequence[tuple[int, int]] = (
+        [pad_sizes(1, k, 1, d, padding) for k, d in zip(kernel_size, dilation_rate, strict=True)]
+        if isinstance(padding, str)
+        else padding
+    )
     sums = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(pads, own, strict=True)]
     return sums[0], sums[1], sums[2]

@@ -401,7 +401,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
         (stage.convolution.below_min_coverage, math.prod(stage.problem.out_shape))
         for stage in prepared.stages
     ]
-    if any(count == total for count, total in counts):
+    if any(0 < count == total for count, total in counts):  # an empty batch misses nothing
         raise ShapeError("no voxel is left: all of them are missing")
     return [
         f"{count} voxels ({percent(count, total)}) had too little of the kernel's "

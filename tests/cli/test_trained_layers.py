@@ -273,3 +273,43 @@ def test_the_weights_must_fit_the_config(run: Any, error_line: Any, tmp_path: Pa
     (tmp_path / "layer.json").write_text(json.dumps(CONFIG))
     words = ["-c", tmp_path / "layer.json", "-k", tmp_path / "w.npy", "-o", tmp_path / "y.npy"]
     assert "2" in error_line(run("apply", tmp_path / "x.npy", *words, code=4).stderr)
+
+
+@pytest.mark.parametrize(
+    ("file", "layer", "library"),
+    [
+        ("whole.pt", "conv", "json"),
+        ("script_net.pt", "mid", "json"),
+        ("program.pt2", "2", "json"),
+        ("lightning.ckpt", "model.first", "json"),
+        ("nnunet.pth", "last", "json"),
+        ("old.pth.tar", "first", "json"),
+        ("hub.bin", "first", "json"),
+        ("sharded.safetensors.index.json", "last", "json"),
+        ("flat_whole.pt", "plane", "json"),
+        ("row.onnx", "row", "onnx"),
+        ("flat.keras", "row", "h5py"),
+        ("tfjs.json", "two", "json"),
+    ],
+)
+def test_a_layer_of_a_checkpoint_gives_its_librarys_numbers(
+    run: Any, tmp_path: Path, file: str, layer: str, library: str
+) -> None:
+    """Without an option: the file tells strides, padding and activation."""
+    pytest.importorskip(library)
+    with np.load(DATA / "expected_checkpoints.npz") as held:
+        (files,) = {
+            key.rpartition("|")[0]
+            for key in held.files
+            if file in key.split("|")[0].split(",") and key.split("|")[1] == layer
+        }
+        x, y = held[f"{files}|x"], held[f"{files}|y"]
+    last = file in ("flat.keras", "tfjs.json")
+    np.save(tmp_path / "x.npy", x)
+    run(
+        "apply", tmp_path / "x.npy", "-k", f"{DATA / file}::{layer}", "-o", tmp_path / "y.npy",
+        "--data-format", "channels_last" if last else "channels_first",
+    )  # fmt: skip
+    got = np.load(tmp_path / "y.npy")
+    assert got.shape == y.shape
+    np.testing.assert_allclose(got, y, rtol=2e-5, atol=2e-6)

@@ -6,6 +6,7 @@ Each part runs where its libraries are installed (they are no dependency of the 
     python make_weights_files.py keras2     # tf-keras, tensorflow-cpu
     python make_weights_files.py torch      # torch, safetensors, onnx, onnxscript
     python make_weights_files.py beside     # keras, jax, h5py, torch, onnx, onnxruntime
+    python make_weights_files.py checkpoints # keras, jax, h5py, torch, safetensors, onnx, onnxruntime
 
 Beside the weights stands expected_PART.npz: under "FILE,FILE|LAYER|x" an input and under "FILE,FILE|LAYER|y" the output of that
 layer alone (activation and bias included) as the library computed it; channels last in the files of Keras unless the layer
@@ -522,6 +523,332 @@ def beside_onnx(expected):
             expected[f"folded.onnx|{name}|x"], expected[f"folded.onnx|{name}|y"] = x, y
 
 
+def checkpoints():
+    """Checkpoints of trainers, whole modules, programs, models in several files, layers of 1 and 2 axes in space."""
+    expected = {}
+    checkpoints_torch(expected)
+    checkpoints_flat(expected)
+    np.savez_compressed(FOLDER / "expected_checkpoints.npz", **expected)
+
+
+class Subclass:
+    """Made a subclass of PyTorch's Conv3d below: its code is in no file."""
+
+
+def checkpoints_torch(expected):
+    import argparse
+    import collections
+    import functools
+    import json
+    import pathlib
+
+    import safetensors.torch
+    import torch
+    from torch import nn
+    from torch.nn.utils import parametrizations, spectral_norm
+
+    global Subclass
+    Subclass = type("Subclass", (nn.Conv3d,), {})
+    torch.manual_seed(3)
+
+    def keep(file, name, layer, channels, rank=3):
+        """The output of a layer, for data of 3 axes in space."""
+        x = torch.from_numpy(noise(1, channels, *(5, 6, 7)[3 - rank :]))
+        with torch.no_grad():
+            y = layer(x).numpy()
+        for which, array in (("x", x.numpy()), ("y", y)):
+            flat = array.reshape(*array.shape[:2], *[1] * (3 - rank), *array.shape[2:])
+            expected[f"{file}|{name}|{which}"] = flat
+
+    def network():
+        parts = {
+            "conv": nn.Conv3d(1, 4, (2, 3, 3), stride=(1, 2, 1), padding=(0, 1, 2)),
+            "norm": nn.BatchNorm3d(4),
+            "act": nn.LeakyReLU(0.1),
+            "drop": nn.Dropout3d(),
+            "mid": nn.Conv3d(4, 4, 3, padding="same", dilation=(1, 2, 1), groups=2, bias=False),
+        }
+        return nn.Sequential(collections.OrderedDict(parts)).eval()
+
+    net = network()
+    whole = network()
+    whole.add_module("up", nn.ConvTranspose3d(4, 4, 2, stride=2, bias=False))
+    whole.add_module("mirror", nn.Conv3d(4, 2, 3, padding=1, padding_mode="reflect"))
+    whole.add_module("mine", Subclass(4, 2, 1))
+    whole.add_module("again", whole.conv)
+    torch.save(whole, FOLDER / "whole.pt")
+    torch.jit.script(net).save(FOLDER / "script_net.pt")
+    for name, channels in (("conv", 1), ("mid", 4)):
+        keep("whole.pt", name, getattr(whole, name), channels)
+        keep("script_net.pt", name, getattr(net, name), channels)
+        keep("program.pt2", f"0.{name}", getattr(net, name), channels)
+
+    program = nn.Sequential(net, nn.ZeroPad3d((1, 0, 2, 1, 0, 0)), nn.Conv3d(4, 2, 2)).eval()
+    torch.export.save(
+        torch.export.export(program, (torch.zeros(1, 1, 5, 6, 7),)), FOLDER / "program.pt2"
+    )
+    without_sources(FOLDER / "program.pt2")
+    keep("program.pt2", "2", nn.Sequential(program[1], program[2]), 4)
+
+    # a state dict alone: plain convolutions, so that they can be computed without their arguments
+    plain = nn.Sequential(
+        collections.OrderedDict(
+            first=nn.Conv3d(2, 3, 2), act=nn.ReLU(), last=nn.Conv3d(3, 2, (1, 3, 2))
+        )
+    )
+    state = plain.state_dict()
+    moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3, 2, 2, 2, 2)}}
+    optimizer = {"state": moments, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    torch.save(
+        {
+            "network_weights": state,
+            "optimizer_state": optimizer,
+            "logging": {"mean_fg_dice": [np.float64(0.5)], "ema_fg_dice": [np.float32(0.5)]},
+            "_best_ema": np.float64(0.5),
+            "init_args": {"device": torch.device("cpu"), "sizes": np.arange(3)},
+        },
+        FOLDER / "nnunet.pth",
+    )
+    torch.save(
+        {
+            "state_dict": collections.OrderedDict(
+                (f"model.{key}", each) for key, each in state.items()
+            ),
+            "optimizer_states": [optimizer],
+            "callbacks": {
+                "ModelCheckpoint": {
+                    "dirpath": pathlib.PurePosixPath("runs"),
+                    "best": torch.tensor(1.0),
+                }
+            },
+            "hyper_parameters": argparse.Namespace(lr=0.1),
+        },
+        FOLDER / "lightning.ckpt",
+    )
+    torch.save(state, FOLDER / "hub.bin")
+    torch.save(
+        {"epoch": 1, "state_dict": state},
+        FOLDER / "old.pth.tar",
+        _use_new_zipfile_serialization=False,
+    )
+    shards = {"": list(state)[:1], "2": list(state)[1:]}  # the weights apart from their bias
+    for suffix, save in (("safetensors", safetensors.torch.save_file), ("bin", torch.save)):
+        table = {}
+        for number, keys in shards.items():
+            name = f"sharded{number}.{suffix}"
+            save({key: state[key] for key in keys}, FOLDER / name)
+            table |= dict.fromkeys(keys, name)
+        index = {"metadata": {"total_size": 1}, "weight_map": table}
+        (FOLDER / f"sharded.{suffix}.index.json").write_text(json.dumps(index))
+    for name, layer, channels in (("first", plain.first, 2), ("last", plain.last, 3)):
+        for file in (
+            "nnunet.pth",
+            "hub.bin",
+            "old.pth.tar",
+            "sharded.safetensors.index.json",
+            "sharded.bin.index.json",
+        ):
+            keep(file, name, layer, channels)
+        keep("lightning.ckpt", f"model.{name}", layer, channels)
+
+    norms = nn.ModuleDict(
+        {
+            "spectral": spectral_norm(nn.Conv3d(2, 3, 2)),
+            "parametrized": parametrizations.spectral_norm(nn.Conv3d(2, 3, 2)),
+        }
+    ).eval()
+    torch.save(norms.state_dict(), FOLDER / "spectral.pt")
+    for name, layer in norms.items():
+        keep("spectral.pt", name, layer, 2)
+
+    weight, scales = torch.randn(3, 2, 2, 2, 2), torch.tensor([0.02, 0.01, 0.03])
+    codes = {
+        "axis": torch.quantize_per_channel(
+            weight, scales.double(), torch.tensor([0, 3, -2]), 0, torch.qint8
+        ),
+        "whole": torch.quantize_per_tensor(weight, 0.02, 120, torch.quint8),
+    }
+    others = {
+        "codes.weight": codes["axis"].int_repr(),
+        "complex.weight": weight.to(torch.complex64),
+    }
+    torch.save(
+        {f"{name}.weight": code for name, code in codes.items()} | others, FOLDER / "quantized.pt"
+    )
+    for name, code in codes.items():
+        keep(
+            "quantized.pt",
+            name,
+            functools.partial(nn.functional.conv3d, weight=code.dequantize()),
+            2,
+        )
+
+    flat = nn.ModuleDict(
+        {
+            "plane": nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=1),
+            "row": nn.Conv1d(2, 3, 3, padding=2, dilation=2),
+            "up": nn.ConvTranspose2d(2, 3, 2),
+            "dense": nn.Linear(3, 2),
+        }
+    )
+    torch.save(flat, FOLDER / "flat_whole.pt")
+    keep("flat_whole.pt", "plane", flat["plane"], 2, 2)
+    keep("flat_whole.pt", "row", flat["row"], 2, 1)
+
+
+def without_sources(path):
+    """Take the traces of the source, with this machine's paths, and the example out of a program."""
+    import json
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            if "sample_inputs" in name:
+                continue
+            if name.endswith("models/model.json"):
+                model = json.loads(content)
+                for node in model["graph_module"]["graph"]["nodes"]:
+                    node["metadata"] = {}
+                content = json.dumps(model).encode()
+            archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def checkpoints_flat(expected):
+    """Layers with 1 and 2 axes in space of Keras and ONNX, and a model in the layout of TensorFlow.js."""
+    import json
+
+    import keras
+    import onnx
+    import onnxruntime
+    from keras import layers
+    from onnx import TensorProto, helper, numpy_helper
+
+    def lifted(array, axis):
+        return np.expand_dims(array, tuple(range(axis, axis + 5 - array.ndim)))
+
+    inputs = keras.Input((8, 6, 2))
+    y = layers.ZeroPadding2D(((1, 0), (2, 1)), name="pad")(inputs)
+    y = layers.Conv2D(3, (3, 2), strides=(2, 1), activation="relu", name="plane")(y)
+    y = layers.Conv2D(4, 3, padding="same", dilation_rate=(1, 2), use_bias=False, name="dilated")(y)
+    y = layers.Reshape((-1, 4), name="rows")(y)
+    y = layers.ZeroPadding1D((2, 1), name="pad1")(y)
+    y = layers.Conv1D(2, 3, padding="causal", dilation_rate=2, name="row")(y)
+    y = layers.Conv1DTranspose(2, 3, name="up")(y)
+    model = keras.Model(inputs, y)
+    for weight in model.weights:
+        weight.assign(noise(*weight.shape) / 3)
+    model.save(FOLDER / "flat.keras")
+    model.save(FOLDER / "flat.h5")
+    x = noise(1, 8, 6, 2)
+    files = "flat.keras,flat.h5"
+    outputs = keras.Model(
+        inputs, [model.get_layer(name).output for name in ("plane", "dilated", "rows", "row")]
+    )(x)
+    values = dict(zip(("plane", "dilated", "rows", "row"), map(np.asarray, outputs), strict=True))
+    for name, given in (("plane", x), ("dilated", values["plane"]), ("row", values["rows"])):
+        expected[f"{files}|{name}|x"], expected[f"{files}|{name}|y"] = (
+            lifted(given, 1),
+            lifted(values[name], 1),
+        )
+
+    over_time = keras.Sequential(
+        [keras.Input((4, 8, 6, 2)), layers.TimeDistributed(layers.Conv2D(2, 3, name="each"))]
+    )
+    over_time.save(FOLDER / "each.keras")
+    x = noise(1, 4, 8, 6, 2)
+    expected["each.keras|each|x"], expected["each.keras|each|y"] = x, np.asarray(over_time(x))
+
+    # TensorFlow.js: its converter's layout, with one tensor quantized and another across two files
+    net = keras.Sequential(
+        [
+            keras.Input((5, 6, 7, 1)),
+            layers.Conv3D(3, 3, padding="same", dilation_rate=2, name="one"),
+            layers.Activation("elu", name="act"),
+            layers.Conv3D(2, (1, 2, 3), strides=(1, 2, 1), activation="relu", name="two"),
+        ]
+    )
+    for weight in net.weights:
+        weight.assign(noise(*weight.shape) / 3)
+    codes = RNG.integers(0, 256, net.get_layer("two").kernel.shape).astype(np.uint8)
+    net.get_layer("two").kernel.assign(codes * np.float32(0.01) - np.float32(1.2))
+    entries, raw = [], b""
+    for layer in ("one", "two"):
+        for leaf in ("kernel", "bias"):
+            array = np.asarray(getattr(net.get_layer(layer), leaf))
+            entry = {"name": f"{layer}/{leaf}", "shape": list(array.shape), "dtype": "float32"}
+            if (layer, leaf) == ("two", "kernel"):
+                entry["quantization"] = {
+                    "dtype": "uint8",
+                    "scale": 0.01,
+                    "min": -1.2,
+                    "original_dtype": "float32",
+                }
+            raw += codes.tobytes() if "quantization" in entry else array.astype("<f4").tobytes()
+            entries.append(entry)
+    (FOLDER / "tfjs1.bin").write_bytes(raw[:100])
+    (FOLDER / "tfjs2.bin").write_bytes(raw[100:])
+    config = {"class_name": "Sequential", "config": json.loads(net.to_json())["config"]}
+    topology = {"keras_version": keras.__version__, "backend": "jax", "model_config": config}
+    manifest = [{"paths": ["tfjs1.bin", "tfjs2.bin"], "weights": entries}]
+    table = {"format": "layers-model", "modelTopology": topology, "weightsManifest": manifest}
+    (FOLDER / "tfjs.json").write_text(json.dumps(table))
+    x = noise(1, 5, 6, 7, 1)
+    one, two = keras.Model(net.inputs, [net.get_layer(name).output for name in ("one", "two")])(x)
+    expected["tfjs.json|one|x"], expected["tfjs.json|one|y"] = x, np.asarray(one)
+    activated = np.asarray(keras.activations.elu(one))
+    expected["tfjs.json|two|x"], expected["tfjs.json|two|y"] = activated, np.asarray(two)
+
+    def graph(rank, inits, nodes):
+        shape = [None, 2, *[None] * rank]
+        value = helper.make_tensor_value_info
+        made = helper.make_graph(
+            nodes, "flat", [value("x", TensorProto.FLOAT, shape)], [value("y", TensorProto.FLOAT, [None] * (rank + 2))],
+            [numpy_helper.from_array(array, name) for name, array in inits.items()],
+        )  # fmt: skip
+        return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    node = helper.make_node
+    flat = {
+        "plane": graph(
+            2,
+            {"w": noise(3, 2, 3, 2) / 3, "b": noise(3), "pads": np.int64([0, 0, 1, 0, 0, 0, 0, 2])},
+            [
+                node("Pad", ["x", "pads"], ["padded"], name="pad"),
+                node(
+                    "Conv",
+                    ["padded", "w", "b"],
+                    ["y"],
+                    name="plane",
+                    strides=[2, 1],
+                    pads=[0, 1, 1, 0],
+                    kernel_shape=[3, 2],
+                ),
+            ],
+        ),
+        "row": graph(
+            1,
+            {"w": noise(4, 1, 4) / 3},
+            [node("Conv", ["x", "w"], ["y"], name="row", auto_pad="SAME_LOWER", group=2)],
+        ),
+    }
+    for name, made in flat.items():
+        onnx.save(made, FOLDER / f"{name}.onnx")
+        x = noise(1, 2, *(5, 6)[: 2 if name == "plane" else 1])
+        (y,) = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": x})
+        expected[f"{name}.onnx|{name}|x"], expected[f"{name}.onnx|{name}|y"] = (
+            lifted(x, 2),
+            lifted(y, 2),
+        )
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    {"keras3": keras3, "keras2": keras2, "torch": torch, "beside": beside}[sys.argv[1]]()
+    {
+        "keras3": keras3,
+        "keras2": keras2,
+        "torch": torch,
+        "beside": beside,
+        "checkpoints": checkpoints,
+    }[sys.argv[1]]()

@@ -611,6 +611,55 @@ def _weights(*names: str) -> Seeds:
     return lambda: {name: (DATA / "weights" / name).read_bytes() for name in names}
 
 
+def _members(file: str, member: str) -> Seeds:
+    """One member of an archive of weights."""
+
+    def seeds() -> dict[str, bytes]:
+        with zipfile.ZipFile(DATA / "weights" / file) as archive:
+            return {f"{file}-{Path(member).name}": archive.read(member) for member in [member]}
+
+    return seeds
+
+
+def _both(*seeds: Seeds) -> Seeds:
+    return lambda: {name: data for each in seeds for name, data in each().items()}
+
+
+def _archived(file: str, member: str) -> Callable[[bytes, Path], Path]:
+    """Put the data into the place of a member of an archive of weights."""
+
+    def layout(data: bytes, folder: Path) -> Path:
+        path = folder / file
+        with zipfile.ZipFile(DATA / "weights" / file) as archive, zipfile.ZipFile(path, "w") as out:
+            for name in archive.namelist():
+                out.writestr(name, data if name == member else archive.read(name))
+        return path
+
+    return layout
+
+
+def _pickled(data: bytes, folder: Path) -> Path:
+    """An archive of torch.save with this pickle, and with storages of zeros."""
+    path = folder / "pickled.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data.pkl", data)
+        for number in range(32):
+            archive.writestr(f"net/data/{number}", bytes(2048))
+    return path
+
+
+def _beside(name: str, *others: str) -> Callable[[bytes, Path], Path]:
+    """Put the data into a file beside others of weights."""
+
+    def layout(data: bytes, folder: Path) -> Path:
+        for other in others:
+            (folder / other).write_bytes((DATA / "weights" / other).read_bytes())
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return layout
+
+
 def read_weights(path: str) -> None:
     """Every layer of a weights file, and the whole model's config, through the public door."""
     from conv3d_cli.kernels import weights
@@ -771,6 +820,33 @@ _SPACED = (
 )
 _CONFIG = ("settings/config.py", "layer/config.py", "layer/_catalogue.py", "layer/_keras_json.py")
 _LAYERS = ("kernels/weights/layer.py",)
+_TORCH = (
+    "kernels/weights/pytorch.py",
+    "kernels/weights/pickles.py",
+    "kernels/weights/state_dict.py",
+    *_LAYERS,
+)
+_PICKLED_WORDS = (
+    "ctorch._utils\n_rebuild_tensor_v2\n",
+    "ctorch\nFloatStorage\n",
+    "ccollections\nOrderedDict\n",
+    "_modules",
+    "_parameters",
+    ")R",
+    ")\x81",
+    "}b",
+    "(",
+    "tR",
+    "h\x00",
+    "q\x00",
+    "Q",
+    "]",
+    "}",
+    "e",
+    "u",
+    "s",
+    "a",
+)
 _HDF5 = ("kernels/weights/hdf5.py", *_LAYERS)
 _KEYS = (
     '"kernel"', '"weights"', '"bias"', '"centre"', '"axes"', '"ijk"', '"flip"', '"normalize"', '"name"', "true", "null", "1e999",
@@ -883,8 +959,38 @@ TARGETS: tuple[Target, ...] = (
         ("kernels/weights/onnx.py", *_LAYERS),
     ),
     Target(
-        "weights-pytorch", ".pt", read_weights, _weights("state.pt", "before_1_6.pt", "module.pt", "dtypes.pt", "norms.pt"),
-        ("kernels/weights/pytorch.py", "kernels/weights/pickles.py", *_LAYERS),
+        "weights-pytorch", ".pt", read_weights, _weights(
+            "state.pt", "before_1_6.pt", "module.pt", "dtypes.pt", "norms.pt", "whole.pt", "script_net.pt", "quantized.pt",
+            "spectral.pt", "old.pth.tar", "flat_whole.pt",
+        ),
+        _TORCH,
+    ),
+    Target(
+        "weights-pickle", ".pt", read_weights,
+        _both(
+            _members("whole.pt", "whole/data.pkl"), _members("nnunet.pth", "nnunet/data.pkl"),
+            _members("lightning.ckpt", "lightning/data.pkl"), _members("quantized.pt", "quantized/data.pkl"),
+            _members("script_net.pt", "script_net/data.pkl"),
+        ),
+        _TORCH, _PICKLED_WORDS, layout=_pickled,
+    ),
+    Target(
+        "weights-program", ".pt2", read_weights, _both(_members("program.pt2", "program/models/model.json")),
+        ("kernels/weights/exported.py", *_LAYERS),
+        ("torch.ops.aten.conv3d.default", "torch.ops.aten.convolution.default", "torch.ops.aten.pad.default", '"as_ints"'),
+        layout=_archived("program.pt2", "program/models/model.json"),
+    ),
+    Target(
+        "weights-tfjs", ".json", read_weights, _weights("tfjs.json"), ("kernels/weights/tfjs.py", *_LAYERS),
+        ('"quantization"', '"float16"', '"uint8"', '"scale"', '"min"', '"paths"', '"shape"'),
+        layout=_beside("tfjs.json", "tfjs1.bin", "tfjs2.bin"),
+    ),
+    Target(
+        "weights-index", ".json", read_weights, _weights("sharded.bin.index.json", "sharded.safetensors.index.json"),
+        ("kernels/weights/shards.py", *_LAYERS), ('"weight_map"', '"../"', ".bin", ".safetensors"),
+        layout=_beside(
+            "model.index.json", "sharded.bin", "sharded2.bin", "sharded.safetensors", "sharded2.safetensors"
+        ),
     ),
     Target("sidecar", ".json", read_record, _records, ("provenance/record.py", "cli/rerun.py"), _RECORD_WORDS),
     Target(

@@ -53,7 +53,7 @@ held_by = functools.cache(read_layers)  # the files never change
 
 def expected() -> list[Any]:
     cases = []
-    for part in ("keras3", "keras2", "torch", "beside"):
+    for part in ("keras3", "keras2", "torch", "beside", "checkpoints"):
         with np.load(DATA / f"expected_{part}.npz") as held:
             for key in held.files:
                 files, name, which = key.split("|")
@@ -123,9 +123,7 @@ def test_layers_give_the_numbers_of_their_library(
 ) -> None:
     layer = choose_layer(held_by(data(file)), file, name)
     config = choose_layer(held_by(DATA / SIBLINGS[file]), file, name) if file in SIBLINGS else layer
-    data_format = (
-        "channels_first" if Path(file).suffix in (".pt", ".pth", ".safetensors", ".onnx") else None
-    )
+    data_format = None if file.endswith((".keras", ".h5", "tfjs.json")) else "channels_first"
     mine = compute(layer, config, x, data_format)
     assert mine.shape == y.shape
     np.testing.assert_allclose(mine, y, rtol=2e-6, atol=2e-6)
@@ -153,7 +151,35 @@ def test_layers_give_the_numbers_of_their_library(
         ("net.onnx", ["node_conv3d", "node_Conv_16", "node_Conv_17"]),
         ("attributes.onnx", [f"Conv_{i}" for i in range(7)]),
         ("folded.onnx", ["per_axis", "per_tensor", "cast", "identity", "fused", "padded"]),
-        ("norms.pt", ["normed", "normed_whole", "normed_inputs", "parametrized", "pruned"]),
+        (
+            "norms.pt",
+            [
+                "normed",
+                "normed_whole",
+                "normed_inputs",
+                "parametrized",
+                "pruned",
+                "spectral",
+                "spectral2",
+            ],
+        ),
+        ("before_1_6.pt", ["weight"]),
+        ("module.pt", ["weight"]),
+        ("script.pt", ["weight"]),
+        ("whole.pt", ["conv", "mid"]),
+        ("script_net.pt", ["conv", "mid"]),
+        ("program.pt2", ["0.conv", "0.mid", "2"]),
+        ("nnunet.pth", ["first", "last"]),
+        ("lightning.ckpt", ["model.first", "model.last"]),
+        ("hub.bin", ["first", "last"]),
+        ("old.pth.tar", ["first", "last"]),
+        ("sharded.safetensors.index.json", ["first", "last"]),
+        ("sharded.bin.index.json", ["first", "last"]),
+        ("quantized.pt", ["axis", "whole"]),
+        ("flat_whole.pt", ["plane", "row"]),
+        ("flat.keras", ["plane", "dilated", "row"]),
+        ("flat.h5", ["plane", "dilated", "row"]),
+        ("tfjs.json", ["one", "two"]),
     ],
 )
 def test_layers_come_in_order(file: str, names: list[str]) -> None:

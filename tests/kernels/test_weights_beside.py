@@ -8,23 +8,30 @@ held by test_weights.py.
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
+import struct
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from conv3d_cli.errors import FormatError, SpecError, UnknownNameError
+from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError
 from conv3d_cli.kernels.weights import (
     OtherLayer,
     SavedLayer,
     choose_layer,
+    find_weights_file,
+    read_contents,
     read_layers,
     saved_layer,
 )
 from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
-from conv3d_cli.kernels.weights.state_dict import read_state_dict
+from conv3d_cli.kernels.weights.state_dict import StateDict, read_state_dict
 
 pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
 
@@ -59,8 +66,19 @@ DATA = Path(__file__).parent.parent / "data" / "weights"
             "its weights are 4x3x2x2x2 and its bias 3: it is a ConvTranspose3d",
             "conv",
         ),
-        ("norms.pt", "json", "spectral", "its weights are computed by spectral_norm", "normed"),
-        ("norms.pt", "json", "spectral2", "its weights are computed by spectral_norm", "normed"),
+        ("whole.pt", "json", "up", "it is of class ConvTranspose3d", "conv"),
+        ("whole.pt", "json", "mirror", "it pads by padding_mode='reflect'", "conv"),
+        (
+            "whole.pt",
+            "json",
+            "mine",
+            "it is of class __main__.Subclass, whose code is not in the file",
+            "conv",
+        ),
+        ("flat_whole.pt", "json", "up", "it is of class ConvTranspose2d", "plane"),
+        ("quantized.pt", "json", "codes", "its weight holds int8, not floats", "axis"),
+        ("quantized.pt", "json", "complex", "its weight holds complex64, not floats", "axis"),
+        ("flat.keras", "h5py", "up", "it is of class Conv1DTranspose", "plane"),
     ],
 )
 def test_what_is_not_read_is_told_by_name(
@@ -107,12 +125,16 @@ def test_a_file_of_what_is_not_read_says_why(tmp_path: Path) -> None:
     weights = numpy_helper.from_array(np.ones((2, 1, 3, 3), np.float32), "w")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], name="flat")], "g", [x], [x], [weights]
+        [helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="flat")],
+        "g",
+        [x],
+        [x],
+        [weights],
     )
     path.write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(
         FormatError,
-        match=r"no Conv3D layer that can be read: flat \(its weights have 4 axes, not 5\)",
+        match=r"no Conv3D layer that can be read: flat \(it is a node ConvTranspose\)",
     ):
         read_layers(path)
 
@@ -124,7 +146,7 @@ def test_a_file_of_what_is_not_read_says_why(tmp_path: Path) -> None:
 def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
     """What a state dict of these shapes holds; `_` is a dot."""
     named = {key.replace("_", "."): shape for key, shape in shapes.items()}
-    return read_state_dict(named, lambda key: np.ones(named[key], np.float32))
+    return read_state_dict(StateDict(named, lambda key: np.ones(named[key], np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -164,11 +186,11 @@ def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
         ),
         ({"pos_embed": (1, 8, 4, 4, 4)}, "a tensor of 5 axes, but no NAME.weight"),
         ({"stem.kernel": (3, 3, 3, 1, 8)}, "a tensor of 5 axes, but no NAME.weight"),
-        ({"c.weight": (8, 4, 3, 3)}, "its weights have 4 axes, not 5"),
+        ({"c.weight": (8, 4, 3, 3, 3, 3)}, "its weights have 6 axes, not 3 to 5"),
     ],
 )
 def test_modules_that_hold_more_than_a_conv3d(shapes: dict[str, tuple[int, ...]], why: str) -> None:
-    held = read_state_dict(shapes, lambda key: np.ones(shapes[key], np.float32))
+    held = read_state_dict(StateDict(shapes, lambda key: np.ones(shapes[key], np.float32)))
     assert not any(isinstance(each, SavedLayer) for each in held)
     reasons = [each.reason for each in held if isinstance(each, OtherLayer) and each.is_convolution]
     assert any(why in reason for reason in reasons), reasons
@@ -188,7 +210,7 @@ def test_a_name_of_a_transposed_convolution_is_believed_unless_the_bias_tells() 
 def test_the_name_of_its_tensor_says_that_it_is_a_conv3d() -> None:
     contents = state(up_weight=(4, 4, 2, 2, 2))
     with pytest.raises(
-        FormatError, match=r"if it is a Conv3D, name its tensor: net\.pt::up\.weight$"
+        FormatError, match=r"as those of a Conv3D, name its tensor: net\.pt::up\.weight$"
     ):
         choose_layer(contents, "net.pt", "up")
     layer = choose_layer(contents, "net.pt", "up.weight")
@@ -210,14 +232,46 @@ def test_where_the_tensors_do_not_tell_a_note_says_how_they_are_read(
     assert not layer.notes
 
 
+def test_only_the_layer_that_is_asked_for_is_read() -> None:
+    """A checkpoint of gigabytes costs no more than its layer."""
+    shapes = {
+        "a.weight": (2, 1, 3, 3, 3), "b.weight_g": (2, 1, 1, 1), "b.weight_v": (2, 1, 3, 3),
+        "c.weight": (2, 1, 3, 3, 3), "c.bias": (2,), "d.weight": (2, 1, 3, 3, 3), "d.bias": (2,),
+    }  # fmt: skip
+    tied = {"d.weight": "c.weight", "d.bias": "c.bias"}
+
+    def read_by(only: str | None) -> tuple[list[str], list[SavedLayer | OtherLayer]]:
+        asked: list[str] = []
+
+        def read(key: str) -> np.ndarray:
+            asked.append(key)
+            return np.ones(shapes[key], np.float32)
+
+        state = StateDict(shapes, read, identity=lambda key: tied.get(key, key))
+        return asked, read_state_dict(state, "net.pt", only)
+
+    for only, keys in (
+        ("a", ["a.weight"]),
+        ("b", ["b.weight_g", "b.weight_v"]),
+        ("c.weight", ["c.weight", "c.bias"]),
+        ("d", ["c.weight", "c.bias"]),
+        ("", []),
+    ):
+        asked, contents = read_by(only)
+        assert asked == keys
+        assert list(map(str, contents)) == list(map(str, read_by(None)[1]))
+    layer = choose_layer(read_by("d")[1], "net.pt", "d")
+    assert layer.name == "c"
+    assert layer.kernel.sum() == 54
+
+
 def test_weight_norm_by_hand() -> None:
     rng = np.random.default_rng(0)
     v = rng.standard_normal((3, 2, 2, 2, 2)).astype(np.float32)
     g = rng.standard_normal((3, 1, 1, 1, 1)).astype(np.float32)
     tensors = {"c.weight_g": g, "c.weight_v": v, "c.bias": np.zeros(3, np.float32)}
-    (layer,) = read_state_dict(
-        {key: value.shape for key, value in tensors.items()}, tensors.__getitem__
-    )
+    shapes = {key: value.shape for key, value in tensors.items()}
+    (layer,) = read_state_dict(StateDict(shapes, tensors.__getitem__))
     assert isinstance(layer, SavedLayer)
     expected = np.stack([g[f].item() * v[f] / np.linalg.norm(v[f].ravel()) for f in range(3)])
     np.testing.assert_allclose(layer.kernel, expected.transpose(2, 3, 4, 1, 0), rtol=1e-6)
@@ -227,17 +281,363 @@ def test_weight_norm_by_hand() -> None:
 def test_tensors_of_a_dict_are_named_alike() -> None:
     """A bias belongs to the weights beside it, though another dict has such weights, too."""
     from conv3d_cli.kernels.weights.pickles import Storage, Tensor
-    from conv3d_cli.kernels.weights.pytorch import _named_tensors
+    from conv3d_cli.kernels.weights.pytorch import state_dict_of
 
     tensor = Tensor(Storage("0", "float32", 1), 0, (1,), (1,))
-    named = _named_tensors(
+
+    def keys(content: Any) -> list[str]:
+        return list(state_dict_of(content, lambda *_: bytes(4), "<", "net.pt").shapes)
+
+    assert keys(
         {"a": {"c.weight": tensor, "c.bias": tensor}, "b": {"c.weight": tensor}, "d": {"e": tensor}}
+    ) == ["a.c.weight", "a.c.bias", "b.c.weight", "e"]
+    assert keys([{"c.weight": tensor}, {"f.weight": tensor}]) == ["c.weight", "f.weight"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Checkpoints and whole modules, pickled by hand
+
+
+@dataclass
+class Pickled:
+    """An object of a class, named as in a pickle, with attributes."""
+
+    name: str
+    state: Any = None
+
+
+def pickled(value: Any) -> bytes:
+    """A value as pickle operations; arrays are tensors of the storage with the number of axes."""
+    match value:
+        case None | bool():
+            return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        case int():
+            return b"J" + struct.pack("<i", value)
+        case str():
+            return b"X" + struct.pack("<I", len(value)) + value.encode()
+        case tuple():
+            return b"(" + b"".join(map(pickled, value)) + b"t"
+        case list():
+            return b"](" + b"".join(map(pickled, value)) + b"e"
+        case dict():
+            pairs = (pickled(part) for pair in value.items() for part in pair)
+            return b"}(" + b"".join(pairs) + b"u"
+        case Pickled():
+            module, _, name = value.name.rpartition(".")
+            return f"c{module}\n{name}\n".encode() + b")\x81" + pickled(value.state) + b"b"
+        case np.ndarray():
+            storage = pickled("storage") + b"ctorch\nFloatStorage\n"
+            storage += pickled(f"{value.ndim}-{value.size}") + pickled("cpu") + pickled(value.size)
+            strides = tuple(step // value.itemsize for step in value.strides)
+            view = pickled(0) + pickled(value.shape) + pickled(strides)
+            return b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQ" + view + b"\x89NtR"
+    raise TypeError(value)
+
+
+def saved(path: Path, content: Any) -> str:
+    """A file of torch.save whose tensors are 0, 1, 2, ... in order."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data.pkl", b"\x80\x02" + pickled(content) + b".")
+        for rank in (1, 3, 4, 5):
+            for size in range(1, 200):
+                numbers = np.arange(size, dtype="<f4").tobytes()
+                archive.writestr(f"net/data/{rank}-{size}", numbers)
+    return str(path)
+
+
+def conv3d(name: str = "torch.nn.modules.conv.Conv3d", **more: Any) -> Pickled:
+    """A whole module with weights 2x1x1x2x3 and a bias."""
+    weight, bias = np.zeros((2, 1, 1, 2, 3), np.float32), np.zeros(2, np.float32)
+    state = {
+        "_parameters": {"weight": weight, "bias": bias}, "_buffers": {}, "_modules": {},
+        "stride": (1, 2, 1), "padding": (0, 1, 2), "dilation": (1, 1, 1), "groups": 1,
+        "padding_mode": "zeros",
+    }  # fmt: skip
+    return Pickled(name, {**state, **more})
+
+
+def module(name: str = "my.Net", **inner: Pickled) -> Pickled:
+    return Pickled(name, {"_parameters": {}, "_buffers": {}, "_modules": inner})
+
+
+def reasons(path: str) -> dict[str, str]:
+    return {each.name: each.reason for each in read_contents(path) if isinstance(each, OtherLayer)}
+
+
+def test_a_whole_module_tells_its_arguments(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pt", {"epoch": 3, "model": module(enc=module(conv=conv3d()))})
+    layer = saved_layer(path)
+    attributes = attributes_of(layer)
+    assert (layer.name, layer.notes) == ("enc.conv", ())
+    assert attributes.strides == (1, 2, 1)
+    assert attributes.padding == ((0, 0), (1, 1), (2, 2))
+    np.testing.assert_array_equal(
+        layer.kernel, np.arange(12).reshape(2, 1, 1, 2, 3).transpose(2, 3, 4, 1, 0)
     )
-    assert list(named) == ["a.c.weight", "a.c.bias", "b.c.weight", "e"]
-    assert list(_named_tensors([{"c.weight": tensor}, {"f.weight": tensor}])) == [
-        "c.weight",
-        "f.weight",
+
+
+def test_what_a_whole_module_does_beside_its_layer(tmp_path: Path) -> None:
+    """Classes and hooks whose code is elsewhere, loose tensors, layers without weights."""
+    hooked = conv3d(_forward_hooks={0: Pickled("my.Hook")})
+    loose = Pickled("my.Net", {**module().state, "w": np.zeros((2, 1, 1, 2, 3), np.float32)})
+    net = module(
+        conv=conv3d(), mine=conv3d("my.Conv3d"), hooked=hooked, loose=loose,
+        act=module("torch.nn.modules.activation.ReLU"),
+        drop=module("torch.nn.modules.dropout.Dropout3d"),
+        up=conv3d("torch.nn.modules.conv.ConvTranspose3d"),
+        reflected=conv3d(padding_mode="reflect"),
+        bilinear=conv3d("torch.nn.modules.linear.Bilinear"),
+    )  # fmt: skip
+    path = saved(tmp_path / "net.pt", net)
+    assert reasons(path) == {
+        "mine": "it is of class my.Conv3d, whose code is not in the file",
+        "hooked": "it calls my.Hook, whose code is not in the file",
+        "loose.w": "it is a tensor of 5 axes, but no NAME.weight",
+        "act": "it is of class ReLU",
+        "up": "it is of class ConvTranspose3d",
+        "reflected": "it pads by padding_mode='reflect', and layers are padded by zeros",
+        "bilinear": "it is of class Bilinear",
+    }
+    with pytest.raises(FormatError, match=r"name its tensor: .*net\.pt::mine\.weight$"):
+        saved_layer(f"{path}::mine")
+    assert saved_layer(f"{path}::mine.weight").kernel.shape == (1, 2, 3, 1, 2)
+
+
+def test_modules_in_plain_lists_are_found(tmp_path: Path) -> None:
+    """PyTorch's own state dict lacks them, but they are in the file."""
+    net = module(a=conv3d())
+    net.state["extra"] = [conv3d(), Pickled("my.Holder", {"conv": conv3d("my.Conv3d")})]
+    path = saved(tmp_path / "net.pt", net)
+    assert [layer.name for layer in read_layers(path)] == ["a", "extra.0"]
+    assert list(reasons(path)) == ["extra.1.conv"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"stride": (1, 2)}, r"layer weight has stride=\(1, 2\)"),
+        ({"padding": "x" * 500}, "has padding='xxx"),
+        ({"groups": "2"}, "has groups='2'"),
+        ({"dilation": -1}, "has dilation=-1"),
+        ({"groups": 5}, "groups must divide"),
+    ],
+)
+def test_attributes_that_lie(attributes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pt", conv3d(**attributes))
+    with pytest.raises(FormatError, match=rf"cannot read {path}: .*{words}"):
+        read_layers(path)
+
+
+@pytest.mark.parametrize("name", ["padding_mode", "stride", "groups", "padding"])
+def test_nested_tuples_are_never_spelt_out(name: str, tmp_path: Path) -> None:
+    """A pickle of 400 bytes may hold a tuple of 2^60 parts; to print or compare it takes for ever."""
+    nested = b")q\x00" + b"".join(
+        b"0h%ch%c\x86q%c" % (level, level, level + 1) for level in range(60)
+    )  # fmt: skip
+    path = tmp_path / "net.pt"
+    saved(path, conv3d(**{name: "HERE"}))
+    with zipfile.ZipFile(path) as archive:
+        members = {each: archive.read(each) for each in archive.namelist()}
+    text = pickled("HERE")
+    assert text in members["net/data.pkl"]
+    members["net/data.pkl"] = members["net/data.pkl"].replace(text, nested)
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, data in members.items():
+            archive.writestr(each, data)
+    with pytest.raises(Conv3DError, match=f"{name}=a tuple"):
+        saved_layer(str(path))
+
+
+def test_what_no_layer_is_in_a_checkpoint(tmp_path: Path) -> None:
+    """Moments of an optimizer and counters are not taken for layers, whatever their names."""
+    weight, bias = np.zeros((2, 1, 1, 2, 3), np.float32), np.zeros(2, np.float32)
+    content = {
+        "optimizer": {"state": {"c.weight": {"exp_avg": weight}}, "param_groups": []},
+        "loops": [{"best": np.zeros((), np.float32)}],
+        "hyper_parameters": Pickled("argparse.Namespace", {"lr": 1}),
+        "state_dict": {"c.weight": weight, "c.bias": bias},
+        "ema": {"c.weight": weight, "c.bias": bias},  # the same storages
+    }
+    path = saved(tmp_path / "net.ckpt", content)
+    assert saved_layer(path).name == "state_dict.c"
+    assert saved_layer(f"{path}::ema.c").name == "state_dict.c"
+    content["ema"] = {"c.weight": np.zeros((2, 1, 1, 2, 4), np.float32), "c.bias": bias}
+    with pytest.raises(SpecError, match=r"holds 2 layers: state_dict\.c .*, ema\.c "):
+        saved_layer(saved(tmp_path / "net.ckpt", content))
+
+
+def test_objects_in_place_of_weights_are_told(tmp_path: Path) -> None:
+    tensor = Pickled("torchao.dtypes.QuantizedTensor", {"data": 1})
+    path = saved(tmp_path / "net.pt", {"c.weight": tensor, "c.bias": np.zeros(2, np.float32)})
+    with pytest.raises(
+        FormatError, match=r"c \(its weights are stored as torchao\.dtypes\.QuantizedTensor, which"
+    ):
+        read_layers(path)
+
+
+def test_a_tensor_alone_is_a_layer(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pt", np.zeros((2, 1, 1, 2, 3), np.float32))
+    assert saved_layer(path).name == "weight"
+
+
+def test_files_before_pytorch_1_6_may_hold_modules(tmp_path: Path) -> None:
+    """A class is a persistent id there, beside the text of its source."""
+    weight = np.zeros((2, 1, 1, 2, 3), np.float32)
+    cls = b"(" + pickled("module") + b"ctorch.nn.modules.conv\nConvTranspose3d\n"
+    cls += pickled("conv.py") + pickled("class ConvTranspose3d: ...") + b"tQ"
+    state = pickled({"_parameters": {"weight": weight}, "_modules": {}, "stride": (1, 1, 1)})
+    transposed = cls + b")\x81" + state + b"b"
+    parts = [
+        pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2),
+        pickle.dumps(1001, protocol=2),
+        pickle.dumps({"little_endian": True}, protocol=2),
+        b"\x80\x02](" + transposed + pickled({"c.weight": weight}) + b"e.",
+        pickle.dumps(["5-12"], protocol=2),
     ]
+    path = tmp_path / "net.pth"
+    numbers = struct.pack("<q", 12) + np.arange(12, dtype="<f4").tobytes()
+    path.write_bytes(b"".join(parts) + numbers)
+    assert reasons(str(path)) == {"weight": "it is of class ConvTranspose3d"}
+    assert saved_layer(f"{path}::c").kernel[0, 1, 2, 0, 1] == 11
+    path.write_bytes(b"".join(parts) + numbers[:-1])
+    with pytest.raises(FormatError, match="truncated: storage 5-12 needs 48 bytes"):
+        read_layers(path)
+    parts[4] = pickle.dumps(["5-13"], protocol=2)
+    path.write_bytes(b"".join(parts) + numbers)
+    with pytest.raises(FormatError, match="its storages are not those named"):
+        read_layers(path)
+
+
+def test_constants_of_a_program_are_told(tmp_path: Path) -> None:
+    """torch.jit.freeze makes weights constants, which have no names."""
+    path = tmp_path / "frozen.pt"
+    program = Pickled("__torch__.Net", {"training": False})
+    with zipfile.ZipFile(saved(path, program), "a") as archive:
+        held = pickled((np.zeros((2, 1, 1, 2, 3), np.float32),))
+        archive.writestr("net/constants.pkl", b"\x80\x02" + held + b".")
+    with pytest.raises(FormatError, match=r"constants\.0 \(it is a tensor of 5 axes"):
+        read_layers(path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Suffixes are hints
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "library"),
+    [
+        ("two.keras", "model.zip", "h5py"),
+        ("two.keras", "model.h5", "h5py"),
+        ("keras2.h5", "model.keras", "h5py"),
+        ("net.safetensors", "net.pt", "json"),
+        ("net.safetensors", "net", "json"),
+        ("state.pt", "state.bin", "json"),
+        ("state.pt", "state.model", "json"),
+        ("state.pt", "state.safetensors", "json"),
+        ("before_1_6.pt", "weights.pth.tar", "json"),
+        ("program.pt2", "program.pt", "json"),
+        ("tfjs.json", "model.json", "json"),
+        ("sharded.bin.index.json", "model.json", "json"),
+    ],
+)
+def test_the_content_tells_the_kind(
+    file: str, name: str, library: str, tmp_path: Path, run: Any
+) -> None:
+    pytest.importorskip(library)
+    for other in ("tfjs1.bin", "tfjs2.bin", "sharded.bin", "sharded2.bin"):
+        shutil.copy(DATA / other, tmp_path / other)
+    path = shutil.copy(DATA / file, tmp_path / name)
+    layers = read_layers(DATA / file)
+    assert [layer.name for layer in read_layers(path)] == [layer.name for layer in layers]
+    shown = run("kernel", "show", f"{path}::{layers[0].name}")
+    assert "x".join(map(str, layers[0].kernel.shape)) in shown.stdout.replace(" ", "")
+
+
+def test_the_suffix_tells_what_is_written(tmp_path: Path) -> None:
+    """Whatever a file of that name held before."""
+    path = tmp_path / "out.safetensors"
+    shutil.copy(DATA / "state.pt", path)
+    convert_layers(str(DATA / "net.safetensors"), path, overwrite=True)
+    assert find_weights_file(path) is find_weights_file("a.safetensors")
+    target = tmp_path / "out.npz"
+    shutil.copy(DATA / "state.pt", target)
+    convert_layers(f"{DATA / 'net.safetensors'}::mid", target, overwrite=True)
+    assert np.load(target)["kernel"].ndim == 5
+
+
+def test_an_index_of_keras_names_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.weights.json"
+    table = {"/layers/conv3d/vars": ["model_00000.weights.h5"]}
+    path.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    with pytest.raises(FormatError, match=r"pass the one with the layer, as in model_00000"):
+        read_layers(path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Layers of fewer axes in space
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "library", "rank"),
+    [
+        ("flat.keras", "plane", "h5py", 2),
+        ("flat.h5", "row", "h5py", 1),
+        ("each.keras", "each", "h5py", 2),
+        ("flat_whole.pt", "plane", "json", 2),
+        ("flat_whole.pt", "row", "json", 1),
+        ("plane.onnx", "plane", "onnx", 2),
+        ("row.onnx", "row", "onnx", 1),
+    ],
+)
+def test_a_note_says_that_a_layer_acts_on_planes(
+    file: str, name: str, library: str, rank: int
+) -> None:
+    pytest.importorskip(library)
+    layer = saved_layer(f"{DATA / file}::{name}")
+    assert layer.kernel.shape[: 3 - rank] == (1,) * (3 - rank)
+    part = "plane" if rank == 2 else "row"
+    assert f"it is {rank}-D: it acts on each {part} of a volume by itself" in layer.notes
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"kernel_size": [3]}, "kernel_size of a 2-D layer has 2 numbers"),
+        ({"strides": [1, 2, 3]}, "strides of a 2-D layer has 2 numbers"),
+    ],
+)
+def test_a_flat_config_that_lies(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    with zipfile.ZipFile(DATA / "each.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    model = json.loads(members["config.json"])
+    (layer,) = (each for each in model["config"]["layers"] if "layer" in each["config"])
+    layer["config"]["layer"]["config"] |= config
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {"config.json": json.dumps(model).encode()}).items():
+            archive.writestr(name, data)
+    with pytest.raises(FormatError, match=words):
+        read_layers(path)
+
+
+def test_an_activation_of_ones_own_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    with zipfile.ZipFile(DATA / "padded.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    model = json.loads(members["config.json"])
+    function = {"module": "builtins", "class_name": "function", "config": "My>act"}
+    model["config"]["layers"][-1]["config"]["activation"] = function
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {"config.json": json.dumps(model).encode()}).items():
+            archive.writestr(name, data)
+    with pytest.raises(
+        FormatError,
+        match=r"its activation is My>act, whose code is not in the file; .*::conv\.kernel$",
+    ):
+        saved_layer(f"{path}::conv")
+    assert "its activation My>act is left out" in saved_layer(f"{path}::conv.kernel").notes
 
 
 # --------------------------------------------------------------------------------------------------

@@ -135,3 +135,95 @@ def test_both_refuse_with_a_value_error(wrong: dict[str, Any]) -> None:
     for layer in (keras.layers.Conv3D, Conv3D):
         with pytest.raises(ValueError, match=r"\w"):
             layer(**{"filters": 4, "kernel_size": 3, **wrong})
+
+
+# Attributes of Keras' Conv3D that belong to models, training and quantization, which this package
+# has not, and those whose values belong to Keras: its variables, policies and functions.
+_NOT_OURS = {
+    "add_loss", "add_metric", "add_variable", "add_weight", "autocast", "build_from_config",
+    "call_signature_parameters", "compute_mask", "compute_output_spec", "convolution_op",
+    "enable_lora", "get_build_config", "input", "load_own_variables", "lora_alpha", "lora_enabled",
+    "lora_rank", "metrics", "metrics_variables", "output", "quantization_mode", "quantize",
+    "quantized_build", "quantized_call", "rematerialized_call", "save_own_variables",
+    "stateless_call", "supports_jit", "supports_masking", "symbolic_call",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"strides": 2, "padding": "same", "activation": "relu", "use_bias": False},
+        {"dtype": "mixed_float16", "trainable": False, "kernel_regularizer": "l2"},
+        {"dtype": "float64", "groups": 2, "dilation_rate": (1, 2, 1), "bias_constraint": "non_neg"},
+    ],
+    ids=str,
+)
+def test_every_attribute(arguments: dict[str, Any], built: bool) -> None:
+    """Whatever Keras' layer has, ours has: with the same value if that is a plain one."""
+    theirs = keras.layers.Conv3D(4, (2, 3, 3), name="one", **arguments)
+    ours = Conv3D(4, (2, 3, 3), name="one", **arguments)
+    if built:
+        for layer in (theirs, ours):
+            layer.build((None, 5, 6, 7, 2))
+    compared = 0
+    for name in dir(theirs):
+        if name.startswith("_") or name in _NOT_OURS:
+            continue
+        try:
+            value = getattr(theirs, name)
+        except AttributeError:
+            with pytest.raises(AttributeError):
+                getattr(ours, name)
+            continue
+        own = getattr(ours, name)
+        if name == "path" and not built:
+            continue  # Keras' is None until then
+        if value is None or isinstance(value, (bool, int, str, tuple)):
+            assert own == value, name
+            compared += 1
+        elif name == "input_spec":
+            assert own.min_ndim == value.min_ndim
+            assert own.axes == (value.axes or {})
+        elif isinstance(value, list):
+            assert len(own) == len(value), name
+            for weight, variable in zip(own, value, strict=True):
+                if hasattr(variable, "path"):
+                    assert (weight.name, weight.path) == (variable.name, variable.path)
+                    assert (weight.shape, weight.trainable) == (variable.shape, variable.trainable)
+                    assert weight.dtype == variable.dtype
+        else:
+            assert callable(value) == callable(own) or name in ("kernel", "bias", "dtype_policy")
+    assert compared > 15
+
+
+@pytest.mark.parametrize("dtype", ["float16", "mixed_float16", "bfloat16", "mixed_bfloat16"])
+def test_half_policies(dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, 5, 6, 7, 2)).astype(np.float32)
+    theirs = keras.layers.Conv3D(3, 3, activation="relu", dtype=dtype)
+    ours = Conv3D(3, 3, activation="relu", dtype=dtype, input_shape=x.shape[1:])
+    theirs.build(x.shape)
+    theirs.set_weights(ours.get_weights())
+    assert ours.compute_dtype == theirs.compute_dtype
+    expected = np.asarray(theirs(x)).astype(np.float32)
+    unit = 1e-3 if "bfloat" not in dtype else 8e-3
+    np.testing.assert_allclose(ours(x).astype(np.float32), expected, rtol=2 * unit, atol=unit)
+
+
+def test_objects_of_keras_are_taken() -> None:
+    """Instances, classes and functions of Keras stand for ours of the same name."""
+    arguments = {
+        "kernel_initializer": keras.initializers.HeNormal(seed=3),
+        "bias_initializer": keras.initializers.Ones,
+        "kernel_regularizer": keras.regularizers.L1L2(0.1, 0.2),
+        "kernel_constraint": keras.constraints.MaxNorm(3, axis=(0, 1)),
+        "activation": keras.activations.gelu,
+        "dtype": keras.DTypePolicy("mixed_float16"),
+    }
+    theirs = keras.layers.Conv3D(4, 3, name="one", **arguments)
+    config = json.loads(json.dumps(theirs.get_config()))
+    assert Conv3D(4, 3, name="one", **arguments).get_config() == config
+    leaky = Conv3D(4, 3, activation=keras.layers.LeakyReLU(negative_slope=0.1))
+    assert leaky.activation([-1.0]).tolist() == pytest.approx([-0.1])

@@ -357,7 +357,7 @@ def create_hdf5(
             f"cannot write {path}: HDF5 needs the package h5py: pip install 'conv3d[hdf5]'"
         ) from error
     if math.prod(header.shape) == 0:
-        raise WriteError(f"cannot write {path}: an empty volume, shape {header.shape}")
+        raise WriteError(f"cannot write {path}: HDF5 holds no empty volume, shape {header.shape}")
     source = header.metadata if isinstance(header.metadata, Hdf5Source) else Hdf5Source(NAME)
     history = "\n".join(header.history)
     notes: tuple[str, ...] = ()

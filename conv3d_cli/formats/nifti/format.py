@@ -260,6 +260,10 @@ def create_nifti(
     codec = codec_named(path)
     if codec is not None:
         codec.require(path, WriteError)
+    if math.prod(header.shape) == 0:
+        raise WriteError(
+            f"cannot write {path}: NIfTI holds no empty volume, shape {header.shape}; write .npy"
+        )
     source = source_of(header)
     axes = stored_axes(header.axes, header.dtype)
     try:

@@ -10,6 +10,7 @@ arrays (.npy, .npz, ...).
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,17 @@ from conv3d_cli.errors import (
     WriteError,
     suggestion,
 )
-from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
+from conv3d_cli.kernels.manifests import manifest_kind
+from conv3d_cli.kernels.weights import (
+    exported,
+    hdf5,
+    keras,
+    onnx,
+    pytorch,
+    safetensors,
+    shards,
+    tfjs,
+)
 from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, read_errors
 from conv3d_cli.system.atomic import output_file, write_errors
 from conv3d_cli.system.inputs import check_input
@@ -36,6 +47,7 @@ __all__ = [
     "WeightsFile",
     "choose_layer",
     "find_weights_file",
+    "kind_by_suffix",
     "model_config",
     "omission_notes",
     "read_contents",
@@ -56,17 +68,23 @@ class WeightsFile:
 
     name : str                  as messages call it
     suffixes : tuple            in lower case, with the dot
+    holds : callable            first bytes of a file, names in it if it is a zip -> whether it is
+                                of this kind, whatever its suffix
     read : callable             path -> its contents, in layer order
     encode : callable or None   layers -> bytes of the file, and notes on what it cannot store;
                                 None: this kind is read-only
     config : callable           path -> JSON of the whole model, or None
+    reads_one : bool            whether `read` takes the name of a layer, too, and leaves the
+                                weights of others `unread`
     """
 
     name: str
     suffixes: tuple[str, ...]
-    read: Callable[[str], list[SavedLayer | OtherLayer]]
+    holds: Callable[[bytes, Sequence[str]], bool]
+    read: Callable[..., list[SavedLayer | OtherLayer]]
     encode: Callable[[Sequence[SavedLayer]], tuple[bytes, list[str]]] | None = None
     config: Callable[[str], dict[str, Any] | None] = lambda path: None
+    reads_one: bool = False
 
 
 def _isolated(function: str) -> Callable[[str], Any]:
@@ -84,37 +102,122 @@ _read_keras = _isolated("keras:read_keras")
 _read_h5 = _isolated("legacy:read_h5")
 _read_h5_config = _isolated("legacy:read_h5_config")
 
-# The first entry whose suffix fits a path is used.
+
+def _is_hdf5(start: bytes, members: Sequence[str]) -> bool:
+    return start.startswith(hdf5.SIGNATURE)
+
+
+def _is_described(kind: str) -> Callable[[bytes, Sequence[str]], bool]:
+    return lambda start, members: manifest_kind(".json", start) == kind
+
+
+# The first entry that fits is used.
 WEIGHTS_FILES: tuple[WeightsFile, ...] = (
-    WeightsFile("Keras", (".keras",), _read_keras, keras.encode_keras, keras.read_keras_config),
     WeightsFile(
-        "Keras weights", (".weights.h5",), _read_h5, keras.encode_weights_h5, _read_h5_config
+        "Keras",
+        (".keras",),
+        lambda start, members: keras.CONFIG in members,
+        _read_keras,
+        keras.encode_keras,
+        keras.read_keras_config,
     ),
-    WeightsFile("legacy Keras", (".h5", ".hdf5"), _read_h5, None, _read_h5_config),
+    WeightsFile(
+        "Keras weights",
+        (".weights.h5",),
+        _is_hdf5,
+        _read_h5,
+        keras.encode_weights_h5,
+        _read_h5_config,
+    ),
+    WeightsFile("legacy Keras", (".h5", ".hdf5"), _is_hdf5, _read_h5, None, _read_h5_config),
     WeightsFile(
         "safetensors",
         (".safetensors",),
+        lambda start, members: safetensors.is_header(start),
         safetensors.read_safetensors,
         safetensors.encode_safetensors,
+        reads_one=True,
     ),
-    WeightsFile("safetensors index", (".safetensors.index.json",), safetensors.refuse_index),
-    WeightsFile("ONNX", (".onnx",), onnx.read_onnx, onnx.encode_onnx),
-    WeightsFile("PyTorch", (".pt", ".pth", ".ckpt"), pytorch.read_pytorch),
+    WeightsFile(
+        "index of a model",
+        (".index.json",),
+        _is_described("index"),
+        shards.read_index,
+        reads_one=True,
+    ),
+    WeightsFile(
+        "TensorFlow.js",
+        (),
+        _is_described("tfjs"),
+        tfjs.read_tfjs,
+        config=tfjs.read_tfjs_config,
+    ),
+    WeightsFile("ONNX", (".onnx",), lambda start, members: False, onnx.read_onnx, onnx.encode_onnx),
+    WeightsFile(
+        "PyTorch program",
+        (".pt2",),
+        lambda start, members: exported.is_program(members),
+        exported.read_exported,
+    ),
+    WeightsFile(
+        "PyTorch",
+        (".pt", ".pth", ".ckpt"),
+        lambda start, members: pytorch.is_saved(start, members),
+        pytorch.read_pytorch,
+        reads_one=True,
+    ),
 )
+_LOOKED_AT = 1 << 16  # bytes at the beginning of a file
 
 
 def find_weights_file(path: str | os.PathLike[str]) -> WeightsFile | None:
-    """The kind of weights file with the suffix of a path; None if the suffix is of no kind.
+    """The kind of weights file at a path: by its content if it exists, else by its suffix.
+
+    None if neither is of a kind. HDF5 is the format of many other files, so it needs the suffix.
 
     >>> find_weights_file("unet.Weights.H5").name, find_weights_file("psf.npy")
     ('Keras weights', None)
     """
-    return next((kind for kind in WEIGHTS_FILES if str(path).lower().endswith(kind.suffixes)), None)
+    named = kind_by_suffix(path)
+    start, members = _look_into(os.fspath(path))
+    if named is not None and named.holds(start, members):
+        return named
+    for kind in WEIGHTS_FILES:
+        if kind.holds(start, members) and (named is not None or kind.holds is not _is_hdf5):
+            return kind
+    return named
+
+
+def kind_by_suffix(path: str | os.PathLike[str]) -> WeightsFile | None:
+    """The kind of weights file with the suffix of a path; None if the suffix is of no kind."""
+    return next(
+        (
+            kind
+            for kind in WEIGHTS_FILES
+            if kind.suffixes and str(path).lower().endswith(kind.suffixes)
+        ),
+        None,
+    )
+
+
+def _look_into(path: str) -> tuple[bytes, Sequence[str]]:
+    """The first bytes of a file, and the names of its members if it is a zip; else nothing."""
+    if not os.path.isfile(path):
+        return b"", ()
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_LOOKED_AT)
+        if not start.startswith(b"PK\x03\x04"):
+            return start, ()
+        with zipfile.ZipFile(path) as archive:
+            return start, archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return b"", ()  # the reader says what is wrong
 
 
 def weights_suffixes() -> str:
     """All suffixes of files that hold weights, for messages; an index holds none."""
-    kinds = [kind for kind in WEIGHTS_FILES if not kind.name.endswith("index")]
+    kinds = [kind for kind in WEIGHTS_FILES if kind.read is not shards.read_index]
     return " ".join(suffix for kind in kinds for suffix in kind.suffixes)
 
 
@@ -144,25 +247,29 @@ def read_layers(path: str | os.PathLike[str]) -> list[SavedLayer]:
     return [item for item in read_contents(path) if isinstance(item, SavedLayer)]
 
 
-def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]:
+def read_contents(
+    path: str | os.PathLike[str], only: str | None = None
+) -> list[SavedLayer | OtherLayer]:
     """Read a weights file: its Conv3D layers, at least one, and its other parts, in layer order.
 
+    only : str or None      name of the one layer whose weights matter: large files then leave those
+                            of other layers `unread`; None: all are read
     Raises: as `read_layers`.
     """
     path = os.fspath(path)
+    check_input(path)
     kind = find_weights_file(path)
     if kind is None:
         raise FormatError(
             f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}"
         )
-    check_input(path)
     with read_errors(path):
-        contents = kind.read(path)
+        contents = kind.read(path, only) if kind.reads_one else kind.read(path)
     if not any(isinstance(item, SavedLayer) or item.layer is not None for item in contents):
         convolutions = [
             item for item in contents if isinstance(item, OtherLayer) and item.is_convolution
         ]
-        details = f": {_reasons(convolutions)}" if convolutions else " (5-D weights)"
+        details = f": {_reasons(convolutions)}" if convolutions else " (weights of 3 to 5 axes)"
         raise FormatError(f"cannot read {path}: it holds no Conv3D layer that can be read{details}")
     return contents
 
@@ -187,7 +294,11 @@ def saved_layer(text: str) -> SavedLayer:
     Raises: as `read_layers` and `choose_layer`.
     """
     path, name = split_name(text)
-    return choose_layer(read_contents(path), path, name)
+    layer = choose_layer(read_contents(path, only=name or ""), path, name)
+    kind = find_weights_file(path)
+    if name is None and kind is not None and kind.reads_one:
+        layer = choose_layer(read_contents(path, only=layer.name), path, layer.name)
+    return layer
 
 
 def choose_layer(
@@ -234,17 +345,17 @@ def choose_layer(
             names = " or ".join(_unique_name(layers, layers.index(layer)) for layer in matches)
             raise SpecError(f"{path} holds {len(matches)} layers '{name}'; write {names}")
         for other in filter(has_name, others):
+            if other.layer is not None and name == other.tensor:
+                return other.layer
             cure = (
-                f"; if it is a Conv3D, name its tensor: {path}{SEPARATOR}{other.tensor}"
+                "; to take its weights as those of a Conv3D, name its tensor: "
+                f"{path}{SEPARATOR}{other.tensor}"
                 if other.layer
                 else ""
             )
             raise FormatError(
                 f"cannot read layer '{name}' of {path} as a Conv3D: {other.reason}{cure}"
             )
-    for other in others:
-        if other.layer is not None and name == other.tensor:
-            return other.layer
     known = list(dict.fromkeys(each for item in contents for each in (item.name, *item.aliases)))
     inner = [each for each in known if each.endswith((f".{name}", f"/{name}"))]
     hint = f"did you mean '{inner[0]}'? " if inner else suggestion(name, known)
@@ -294,7 +405,7 @@ def write_layers(
     Raises: SpecError for an unknown suffix or invalid arguments of a layer; OutputExistsError;
     WriteError if the format cannot store the layers; ShapeError for NaN or infinite weights.
     """
-    kind = find_weights_file(path)
+    kind = kind_by_suffix(path)
     if kind is None:
         raise SpecError(
             f"cannot write {path}: no weights format has this suffix; known are "

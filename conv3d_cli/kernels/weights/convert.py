@@ -23,6 +23,7 @@ from conv3d_cli.kernels.weights import (
     SavedLayer,
     choose_layer,
     find_weights_file,
+    kind_by_suffix,
     omission_notes,
     read_contents,
     split_name,
@@ -43,7 +44,7 @@ def convert_layers(
     UnknownNameError; FormatError; ShapeError; WriteError; OutputExistsError.
     """
     path, name = split_name(source)
-    to_weights_file = find_weights_file(target) is not None
+    to_weights_file = kind_by_suffix(target) is not None
     if not to_weights_file and find_written_file(target) is None:
         known = (*weights_suffixes().split(), *known_suffixes(written=True))
         fault = unknown_suffix(str(target), known, "kernel file")

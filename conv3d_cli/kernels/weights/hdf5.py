@@ -22,7 +22,7 @@ from conv3d_cli.kernels.weights.layer import (
     require_shape,
 )
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_DEPTH = 32  # nested groups
 _MAX_GROUPS = 100_000
 _FILTERS = {1, 2, 3, 32000}  # deflate, shuffle, fletcher32, lzf: built in, without plug-ins
@@ -41,10 +41,10 @@ def open_hdf5(source: str | bytes, path: str) -> Iterator[Any]:
         import h5py
     if isinstance(source, str):
         with open(source, "rb") as file:
-            start = file.read(len(_SIGNATURE))
+            start = file.read(len(SIGNATURE))
     else:
-        start = source[: len(_SIGNATURE)]
-    if start != _SIGNATURE:
+        start = source[: len(SIGNATURE)]
+    if start != SIGNATURE:
         raise FormatError(f"cannot read {path}: not an HDF5 file")
     with h5py.File(source if isinstance(source, str) else io.BytesIO(source), "r") as file:
         yield file

@@ -30,9 +30,12 @@ from conv3d_cli.kernels.weights.hdf5 import (
 from conv3d_cli.kernels.weights.layer import (
     WEIGHTS_ONLY,
     Archive,
+    Array,
+    Attributes,
     OtherLayer,
     SavedLayer,
     attributes_of,
+    flat_note,
     lost_arguments,
     parse_json,
     require_chain,
@@ -42,19 +45,22 @@ from conv3d_cli.kernels.weights.layer import (
     with_smallest_dtype,
     zip_bytes,
 )
+from conv3d_cli.layer import activations
 from conv3d_cli.model.keras_json import (
-    CONV3D,
-    PADDING,
+    CONVOLUTIONS,
+    PADDING_RANKS,
     PASSIVE,
     class_of,
     is_layer,
     joined_padding,
     layers_of,
+    lifted_config,
     name_of,
     output_names,
     pads_of,
     source_names,
 )
+from conv3d_cli.model.spec import Pads
 
 # members of a .keras file
 CONFIG = "config.json"
@@ -88,8 +94,6 @@ _NON_LAYER_GROUPS = {
 _OTHER_CONVOLUTIONS = {
     to_snake_case(name): name
     for name in (
-        "Conv1D",
-        "Conv2D",
         "Conv1DTranspose",
         "Conv2DTranspose",
         "Conv3DTranspose",
@@ -109,12 +113,15 @@ _VERSION = "3.0.0"  # written into files: the first version that can read them
 # Weights
 
 
-def read_weights_h5(root: Any, size: int, path: str) -> dict[str, SavedLayer | OtherLayer]:
+def read_weights_h5(
+    root: Any, size: int, path: str, ranks: Mapping[str, int | None] | None = None
+) -> dict[str, SavedLayer | OtherLayer]:
     """Read the layers of an open `.weights.h5` by group, in natural order; they have no config.
 
     root : h5py.File        the open file
     size : int              bytes of the file
     path : str              for messages
+    ranks : mapping         group -> axes in space of its convolution, as a model's config tells
     Raises: FormatError for damaged or foreign data; ShapeError for arrays of too many elements.
     """
     contents: dict[str, SavedLayer | OtherLayer] = {}
@@ -131,18 +138,21 @@ def read_weights_h5(root: Any, size: int, path: str) -> dict[str, SavedLayer | O
         name = text_attribute(group, "name") or short
         what = f"layer {name}"
         aliases = tuple(alias for alias in dict.fromkeys([short, above[-1]]) if alias != name)
-        reason, is_convolution = _rejection(above[-1], name, variables)
+        rank = (ranks or {}).get(short) or _rank_of_group(above[-1]) or 3
+        reason, is_convolution = _rejection(above[-1], name, variables, rank)
         if reason:
             contents[short] = OtherLayer(name, reason, is_convolution, aliases)
             continue
         kernel, bias = variables["0"], variables.get("1")
         notes: tuple[str, ...] = ()
-        if not _is_conv3d_group(above[-1]):
+        if rank < 3:
+            notes = (flat_note(rank),)
+        elif not _rank_of_group(above[-1]):
             notes = ("the file does not store its class; it is read as a Conv3D",)
         layer = SavedLayer(
             name=name,
             config=None,
-            kernel=read_dataset(kernel, size, what, path),
+            kernel=lifted_kernel(read_dataset(kernel, size, what, path)),
             bias=None if bias is None else read_dataset(bias, size, f"the bias of {what}", path),
             aliases=aliases,
             notes=notes,
@@ -151,25 +161,37 @@ def read_weights_h5(root: Any, size: int, path: str) -> dict[str, SavedLayer | O
     return contents
 
 
-def _rejection(group: str, name: str, variables: dict[str, Any]) -> tuple[str, bool]:
+def lifted_kernel(kernel: Array) -> Array:
+    """A kernel of 1 to 3 axes in space, in Keras' layout, as that of a Conv3D.
+
+    >>> import numpy as np
+    >>> lifted_kernel(np.ones((5, 7, 1, 8))).shape
+    (1, 5, 7, 1, 8)
+    """
+    return kernel.reshape(*[1] * (5 - kernel.ndim), *kernel.shape)
+
+
+def _rejection(group: str, name: str, variables: dict[str, Any], rank: int) -> tuple[str, bool]:
     """Why variables are not those of a Conv3D ("" if they are), and whether the layer convolves.
 
     group : str     the layer's group: its class in snake case and a number, or an attribute's name
+    rank : int      axes in space of the weights, if it is a convolution
     """
     kernel, bias = variables.get("0"), variables.get("1")
     class_group = re.sub(r"_\d+$", "", group)
     if class_group in _OTHER_CONVOLUTIONS:
         return f"it is a {_OTHER_CONVOLUTIONS[class_group]}", True
-    if not is_dataset(kernel, 5):
-        return "it has no weights of 5 axes", is_dataset(kernel) and "conv" in group
+    if not is_dataset(kernel, rank + 2):
+        return f"it has no weights of {rank + 2} axes", is_dataset(kernel) and "conv" in group
     if set(variables) - {"0", "1"} or (bias is not None and not is_dataset(bias, 1)):
         return f"it has {len(variables)} variables, which are not a Conv3D's kernel and bias", True
-    return ("" if _is_conv3d_group(group) else transposed_reason(name, kernel, bias)), True
+    return ("" if _rank_of_group(group) else transposed_reason(name, kernel, bias)), True
 
 
-def _is_conv3d_group(group: str) -> bool:
-    """Whether Keras gives this group to its own Conv3D."""
-    return re.fullmatch(r"conv3d(_\d+)?", group) is not None
+def _rank_of_group(group: str) -> int:
+    """Axes in space of Keras' own Conv1D to Conv3D, by the group of the layer; 0 for others."""
+    found = re.fullmatch(r"conv([123])d(_\d+)?", group)
+    return int(found.group(1)) if found else 0
 
 
 def transposed_reason(name: str, kernel: Any, bias: Any) -> str:
@@ -180,7 +202,7 @@ def transposed_reason(name: str, kernel: Any, bias: Any) -> str:
     kernel, bias : datasets     bias may be None
     """
     cure = "; save the whole model, whose config does"
-    filters, channels = kernel.shape[4], kernel.shape[3]
+    filters, channels = kernel.shape[-1], kernel.shape[-2]
     if is_dataset(bias, 1) and bias.shape[0] != filters:
         shapes = f"its kernel is {'x'.join(map(str, kernel.shape))} and its bias {bias.shape[0]}"
         return f"{shapes}: it is a Conv3DTranspose, or no convolution"
@@ -220,8 +242,12 @@ def read_keras(path: str) -> list[SavedLayer | OtherLayer]:
                 "without h5py, and pickles are never loaded; save the model where h5py is installed"
             )
         content = archive.read(WEIGHTS)
+    ranks = {
+        "/".join(part for part in entry.group.split("/") if part not in _CONTAINERS): entry.rank
+        for entry in walk_config(config)
+    }
     with open_hdf5(content, path) as root:
-        saved = read_weights_h5(root, len(content), path)
+        saved = read_weights_h5(root, len(content), path, ranks)
     return merge_config(saved, config, version, path)
 
 
@@ -250,7 +276,7 @@ def merge_config(
     omittable = omittable_layers(entries)
     for entry in entries:
         item = by_group.pop(entry.group, None)
-        if entry.class_name not in CONV3D:
+        if entry.rank is None:
             if entry not in omittable:
                 convolves = isinstance(item, SavedLayer) or (
                     item is not None and item.is_convolution
@@ -266,8 +292,8 @@ def merge_config(
             )
         if not isinstance(item, SavedLayer):
             raise FormatError(
-                f"cannot read {path}: its config has the Conv3D layer {entry.name}, but the "
-                f"weights in group {entry.group} are not those of one: {item.reason}"
+                f"cannot read {path}: its config has the {entry.class_name} layer {entry.name}, "
+                f"but the weights in group {entry.group} are not those of one: {item.reason}"
             )
         names.add(entry.name)
         aliases = tuple(alias for alias in (item.name, *item.aliases) if alias != entry.name)
@@ -304,8 +330,8 @@ class ConfigLayer:
     group : str                 its group in a `.weights.h5`
     layer : dict                class_name and config
     sources : tuple             names of the layers whose outputs it takes
-    padding : tuple             ZeroPadding3D, Cropping3D and passive layers before it, in order
-    ambiguous_padding : bool    whether it is used after several layers, one of them a ZeroPadding3D
+    padding : tuple             layers of `PADDING_RANKS` and passive ones before it, in order
+    ambiguous_padding : bool    whether it is used after several layers, one of them of zero padding
     """
 
     names: tuple[str, ...]
@@ -324,6 +350,11 @@ class ConfigLayer:
     def class_name(self) -> str:
         """Name of the layer's Keras class, such as Conv3D."""
         return class_of(self.layer)
+
+    @property
+    def rank(self) -> int | None:
+        """Axes in space of a layer that is read as a Conv3D; None for other classes."""
+        return CONVOLUTIONS.get(self.class_name)
 
     def as_other_layer(self, is_convolution: bool) -> OtherLayer:
         """Describe the layer as one that is not read.
@@ -350,9 +381,17 @@ class ConfigLayer:
         Returns an `OtherLayer` if the padding cannot be merged.
         Raises: FormatError if config and weights do not belong together.
         """
-        config = dict(self.layer["config"])
-        notes = version_notes(config, version)
+        rank = self.rank or 3
+        try:
+            config = lifted_config(self.layer["config"], rank)
+        except SpecError as error:
+            raise FormatError(f"cannot read {path}: layer {layer.name}: {error}") from None
+        notes = version_notes(config, version) + ((flat_note(rank),) if rank < 3 else ())
         layer = require_match(replace(layer, config=config, notes=notes), path)
+        try:
+            activations.get(config.get("activation"))
+        except SpecError:
+            return self._with_other_activation(layer)
         if not self.padding and not self.ambiguous_padding:
             return layer
         names = ", ".join(name_of(entry) for entry in self.padding)
@@ -362,7 +401,7 @@ class ConfigLayer:
                 raise SpecError("it is used more than once, after different layers")
             padding = joined_padding(
                 pads_of(self.padding, config.get("data_format")),
-                str(attributes.padding),
+                _own_padding(attributes),
                 layer.kernel.shape[:3],
                 attributes.strides,
                 attributes.dilation_rate,
@@ -376,6 +415,30 @@ class ConfigLayer:
             padding if isinstance(padding, str) else [list(pair) for pair in padding]
         )
         return replace(layer, config=config, notes=(*layer.notes, note))
+
+    def _with_other_activation(self, layer: SavedLayer) -> OtherLayer:
+        """The layer as one whose activation is not known."""
+        activation = (layer.config or {}).get("activation")
+        name = str(activation)
+        if isinstance(activation, Mapping):  # a function is named in its config
+            inner = activation.get("config")
+            name = inner if isinstance(inner, str) else str(activation.get("class_name"))
+        plain = {**(layer.config or {}), "activation": "linear"}
+        notes = (*layer.notes, f"its activation {name[:80]} is left out")
+        tensor = f"{layer.name}.kernel"
+        return OtherLayer(
+            layer.name,
+            f"its activation is {name[:80]}, whose code is not in the file",
+            aliases=(*layer.aliases, tensor),
+            layer=replace(layer, config=plain, notes=notes),
+            tensor=tensor,
+        )
+
+
+def _own_padding(attributes: Attributes) -> str | Pads:
+    """The padding of a layer of Keras."""
+    padding = attributes.padding
+    return padding if isinstance(padding, str) else (padding[0], padding[1], padding[2])
 
 
 def walk_config(model: Mapping[str, Any]) -> Iterator[ConfigLayer]:
@@ -396,24 +459,25 @@ def walk_config(model: Mapping[str, Any]) -> Iterator[ConfigLayer]:
         return None if source is None else found.get(source)
 
     for entry in found.values():
-        if entry.class_name not in CONV3D:
+        if entry.rank is None:
             yield entry
             continue
+        padding_classes = [name for name, rank in PADDING_RANKS.items() if rank == entry.rank]
         before: list[Mapping[str, Any]] = []
         source = source_of(entry)
         for _ in range(len(found)):  # no chain is longer, even if the config is circular
-            if source is None or source.class_name not in (*PADDING, *PASSIVE):
+            if source is None or source.class_name not in (*padding_classes, *PASSIVE):
                 break
-            if source.class_name in PADDING:
+            if source.class_name in padding_classes:
                 before.insert(0, source.layer)
             source = source_of(source)
-        pads = any(layer["class_name"] == "ZeroPadding3D" for layer in before)
+        pads = any(layer["class_name"].startswith("ZeroPadding") for layer in before)
         sources = (
             [found[name] for name in entry.sources if name in found]
             if len(entry.sources) > 1
             else []
         )
-        ambiguous = any(other.class_name == "ZeroPadding3D" for other in sources)
+        ambiguous = any(other.class_name.startswith("ZeroPadding") for other in sources)
         padding = tuple(before) if pads else ()
         yield replace(entry, padding=padding, ambiguous_padding=ambiguous)
 

@@ -92,7 +92,7 @@ class OtherLayer:
     is_convolution : bool       whether it convolves; then messages give its reason
     aliases : tuple             other names of the layer
     layer : SavedLayer or None  the layer if it may be a Conv3D; users choose it by `tensor`
-    tensor : str                name of its tensor; "" without `layer`
+    tensor : str                name of its tensor, one of its aliases; "" without `layer`
     """
 
     name: str
@@ -367,6 +367,38 @@ def to_oidhw(kernel: Array) -> Array:
     (2, 1, 3, 4, 5)
     """
     return np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
+
+
+def lifted(weight: Array, rank: int) -> Array:
+    """Weights of a convolution of fewer axes as those of a Conv3D of depth (and height) 1.
+
+    weight : (filters, in_channels/groups, *size), with `rank` axes in space, or so in any layout
+    whose first two axes are no axes of space
+    Returns an array of 5 axes, as a view.
+
+    >>> lifted(np.ones((8, 1, 5, 7)), 2).shape
+    (8, 1, 1, 5, 7)
+    """
+    return weight.reshape(*weight.shape[:2], *[1] * (3 - rank), *weight.shape[2:])
+
+
+def unread(shape: Sequence[int]) -> Array:
+    """An array in place of weights that nobody asked for: it has their shape and no memory.
+
+    >>> unread((1000, 1000, 1000)).strides
+    (0, 0, 0)
+    """
+    return np.broadcast_to(np.zeros((), np.float32), tuple(shape))
+
+
+def flat_note(rank: int) -> str:
+    """The note on a layer with 1 or 2 axes in space.
+
+    >>> flat_note(2)
+    'it is 2-D: it acts on each plane of a volume by itself'
+    """
+    part = "plane" if rank == 2 else "row"
+    return f"it is {rank}-D: it acts on each {part} of a volume by itself"
 
 
 _TRANSPOSED = re.compile(

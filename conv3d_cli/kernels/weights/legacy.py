@@ -10,7 +10,7 @@ Source: Keras 3, keras/src/legacy/saving/legacy_h5_format.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,10 +29,10 @@ from conv3d_cli.kernels.weights.layer import (
     Array,
     OtherLayer,
     SavedLayer,
+    flat_note,
     parse_json,
     require_match,
 )
-from conv3d_cli.model.keras_json import CONV3D
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.linear import combine
 
@@ -79,59 +79,90 @@ def _read_legacy(root: Any, container: Any, size: int, path: str) -> list[SavedL
             f"cannot read {path}: it was saved by Keras 1, whose layouts differ; "
             "load and save it once with Keras 2"
         )
-    backend = attribute("backend")
-    model = _model_config(root, path)
-    entries = None if model is None else _named_entries(model)
-    contents: list[SavedLayer | OtherLayer] = []
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
     for outer in list_attribute(container, "layer_names") or []:
         group = find_member(container, outer)
         if not is_group(group):
             raise FormatError(f"cannot read {path}: damaged: it has no group for its layer {outer}")
-        for above, leaves in _by_layer(list_attribute(group, "weight_names") or []).items():
+        groups[outer] = {
+            above: {leaf: find_member(group, weight) for leaf, weight in leaves.items()}
+            for above, leaves in _by_layer(list_attribute(group, "weight_names") or []).items()
+        }
+
+    def read(dataset: Any) -> Array:
+        return read_dataset(dataset, size, f"the dataset {dataset.name}", path)
+
+    return read_named_layers(
+        groups, _model_config(root, path), version, read, path, attribute("backend") or ""
+    )
+
+
+def read_named_layers(
+    groups: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    model: dict[str, Any] | None,
+    version: str,
+    read_array: Callable[[Any], Array],
+    path: str,
+    backend: str = "",
+) -> list[SavedLayer | OtherLayer]:
+    """Read the layers of a file that stores its weights by names, in their order.
+
+    groups : mapping        outer layer, or "" -> path of a layer -> name of a weight -> its array
+                            in the file, which has a shape
+    model : dict or None    JSON of the model; None if the file stores weights only
+    version : str           of Keras
+    read_array : callable   array in the file -> array
+    backend : str           of Keras
+    Raises: FormatError if config and weights do not belong together; as `read_array`.
+    """
+    entries = None if model is None else _named_entries(model)
+    contents: list[SavedLayer | OtherLayer] = []
+    for outer, layers in groups.items():
+        for above, leaves in layers.items():
             inner = above.rpartition("/")[2] or outer
-            aliases = () if inner == outer else (f"{outer}/{inner}",)
-            key = (outer,) if inner == outer else (outer, inner)
+            around = outer or above.partition("/")[0]
+            aliases = () if inner == around else (f"{around}/{inner}",)
+            key = (around,) if inner == around else (around, inner)
             entry = None if entries is None else entries.get(key, entries.get((inner,)))
-            datasets = {
-                leaf.partition(":")[0]: find_member(group, weight)
-                for leaf, weight in leaves.items()
-            }
-            if entry is not None and entry.class_name not in CONV3D:
-                other = entry.as_other_layer(is_dataset(datasets.get("kernel"), 5))
+            arrays = {leaf.partition(":")[0]: array for leaf, array in leaves.items()}
+            if entry is not None and entry.rank is None:
+                other = entry.as_other_layer(is_dataset(arrays.get("kernel"), 5))
                 contents.append(replace(other, name=inner, aliases=aliases))
                 continue
-            reason, is_convolution = _rejection(inner, datasets, entry)
+            reason, is_convolution = _rejection(inner, arrays, entry)
             if not reason and entries is not None and entry is None:
                 reason = "the model's config does not have its class"
             if reason:
                 contents.append(OtherLayer(inner, reason, is_convolution, aliases))
                 continue
 
-            def read(leaf: str, datasets: dict[str, Any] = datasets, inner: str = inner) -> Array:
-                if not is_dataset(datasets[leaf]):
+            def read(leaf: str, arrays: dict[str, Any] = arrays, inner: str = inner) -> Array:
+                if not is_dataset(arrays[leaf]):
                     raise FormatError(
                         f"cannot read {path}: damaged: it has no {leaf} of layer {inner}"
                     )
-                return read_dataset(datasets[leaf], size, f"the {leaf} of layer {inner}", path)
+                return read_array(arrays[leaf])
 
-            if entry is not None and set(datasets) >= _LORA:
+            if entry is not None and set(arrays) >= _LORA:
                 kernel = _merge_lora(read, entry)
             else:
                 kernel = read("kernel")
-            bias = read("bias") if "bias" in datasets else None
-            layer = SavedLayer(inner, None, kernel, bias, aliases)
+            bias = read("bias") if "bias" in arrays else None
+            rank = kernel.ndim - 2
+            layer = SavedLayer(inner, None, keras.lifted_kernel(kernel), bias, aliases)
             if backend == "theano":  # Theano convolves, the other backends correlate
                 layer = replace(layer, kernel=layer.kernel[::-1, ::-1, ::-1].copy())
-            if entry is None:
-                contents.append(require_match(layer, path))
-            else:
+            if entry is not None:
                 contents.append(entry.with_weights(layer, version, path))
+            else:
+                notes = () if rank == 3 else (flat_note(rank),)
+                contents.append(require_match(replace(layer, notes=notes), path))
     # layers without weights
     names = {item.name for item in contents}
     unique = list(dict.fromkeys((entries or {}).values()))
     omittable = keras.omittable_layers(unique)
     for entry in unique:
-        if entry.name not in names and entry.class_name not in CONV3D and entry not in omittable:
+        if entry.name not in names and entry.rank is None and entry not in omittable:
             contents.append(entry.as_other_layer(is_convolution=False))
     return contents
 
@@ -159,8 +190,9 @@ def _rejection(
 ) -> tuple[str, bool]:
     """Why weights cannot be read as a Conv3D ("" if they can), and whether the layer convolves."""
     kernel, bias = datasets.get("kernel"), datasets.get("bias")
-    if not is_dataset(kernel, 5):
-        return "it has no weights of 5 axes", "conv" in name.lower() and is_dataset(kernel)
+    ranks = (1, 2, 3) if entry is None else (entry.rank,)
+    if kernel is None or not is_dataset(kernel) or len(kernel.shape) - 2 not in ranks:
+        return _NO_KERNEL, "conv" in name.lower() and is_dataset(kernel)
     others = set(datasets) - {"kernel", "bias"}
     if others == _LORA and entry is None:
         return "its LoRA weights need the lora_alpha of a model config, which the file lacks", True
@@ -169,6 +201,7 @@ def _rejection(
     return ("" if entry is not None else keras.transposed_reason(name, kernel, bias)), True
 
 
+_NO_KERNEL = "it has no weights of 3 to 5 axes"
 _LORA = {"lora_kernel_a", "lora_kernel_b"}
 
 
@@ -179,7 +212,7 @@ def _merge_lora(read: Callable[[str], Array], entry: keras.ConfigLayer) -> Array
     """
     kernel, first, second = read("kernel"), read("lora_kernel_a"), read("lora_kernel_b")
     rank = second.shape[0] if second.ndim == 2 else 0
-    if (first.shape, second.shape) != ((*kernel.shape[:4], rank), (rank, kernel.shape[4])):
+    if (first.shape, second.shape) != ((*kernel.shape[:-1], rank), (rank, kernel.shape[-1])):
         raise ShapeError(
             f"layer {entry.name}: its LoRA weights are {first.shape} and {second.shape}, "
             f"its kernel {kernel.shape}"

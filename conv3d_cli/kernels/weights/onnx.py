@@ -24,7 +24,9 @@ from conv3d_cli.kernels.weights.layer import (
     OtherLayer,
     SavedLayer,
     attributes_of,
+    flat_note,
     from_oidhw,
+    lifted,
     lost_arguments,
     read_exactly,
     require_chain,
@@ -138,8 +140,10 @@ def _read_convolution(
             name, f"it is a node {node.op_type} of {len(node.input)} inputs", aliases=aliases
         )
     weights = constants.value(node.input[1], "weights")
-    if weights.ndim != 5:
-        return OtherLayer(name, f"its weights have {weights.ndim} axes, not 5", aliases=aliases)
+    rank = weights.ndim - 2
+    if not 1 <= rank <= 3:
+        reason = f"its weights have {weights.ndim} axes, not 3 to 5"
+        return OtherLayer(name, reason, aliases=aliases)
     if weights.dtype.kind != "f":
         return OtherLayer(name, f"its weights are {weights.dtype}, not floats", aliases=aliases)
     bias = (
@@ -147,12 +151,12 @@ def _read_convolution(
         if len(node.input) > 2 and node.input[2]
         else None
     )
-    kernel = from_oidhw(weights)
-    config, notes = _config(node, kernel, bias is not None, path)
+    kernel = from_oidhw(lifted(weights, rank))
+    config, notes = _config(node, kernel, rank, bias is not None, path)
     if is_fused:
         config["activation"] = _fused_activation(attributes)
     layer = require_match(SavedLayer(name, config, kernel, bias, aliases, notes), path)
-    pads, pad_notes = constants.pads_before(node.input[0])
+    pads, pad_notes = constants.pads_before(node.input[0], rank)
     if pads != NO_PADS:
         own = attributes_of(layer).explicit_pads(kernel.shape[:3])
         if own is None:
@@ -192,10 +196,11 @@ def _fused_activation(attributes: dict[str, Any]) -> Any:
 
 
 def _config(
-    node: Any, kernel: Array, use_bias: bool, path: str
+    node: Any, kernel: Array, rank: int, use_bias: bool, path: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Convert the attributes of a Conv node to Keras' arguments; returns them and notes.
 
+    rank : int      axes in space of the node
     Raises: FormatError for invalid attributes.
     """
     attributes = {attribute.name: attribute for attribute in node.attribute}
@@ -206,18 +211,21 @@ def _config(
             raise FormatError(f"cannot read {path}: node {node.name} has {name}={values[:8]}")
         return values
 
-    size = list(kernel.shape[:3])
-    if integers("kernel_shape", size) != size:
+    size, flat = list(kernel.shape[:3]), 3 - rank
+    if integers("kernel_shape", size[flat:]) != size[flat:]:
         raise FormatError(
             f"cannot read {path}: node {node.name} has a kernel_shape that is not its weights' "
-            f"{size}"
+            f"{size[flat:]}"
         )
-    strides, dilation = integers("strides", [1] * 3), integers("dilations", [1] * 3)
-    pads = integers("pads", [0] * 6, least=0)
+    strides, dilation = (
+        [1] * flat + integers(name, [1] * rank) for name in ("strides", "dilations")
+    )
+    pads = integers("pads", [0] * (2 * rank), least=0)
+    pads = [0] * flat + pads[:rank] + [0] * flat + pads[rank:]
     auto_pad = "NOTSET"
     if "auto_pad" in attributes:
         auto_pad = attributes["auto_pad"].s.decode(errors="replace")
-    notes = []
+    notes = [flat_note(rank)] if flat else []
     padding: Any
     if auto_pad in ("NOTSET", ""):
         padding = [[pads[i], pads[i + 3]] for i in range(3)] if any(pads) else "valid"

@@ -157,9 +157,10 @@ class Constants:
         known[name] = result
         return result
 
-    def pads_before(self, name: str) -> tuple[Pads, tuple[str, ...]]:
+    def pads_before(self, name: str, rank: int) -> tuple[Pads, tuple[str, ...]]:
         """Zero padding by the Pad nodes before a convolution of tensor `name`, and a note on it.
 
+        rank : int      axes in space of the convolution
         Raises: NotConstantError for Pad nodes that do anything else.
         """
         sums = [[0, 0], [0, 0], [0, 0]]
@@ -177,7 +178,7 @@ class Constants:
             if node.op_type != "Pad":
                 continue
             try:
-                pads = self._zero_pads(node)
+                pads = self._zero_pads(node, rank)
             except NotConstantError as error:
                 raise NotConstantError(
                     f"the Pad node {node.name or node.output[0]} before it is not zero padding: "
@@ -193,7 +194,7 @@ class Constants:
             return pads, ()
         return pads, (f"its padding includes that of the Pad nodes before it: {', '.join(names)}",)
 
-    def _zero_pads(self, node: Any) -> Pads:
+    def _zero_pads(self, node: Any, rank: int) -> Pads:
         """Zeros that a Pad node adds along depth, height and width.
 
         Raises: NotConstantError if it does anything else.
@@ -213,15 +214,16 @@ class Constants:
         )
         if any(fill):
             raise NotConstantError(f"it adds {fill[0]:g}, not zeros")
-        pads, axes = numbers(1, "pads", "pads"), numbers(3, "", "axes") or list(range(5))
+        pads, axes = numbers(1, "pads", "pads"), numbers(3, "", "axes") or list(range(rank + 2))
         pairs = zip(pads, pads[len(axes) :], strict=False)  # (before, after) of each axis
-        by_axis = dict(zip([axis % 5 for axis in axes], pairs, strict=False))
+        by_axis = dict(zip([axis % (rank + 2) for axis in axes], pairs, strict=False))
         pads_others = any(any(by_axis.get(axis, ())) for axis in (0, 1))
         if len(pads) != 2 * len(axes) or len(by_axis) != len(axes) or pads_others:
             raise NotConstantError("it pads other axes than depth, height and width")
         if min(pads, default=0) < 0:
             raise NotConstantError("it crops voxels")
-        depth, height, width = (by_axis.get(axis, (0, 0)) for axis in (2, 3, 4))
+        # of fewer axes in space, the first of these are batch and channels, which are not padded
+        depth, height, width = (by_axis.get(axis, (0, 0)) for axis in range(rank - 1, rank + 2))
         return depth, height, width
 
 

@@ -1,44 +1,55 @@
-"""Read the state dict of a pickle without unpickling: no class is imported, no function is called.
+"""Read the tensors of a pickle without unpickling: no class is imported, no function is called.
 
 `pickletools` decodes the operations. A small stack machine runs those that build dicts, lists,
 texts and numbers, and represents everything else as data: a tensor becomes the names and numbers
-that locate its storage. A pickle that needs more is refused, and the error names what it needs.
+that locate its storage, and any other object a `Record` of the names and values it was made of. So
+a checkpoint may hold anything beside its tensors, and a whole module shows the attributes of its
+layers.
 
-Source: Python, pickletools.py; PyTorch, torch/_utils.py (_rebuild_tensor_v2),
+Source: Python, pickletools.py; PyTorch, torch/_utils.py (_rebuild_tensor_v2, _rebuild_qtensor),
 torch/serialization.py (persistent_id).
 """
 
 from __future__ import annotations
 
+import io
 import pickletools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-MAX_PICKLE = 64 << 20  # bytes, without the tensors, which are other members of the archive
+from conv3d_cli.system.room import require_room
+
+MAX_PICKLE = 64 << 20  # bytes, without the tensors, which lie beside the pickle
+_MAX_OPERATIONS = 4_000_000  # about 5 seconds
+# bytes of what a pickle describes: at most so many for each byte of it, and for each object
+_BYTES_PER_BYTE = 32
+_BYTES_PER_OBJECT = {b"}": 240, b"]": 64, b"R": 160, b"\x81": 160}
 
 _ORDERED_DICT = "collections.OrderedDict"
-_TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
-_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-_SIZE = "torch.Size"
-_TYPES = (
-    "float64",
-    "double",
-    "float32",
-    "float",
-    "float16",
-    "half",
-    "bfloat16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint8",
-    "bool",
-    "complex64",
-    "complex128",
-    "float8_e4m3fn",
-    "float8_e5m2",
+_TENSORS = (
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
 )
+_TYPED = _TENSORS[-1]
+_QUANTIZED = "torch._utils._rebuild_qtensor"
+_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+_SUBCLASSED = "torch._tensor._rebuild_from_type_v2"
+_RECONSTRUCTOR = "copyreg._reconstructor", "copy_reg._reconstructor"
+_SIZE = "torch.Size"
+# names of dtypes in PyTorch that differ from NumPy's
+_DTYPES = {
+    "double": "float64",
+    "float": "float32",
+    "half": "float16",
+    "long": "int64",
+    "int": "int32",
+    "short": "int16",
+    "qint8": "int8",
+    "quint8": "uint8",
+    "qint32": "int32",
+}
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -52,19 +63,14 @@ _STORAGES = {
     "BoolStorage": "bool",
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
-}
-ALLOWED_NAMES = {
-    _ORDERED_DICT,
-    *_TENSORS,
-    *_PARAMETERS,
-    _SIZE,
-    "torch.storage.UntypedStorage",
-    *(f"torch.{name}" for name in (*_STORAGES, *_TYPES)),
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
 }
 
 
 class RefusedError(Exception):
-    """A pickle contains more than tensors and plain containers; the text names it."""
+    """A pickle that cannot be read without running it, or is too long; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,33 @@ class Name:
     text: str
 
 
+@dataclass(eq=False)
+class Record:
+    """An object of a pickle that is not built: what it would be made of.
+
+    name : str          its class or the function that returns it, as module.name
+    arguments : tuple   of the call
+    state : any         its attributes, mostly a dict; None without any
+    items : dict        what is put into it by keys, as into a dict
+    entries : list      what is appended to it, as to a list
+    """
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    entries: list[Any] = field(default_factory=list)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes by name, of a plain state or one with slots."""
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        tables = [part for part in parts if isinstance(part, dict)]
+        return {
+            key: value for part in tables for key, value in part.items() if isinstance(key, str)
+        }
+
+
 @dataclass(frozen=True)
 class Storage:
     """The location of numbers in an archive.
@@ -81,26 +114,39 @@ class Storage:
     key : str       name of the member
     dtype : str     their type, such as "float32"
     count : int     how many there are
+    in_bytes : bool whether they are counted in bytes
     """
 
     key: str
     dtype: str
     count: int
+    in_bytes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A view of a storage.
 
-    offset : int        first element, in elements
-    shape : tuple       lengths of the axes
-    strides : tuple     steps of the axes, in elements
+    offset : int            first element, in elements
+    shape : tuple           lengths of the axes
+    strides : tuple         steps of the axes, in elements
+    quantizer : tuple       of integers that stand for floats: (scale, zero point), or (scales, zero
+                            points, axis) of two tensors; () of other numbers
     """
 
     storage: Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    quantizer: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Pickle:
+    """What a pickle holds, and the storages it names by their keys."""
+
+    content: Any
+    storages: dict[str, Storage]
 
 
 class _Mark:
@@ -129,27 +175,55 @@ _CONSTANTS = {
     "BINBYTES",
     "SHORT_BINBYTES",
     "BINBYTES8",
+    "BYTEARRAY8",
 }
 
 
-def read_pickle(content: bytes) -> Any:
-    """Read the dicts, lists, tuples, texts, numbers and tensors (`Tensor`) of a pickle.
+def read_pickle(content: bytes, path: str = "") -> Pickle:
+    """Read a pickle; objects other than dicts, lists, texts, numbers and tensors become `Record`s.
 
-    Raises: RefusedError if it contains anything else; ValueError and other errors for damaged
-    bytes.
+    path : str      its file, for messages
+    Raises: RefusedError if it cannot be read without running it; MemoryLimitError; ValueError and
+    other errors for damaged bytes.
 
     >>> import pickle
-    >>> read_pickle(pickle.dumps({"a": [1, 2.5, None], "b": ("c", True)}))
+    >>> read_pickle(pickle.dumps({"a": [1, 2.5, None], "b": ("c", True)})).content
     {'a': [1, 2.5, None], 'b': ('c', True)}
-    >>> read_pickle(pickle.dumps(print))
-    Traceback (most recent call last):
-    ...
-    conv3d_cli.kernels.weights.pickles.RefusedError: builtins.print
+    >>> record = read_pickle(pickle.dumps(ValueError("x"))).content
+    >>> record.name, record.arguments
+    ('builtins.ValueError', ('x',))
     """
     if len(content) > MAX_PICKLE:
         raise RefusedError(f"a pickle of {len(content):,} bytes")
+    objects = sum(each * content.count(sign) for sign, each in _BYTES_PER_OBJECT.items())
+    require_room(_BYTES_PER_BYTE * len(content) + objects, "its pickle", path)
+    return _run(content)
+
+
+def pickle_end(content: bytes, start: int) -> int:
+    """Where the pickle that begins at `start` ends.
+
+    Raises: RefusedError if it is too long; ValueError for damaged bytes.
+
+    >>> pickle_end(b"..N.--", 2)
+    4
+    """
+    file = io.BytesIO(content)
+    file.seek(start)
+    for number, (operation, _, _) in enumerate(pickletools.genops(file)):
+        if number > _MAX_OPERATIONS:
+            raise RefusedError(f"a pickle of more than {_MAX_OPERATIONS:,} operations")
+        if operation.name == "STOP":
+            return file.tell()
+    raise ValueError("damaged pickle")
+
+
+def _run(content: bytes) -> Pickle:
+    """Run the operations of a pickle on a stack of plain values and `Record`s."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    storages: dict[str, Storage] = {}
+    copied = 0  # entries of lists that were copied, which the operations do not count
 
     def to_mark() -> list[Any]:
         items: list[Any] = []
@@ -157,24 +231,39 @@ def read_pickle(content: bytes) -> Any:
             items.append(item)
         return items[::-1]
 
-    def last(kind: type) -> Any:
-        if not isinstance(stack[-1], kind):
+    def dict_at_top() -> dict[Any, Any]:
+        top = stack[-1]
+        if isinstance(top, Record):
+            return top.items
+        if not isinstance(top, dict):
             raise ValueError("damaged pickle")
-        return stack[-1]
+        return top
+
+    def list_at_top() -> list[Any]:
+        top = stack[-1]
+        if isinstance(top, Record):
+            return top.entries
+        if not isinstance(top, list):
+            raise ValueError("damaged pickle")
+        return top
 
     argument: Any
-    for operation, argument, _ in pickletools.genops(content):
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if number + copied > _MAX_OPERATIONS:
+            raise RefusedError(f"a pickle of more than {_MAX_OPERATIONS:,} operations")
         match operation.name:
             case "PROTO" | "FRAME":
                 pass
             case "STOP":
-                return stack.pop()
+                return Pickle(stack.pop(), storages)
             case "MARK":
                 stack.append(_MARK)
             case "POP":
                 stack.pop()
             case "POP_MARK":
                 to_mark()
+            case "DUP":
+                stack.append(stack[-1])
             case "NONE":
                 stack.append(None)
             case "NEWTRUE":
@@ -185,13 +274,13 @@ def read_pickle(content: bytes) -> Any:
                 stack.append(argument)
             case "EMPTY_DICT":
                 stack.append({})
-            case "EMPTY_LIST":
+            case "EMPTY_LIST" | "EMPTY_SET":
                 stack.append([])
             case "EMPTY_TUPLE":
                 stack.append(())
             case "DICT":
                 stack.append(_pairs(to_mark()))
-            case "LIST":
+            case "LIST" | "FROZENSET":
                 stack.append(to_mark())
             case "TUPLE":
                 stack.append(tuple(to_mark()))
@@ -202,16 +291,16 @@ def read_pickle(content: bytes) -> Any:
                 stack[-count:] = [tuple(stack[-count:])]
             case "APPEND":
                 item = stack.pop()
-                last(list).append(item)
-            case "APPENDS":
+                list_at_top().append(item)
+            case "APPENDS" | "ADDITEMS":
                 items = to_mark()
-                last(list).extend(items)
+                list_at_top().extend(items)
             case "SETITEM":
                 item, key = stack.pop(), stack.pop()
-                last(dict)[_key(key)] = item
+                dict_at_top()[_key(key)] = item
             case "SETITEMS":
                 items = to_mark()
-                last(dict).update(_pairs(items))
+                dict_at_top().update(_pairs(items))
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -219,39 +308,57 @@ def read_pickle(content: bytes) -> Any:
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_allowed_name(*argument.split(" ", 1)))
+                stack.append(_name(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_allowed_name(module, name))
-            case "REDUCE":
+                stack.append(_name(module, name))
+            case "REDUCE" | "NEWOBJ":
                 arguments, function = stack.pop(), stack.pop()
+                if isinstance(arguments, tuple) and len(arguments) == 1:
+                    copied += len(arguments[0]) if isinstance(arguments[0], list) else 0
                 stack.append(_call_result(function, arguments))
+            case "NEWOBJ_EX":
+                _, arguments, function = stack.pop(), stack.pop(), stack.pop()
+                stack.append(_call_result(function, arguments))
+            case "INST":
+                stack.append(_call_result(_name(*argument.split(" ", 1)), tuple(to_mark())))
+            case "OBJ":
+                function, *rest = to_mark()
+                stack.append(_call_result(function, tuple(rest)))
             case "BUILD":
-                stack.pop()  # attributes of a state dict: versions of its modules
-                last(dict)
+                state = stack.pop()
+                if isinstance(stack[-1], Record):
+                    stack[-1].state = state
+                elif not isinstance(stack[-1], (dict, Tensor)):  # whose attributes mean nothing
+                    raise ValueError("damaged pickle")
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                found = _persistent(stack.pop())
+                if isinstance(found, Storage):
+                    storages[found.key] = found
+                stack.append(found)
             case name:
                 raise RefusedError(f"the pickle operation {name}")
     raise ValueError("damaged pickle")
 
 
-def _allowed_name(module: Any, name: Any) -> Name:
-    """A class or function of `ALLOWED_NAMES`. Raises: RefusedError for any other."""
+def _name(module: Any, name: Any) -> Name:
+    """A class or function by its module and name."""
     if not (isinstance(module, str) and isinstance(name, str)):
         # checked before the message: the text of nested tuples may grow without bound
         raise ValueError("damaged pickle")
-    text = f"{module}.{name}"
-    if text not in ALLOWED_NAMES:
-        raise RefusedError(text[:100])
-    return Name(text)
+    return Name(f"{module}.{name}")
+
+
+@dataclass(frozen=True, eq=False)
+class _OtherKey:
+    """A key of a dict that is no text or number: nothing is found by it."""
+
+    key: Any
 
 
 def _key(key: Any) -> Any:
-    """Return a key of a dict. Raises: RefusedError unless it is a text, a number or None."""
-    if not isinstance(key, (str, int, float, bytes, type(None))):
-        raise RefusedError(f"a dict whose keys are of type {type(key).__name__}")
-    return key
+    """Return a key of a dict; the hash of nested tuples may take for ever, so they get another."""
+    return key if isinstance(key, (str, int, float, bytes, type(None))) else _OtherKey(key)
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -261,35 +368,96 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
     return {_key(key): item for key, item in zip(items[::2], items[1::2], strict=True)}
 
 
+def _flat(items: list[Any]) -> Iterator[Any]:
+    """Keys and values of a list of pairs. Raises: ValueError for anything else."""
+    for item in items:
+        if not isinstance(item, (list, tuple)) or len(item) != 2:
+            raise ValueError("damaged pickle")
+        yield from item
+
+
 def _call_result(function: Any, arguments: Any) -> Any:
-    """The result of a call of an allowed function, as data. Raises: RefusedError."""
+    """The result of a call as data: of a dict or a tensor itself, else a `Record`."""
     name = function.text if isinstance(function, Name) else ""
+    if not isinstance(arguments, tuple):
+        raise ValueError("damaged pickle")
     match arguments:
         case () if name == _ORDERED_DICT:
             return {}
         case (list() as items,) if name == _ORDERED_DICT:
-            return _pairs([part for item in items for part in item])
-        case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, *_) if (
+            return _pairs(list(_flat(items)))
+        case (Storage() as storage, offset, tuple() as shape, tuple() as strides, *rest) if (
             name in _TENSORS
         ):
-            if len(shape) != len(strides) or not all(
-                type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)
-            ):
-                raise ValueError("damaged tensor")
-            return Tensor(storage, offset, shape, strides)
+            if name == _TYPED and len(rest) > 2 and isinstance(rest[2], Name):
+                kind = rest[2].text.rpartition(".")[2]
+                # a storage of bytes: the reader knows how many of them make a number
+                storage = Storage(
+                    storage.key, _DTYPES.get(kind, kind), storage.count, in_bytes=True
+                )
+            return _tensor(storage, offset, shape, strides)
+        case (
+            Storage() as storage,
+            offset,
+            tuple() as shape,
+            tuple() as strides,
+            quantizer,
+            *_,
+        ) if name == _QUANTIZED and (numbers := _quantizer(quantizer)):
+            return _tensor(storage, offset, shape, strides, numbers)
         case (Tensor() as tensor, *_) if name in _PARAMETERS:
             return tensor
+        case (Name() as inner, Name(), tuple() as inner_arguments, *_) if (
+            name == _SUBCLASSED and inner.text != _SUBCLASSED
+        ):
+            built = _call_result(inner, inner_arguments)
+            if isinstance(built, Tensor):
+                return built
         case (tuple() as shape,) if name == _SIZE:
             return shape
-    raise RefusedError(f"a call of {name[:100] or 'an object'}")
+        case (Name() as cls, *_) if name in _RECONSTRUCTOR:
+            return Record(cls.text)
+    return Record(name, arguments)
 
 
-def _storage(identity: Any) -> Storage:
-    """The storage of a persistent id of PyTorch. Raises: RefusedError for another id."""
-    match identity:
-        case ("storage", Name(text=text), str() as key, str(), int() as count) if (
-            0 <= count < 2**63
+def _tensor(
+    storage: Storage, offset: Any, shape: Any, strides: Any, quantizer: tuple[Any, ...] = ()
+) -> Tensor:
+    """A tensor of these numbers. Raises: ValueError if they are none of a tensor."""
+    if len(shape) != len(strides) or not all(
+        type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)
+    ):
+        raise ValueError("damaged tensor")
+    return Tensor(storage, offset, shape, strides, quantizer)
+
+
+def _quantizer(parameters: Any) -> tuple[Any, ...]:
+    """The numbers of a quantizer, as `Tensor` has them; () for one that is not known."""
+    match parameters:
+        case (Name(text="torch.per_tensor_affine"), float() as scale, int() as zero):
+            return scale, zero
+        case (
+            Name(text="torch.per_channel_affine"),
+            Tensor() as scales,
+            Tensor() as zeros,
+            int() as axis,
         ):
-            kind = text.removeprefix("torch.")
-            return Storage(key, _STORAGES.get(kind, "uint8"), count)
+            return scales, zeros, axis
+    return ()
+
+
+def _persistent(identity: Any) -> Any:
+    """What a persistent id of PyTorch means: a storage, or a class with its source text.
+
+    Raises: RefusedError for another id.
+    """
+    match identity:
+        case ("storage", Name(text=text), str() | int() as key, str(), int() as count, *view) if (
+            0 <= count < 2** 63 and view in ([], [None])
+        ):
+            kind = text.rpartition(".")[2]
+            dtype = _STORAGES.get(kind, "uint8" if kind == "UntypedStorage" else "")
+            return Storage(str(key), dtype or _DTYPES.get(kind, kind), count)
+        case ("module", Name() as cls, *_):
+            return cls
     raise RefusedError("a storage of an unknown kind")

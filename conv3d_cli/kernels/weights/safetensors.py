@@ -9,8 +9,9 @@ Source: the format's README, huggingface/safetensors.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from conv3d_cli.errors import FormatError
@@ -28,7 +29,7 @@ from conv3d_cli.kernels.weights.layer import (
     to_oidhw,
     with_smallest_dtype,
 )
-from conv3d_cli.kernels.weights.state_dict import read_state_dict
+from conv3d_cli.kernels.weights.state_dict import StateDict, read_state_dict
 from conv3d_cli.system.inputs import check_input
 
 # dtype in the file -> name of the dtype in this package
@@ -43,30 +44,27 @@ _DTYPES = {
 _LENGTH = 8  # bytes of the header's length
 
 
-def refuse_index(path: str) -> list[SavedLayer | OtherLayer]:
-    """Refuse the index of a model in several files, which names the file of each tensor.
-
-    Raises: FormatError, with the files that hold 3-D weights or might.
-    """
-    if check_input(path) > MAX_JSON:
-        raise FormatError(f"cannot read {path}: an index of safetensors is not this long")
-    with open(path, "rb") as file:
-        found = parse_json(file.read(), "its content", path).get("weight_map")
-    names = found.values() if isinstance(found, dict) else ()
-    shards = sorted({name for name in names if isinstance(name, str)})
-    if not shards:
-        raise FormatError(f"cannot read {path}: damaged: an index without a 'weight_map' of files")
-    shown = ", ".join(name[:60] for name in shards[:4]) + (", ..." if len(shards) > 4 else "")
-    raise FormatError(
-        f"cannot read {path}: it is the index of {len(shards)} safetensors files; pass the one "
-        f"with the layer, of {shown}"
-    )
+def is_header(start: bytes) -> bool:
+    """Whether a file that begins so may be a safetensors file."""
+    length = int.from_bytes(start[:_LENGTH], "little")
+    return start[_LENGTH : _LENGTH + 1] == b"{" and 2 <= length <= MAX_JSON
 
 
-def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
+def read_safetensors(path: str, only: str | None = None) -> list[SavedLayer | OtherLayer]:
     """Read the layers of a safetensors file, in the order of their tensors in the file.
 
+    only : as in `read_state_dict`
     Raises: FormatError for a damaged or foreign file; ShapeError for tensors of too many elements.
+    """
+    with open_safetensors(path) as state:
+        return read_state_dict(state, path, only)
+
+
+@contextlib.contextmanager
+def open_safetensors(path: str) -> Iterator[StateDict]:
+    """The state dict of a safetensors file, as a context in which its tensors can be read.
+
+    Raises: as `read_safetensors`.
     """
     size = check_input(path)
     with open(path, "rb") as file:
@@ -83,11 +81,6 @@ def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
 
         def read(name: str) -> Array:
             dtype, shape, begin, end = tensors[name]
-            if dtype not in _DTYPES:
-                raise FormatError(
-                    f"cannot read {path}: tensor {name} holds {dtype}; known are "
-                    f"{', '.join(_DTYPES)}"
-                )
             count = require_shape(shape, f"tensor {name}", path)
             if end - begin != count * FLOATS[_DTYPES[dtype]]:
                 raise FormatError(
@@ -98,8 +91,16 @@ def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
             raw = read_exactly(file, end - begin, path)
             return decode_floats(raw, _DTYPES[dtype]).reshape(shape)
 
-        shapes = {name: shape for name, (_, shape, _, _) in tensors.items()}
-        return read_state_dict(shapes, read)
+        yield StateDict(
+            {name: shape for name, (_, shape, _, _) in tensors.items()},
+            read,
+            unreadable={
+                name: f"its {name.rpartition('.')[2]} holds {dtype[:20]}; known are "
+                f"{', '.join(_DTYPES)}"
+                for name, (dtype, _, _, _) in tensors.items()
+                if dtype not in _DTYPES
+            },
+        )
 
 
 def _tensor_entries(
