@@ -36,6 +36,7 @@ from conv3d_cli.formats.zarr import nifti as zarr_nifti
 from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
+from conv3d_cli.formats.zarr.chunks import alone, direct
 from conv3d_cli.formats.zarr.names import ancestors, is_node, is_url, local_folder
 from conv3d_cli.formats.zarr.ome import OmeImage
 from conv3d_cli.formats.zarr.store import (
@@ -404,7 +405,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             header, note = zarr_nifti.applied(header, nifti, image, dataset, path)
             notes += [note] if note else []
     levels = [(d.path, joined(group, d.path)) for d in image.datasets] if image is not None else []
-    reader = ZarrReader(array, header, path, watch, levels)
+    reader = ZarrReader(direct(array), header, path, watch, levels)
     reader.notes = tuple(notes)
     return reader
 
@@ -694,7 +695,8 @@ class ZarrTarget:
 def _open_to_write(node: str) -> Any:
     import zarr
 
-    return zarr.open_array(node if is_url(node) else zarr_store.folder_to_write(node), mode="r+")
+    folder = node if is_url(node) else zarr_store.folder_to_write(node)
+    return direct(zarr.open_array(folder, mode="r+"))
 
 
 def value_range(block: Array) -> tuple[Array, Array]:
@@ -897,7 +899,7 @@ def create_zarr(
             if layout.zarr_format == 2
             else {"dimension_names": tuple(letters), "shards": shards}
         )
-        return zarr.create_array(
+        array = zarr.create_array(
             store.node(str(number)),
             shape=size,
             dtype=header.dtype,
@@ -910,6 +912,7 @@ def create_zarr(
             config={"write_empty_chunks": True},
             **special,
         )
+        return direct(array, options.threads)
 
     def finish(finest: Any, windows: Sequence[tuple[float, float]], stop: threading.Event) -> None:
         below = finest
@@ -921,7 +924,8 @@ def create_zarr(
                 for i, a in enumerate(letters)
                 if factors[number].get(a, 1) != factors[number - 1].get(a, 1)
             ]
-            zarr_pyramid.fill_level(below, level, halved, shards or fitted, stop)
+            # its own threads do the work
+            zarr_pyramid.fill_level(alone(below), alone(level), halved, shards or fitted, stop)
             below = level
         if stop.is_set():
             return
