@@ -869,9 +869,9 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]
     written: Counter[str] = Counter()
     get, put = zarr_chunks._read, zarr_chunks.write_chunk
 
-    def spied(file: Any, start: int, size: int) -> Any:
+    def spied(file: Any, start: int, data: Any) -> Any:
         read[file.name] += 1
-        return get(file, start, size)
+        return get(file, start, data)
 
     def noted(name: str, parts: Any) -> None:
         written[name] += 1

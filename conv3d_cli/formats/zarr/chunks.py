@@ -84,12 +84,12 @@ class Chain:
         """True if the axes are stored in their own order."""
         return self.order == tuple(range(len(self.order)))
 
-    def unpack(self, data: Any, into: Array | None = None) -> Array:
+    def unpack(self, data: Any, into: Array) -> Array:
         """The voxels of a packed chunk.
 
         data : bytes-like
-        into : array or None    bytes that may be filled with the voxels as they are stored
-        Returns an array of `shape`, of which `into` may be the memory.
+        into : array        bytes that may be filled with the voxels as they are stored
+        Returns an array of `shape`, of which `into` or `data` may be the memory.
         Raises: ValueError if it unpacks to more or less than the chunk; what codecs raise.
         """
         for packing in reversed(self.packings):
@@ -109,18 +109,22 @@ class Chain:
         shape = [self.shape[axis] for axis in self.order]
         return stored.reshape(shape).transpose(np.argsort(self.order))
 
-    def pack(self, values: Array, fill: Any) -> Any:
+    def pack(self, values: Array, fill: Any, memory: Array) -> Any:
         """The bytes of a chunk.
 
         values : array      the chunk's voxels, perhaps fewer along some axes than the chunk has
         fill : scalar       the voxels beyond those
+        memory : array      of `nbytes` bytes, which is overwritten
+        Returns bytes-like, of which `memory` may be the memory.
         """
+        stored = memory.view(self.dtype)
+        whole = stored.reshape([self.shape[axis] for axis in self.order])
+        inside = whole.transpose(np.argsort(self.order))
         if values.shape != self.shape:
-            whole = np.full(self.shape, fill, self.dtype)
-            whole[tuple(slice(0, size) for size in values.shape)] = values
-            values = whole
-        stored = np.ascontiguousarray(values.transpose(self.order), self.dtype)
-        data: Any = stored if self.typed else stored.reshape(-1).view(np.uint8)
+            whole[...] = fill
+            inside = inside[tuple(slice(0, size) for size in values.shape)]
+        inside[...] = values
+        data: Any = whole if self.typed else memory
         for packing in self.packings:
             if packing.codec.unpack is None:
                 data = bytes(data) + _checksum(data)
@@ -173,7 +177,8 @@ class Shards:
             raise ValueError(
                 f"it has {size:,} bytes, where its index alone takes {self.index_bytes:,}"
             )
-        data: Any = _read(file, 0 if self.first else size - self.index_bytes, self.index_bytes)
+        start = 0 if self.first else size - self.index_bytes
+        data: Any = _read(file, start, np.empty(self.index_bytes, np.uint8))
         if self.checked:
             data = _without_checksum(data)
         return np.frombuffer(data, "<u8").reshape(*self.counts, 2)
@@ -281,23 +286,32 @@ class FolderArray:
         self.zarr_array[selection] = values
 
     def _for_files(
-        self, work: Callable[[Part, Array, int], None], ranges: Sequence[range], values: Array
+        self,
+        work: Callable[[Part, Array, Scratch, int], None],
+        ranges: Sequence[range],
+        values: Array,
     ) -> None:
         """Work on the files of a box: on several at once, or if they are few, inside of each."""
         files = list(_divided(ranges, self._unit))
         workers = self._workers or min(MOST_WORKERS, thread_count(None))
-        if len(files) >= workers or self._shards is None:
-            _spread(lambda part: work(part, values[part.outer], 1), files, workers)
-        else:
+        if len(files) < workers and self._shards is not None:
             for part in files:
-                work(part, values[part.outer], workers)
+                work(part, values[part.outer], Scratch(), workers)
+            return
+
+        def work_on(some: Sequence[Part]) -> None:
+            scratch = Scratch()
+            for part in some:
+                work(part, values[part.outer], scratch, 1)
+
+        _spread(work_on, _batches(files, workers), workers)
 
     def _name(self, place: tuple[int, ...]) -> tuple[str, str]:
         """The key of a chunk or shard, and its file."""
         key = str(self.zarr_array.metadata.encode_chunk_key(place))
         return key, os.path.join(self._folder, *key.split("/"))
 
-    def _read_file(self, part: Part, values: Array, workers: int) -> None:
+    def _read_file(self, part: Part, values: Array, scratch: Scratch, workers: int) -> None:
         key, name = self._name(part.place)
         try:
             file = open(name, "rb", buffering=0)  # noqa: SIM115
@@ -313,7 +327,7 @@ class FolderArray:
                     raise TooLargeError(
                         f"{key} has {size:,} bytes, where at most {self._most:,} are possible"
                     )
-                self._unpack(_read(file, 0, size), part.inner, values)
+                self._unpack(_read(file, 0, scratch.packed(size)), part.inner, values, scratch)
                 return
             index = self._shards.read_index(file, size)
         chunks = []
@@ -332,32 +346,44 @@ class FolderArray:
             chunks.append((start, length, one))
         chunks.sort(key=itemgetter(0))  # as they stand in the file
 
-        def unpack(chunks: Sequence[tuple[int, int, Part]]) -> None:
+        def unpack(some: Sequence[tuple[int, int, Part]]) -> None:
+            own = scratch if workers == 1 else Scratch()
             with open(name, "rb", buffering=0) as file:
-                for start, length, one in chunks:
-                    self._unpack(_read(file, start, length), one.inner, values[one.outer])
+                for start, length, one in some:
+                    data = _read(file, start, own.packed(length))
+                    self._unpack(data, one.inner, values[one.outer], own)
 
         _spread(unpack, _batches(chunks, workers), workers)
 
-    def _unpack(self, data: Any, inner: Sequence[range], values: Array) -> None:
+    def _unpack(self, data: Any, inner: Sequence[range], values: Array, scratch: Scratch) -> None:
         """Unpack the voxels `inner` of a chunk into `values`."""
         chain = self._chain
         alike = values.shape == chain.shape and values.dtype == chain.dtype and chain.in_order
-        into = values.reshape(-1).view(np.uint8) if alike and values.flags.c_contiguous else None
-        found = chain.unpack(data, into)
-        if into is None or not np.may_share_memory(found, into):
-            values[...] = found[tuple(slice(r.start, r.stop) for r in inner)]
+        if alike and values.flags.c_contiguous:
+            into = values.reshape(-1).view(np.uint8)
+            found = chain.unpack(data, into)
+            if np.may_share_memory(found, into):
+                return
+        else:
+            found = chain.unpack(data, scratch.voxels(chain.nbytes))
+        values[...] = found[tuple(slice(r.start, r.stop) for r in inner)]
 
-    def _write_file(self, part: Part, values: Array, workers: int) -> None:
+    def _write_file(self, part: Part, values: Array, scratch: Scratch, workers: int) -> None:
         name = self._name(part.place)[1]
+        chain = self._chain
         if self._shards is None:
-            write_chunk(name, [self._chain.pack(values, self._fill)])
+            memory = scratch.voxels(chain.nbytes)
+            write_chunk(name, [chain.pack(values, self._fill, memory)])
             return
         packed: dict[tuple[int, ...], Any] = {}
 
         def pack(some: Sequence[Part]) -> None:
+            own = scratch if workers == 1 else Scratch()
             for one in some:
-                packed[one.place] = self._chain.pack(values[one.outer], self._fill)
+                if not chain.packings:  # what is packed stays in the memory that it is given
+                    own = Scratch()
+                memory = own.voxels(chain.nbytes)
+                packed[one.place] = chain.pack(values[one.outer], self._fill, memory)
 
         chunks = list(_divided([range(size) for size in values.shape], self._chain.shape))
         _spread(pack, _batches(chunks, workers), workers)
@@ -430,6 +456,28 @@ def _batches(jobs: Sequence[Any], workers: int) -> list[Sequence[Any]]:
     return [jobs[at : at + size] for at in range(0, len(jobs), size)]
 
 
+class Scratch:
+    """Memory that one thread uses for one chunk after another.
+
+    The system gives and zeroes new memory page by page, which can take as long as a codec.
+    """
+
+    def __init__(self) -> None:
+        self._packed = self._voxels = np.empty(0, np.uint8)
+
+    def packed(self, size: int) -> Array:
+        """So many bytes, for what is read."""
+        if self._packed.size < size:
+            self._packed = np.empty(size + size // 8, np.uint8)
+        return self._packed[:size]
+
+    def voxels(self, size: int) -> Array:
+        """So many bytes, for the voxels of a chunk."""
+        if self._voxels.size < size:
+            self._voxels = np.empty(size, np.uint8)
+        return self._voxels[:size]
+
+
 def _spread(work: Callable[[Any], None], jobs: Sequence[Any], workers: int) -> None:
     """Do all jobs by so many threads; by the caller's alone if it is one. Raises: what they raise.
 
@@ -447,9 +495,8 @@ def _spread(work: Callable[[Any], None], jobs: Sequence[Any], workers: int) -> N
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(file: Any, start: int, size: int) -> Array:
-    """Bytes of an unbuffered file. Raises: ValueError if it ends before."""
-    data = np.empty(size, np.uint8)
+def _read(file: Any, start: int, data: Array) -> Array:
+    """Fill an array of bytes from an unbuffered file. Raises: ValueError if it ends before."""
     rest = data.data
     file.seek(start)
     while len(rest):
