@@ -90,7 +90,9 @@ class Moved:
         sizes = [len(codec.encode(np.ascontiguousarray(voxels[cube]))) for cube in chunks]
         self.data = [np.ones(size, np.uint8) for size in sizes]
         per_file = (SHARD // CHUNK) ** 3 if sharded else 1
-        self.files = [range(at, min(at + per_file, len(chunks))) for at in range(0, len(chunks), per_file)]
+        self.files = [
+            range(at, min(at + per_file, len(chunks))) for at in range(0, len(chunks), per_file)
+        ]
 
     def write(self) -> None:
         chunks = cubes(len(self.voxels))
@@ -171,7 +173,11 @@ def main() -> None:
     names = ways()
     with tempfile.TemporaryDirectory() as top:
         for sharded in (True, False):
-            print(f"\n| {'shards' if sharded else 'chunks'}: read, write (ms) | " + " | ".join(names) + " |")
+            print(
+                f"\n| {'shards' if sharded else 'chunks'}: read, write (ms) | "
+                + " | ".join(names)
+                + " |"
+            )
             print("|---|" + "---|" * len(names))
             for (kind, voxels), (title, pair) in product(image(given.side).items(), CODECS.items()):
                 tried: dict[str, Any] = {}
@@ -179,7 +185,9 @@ def main() -> None:
                     folder = f"{top}/{name}"
                     os.makedirs(folder, exist_ok=True)
                     if name in ("bare", "moved"):
-                        tried[name] = (Bare if name == "bare" else Moved)(voxels, pair[1], folder, sharded)
+                        tried[name] = (Bare if name == "bare" else Moved)(
+                            voxels, pair[1], folder, sharded
+                        )
                     else:
                         tried[name] = Library(voxels, pair[0], folder, sharded, name)
                 least = {name: [np.inf, np.inf] for name in names}

@@ -33,9 +33,8 @@ from conv3d_cli.errors import (
     WriteError,
 )
 from conv3d_cli.formats import create_volume, find_format, open_volume, read_volume, write_volume
-from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import chunks as zarr_chunks
-from conv3d_cli.formats.zarr import store as zarr_store
+from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr.format import ZarrWriter
 from conv3d_cli.formats.zarr.pyramid import halve, level_factors
 from conv3d_cli.model.grid import Grid, affine_from_spacing
