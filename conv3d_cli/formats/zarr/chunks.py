@@ -29,8 +29,8 @@ from conv3d_cli.formats.zarr.remote import TooLargeError
 from conv3d_cli.model.volume import Array
 from conv3d_cli.system.machine import thread_count
 
-MOST_WORKERS = 10  # threads that unpack or pack the chunks of one call: zarr's own concurrency
-BATCHES = 4  # parts of a call's work for each of them, so that none waits long for the others
+CONCURRENT_CHUNKS = 10  # done at once by one call, here and by zarr: its "async.concurrency"
+BATCHES = 4  # parts of a call's work for each thread, so that none waits long for the others
 NUMBERS = "biufc"  # kinds of dtypes
 MISSING = 2**64 - 1  # offset and length of a chunk that is not in its shard
 
@@ -293,7 +293,7 @@ class FolderArray:
     ) -> None:
         """Work on the files of a box: on several at once, or if they are few, inside of each."""
         files = list(_divided(ranges, self._unit))
-        workers = self._workers or min(MOST_WORKERS, thread_count(None))
+        workers = self._workers or min(CONCURRENT_CHUNKS, thread_count(None))
         if len(files) < workers and self._shards is not None:
             for part in files:
                 work(part, values[part.outer], Scratch(), workers)
