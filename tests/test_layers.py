@@ -54,6 +54,7 @@ HOMES = {
     "isal": ["formats/*.py", "formats/*/*.py"],
     "zarr": ["formats/zarr/*.py"],
     "numcodecs": ["formats/zarr/*.py"],
+    "google_crc32c": ["formats/zarr/*.py"],
     "fsspec": ["formats/zarr/*.py"],
     "aiohttp": ["formats/zarr/remote.py"],
     "distributed": ["cluster/scheduler.py"],

@@ -218,7 +218,15 @@ def _last(random: Random) -> Drawn:
 
 
 def _groups(random: Random) -> Drawn:
-    """Grouped convolutions, down to one channel a group."""
+    """Grouped convolutions, down to one channel a group; half of them as networks have them."""
+    if random.random() < 0.5:
+        groups = _choice(random, [2, 2, 3, 4, 4, 8, 16, 32])
+        channels = groups * _choice(random, [1, 4, 8, 8, 12, 16, 24, 32])
+        filters = channels if random.random() < 0.7 else groups * _choice(random, [4, 8, 16, 32])
+        kernel = _choice(random, [(3, 3, 3)] * 5 + [(1, 3, 3), (5, 5, 5), (7, 7, 7)])
+        strides, dilation = _steps(random)
+        size = _size(random, 8, 72)
+        return Drawn("groups", size, kernel, channels, filters, strides, dilation, groups)
     groups = _choice(random, [2, 2, 3, 4, 4, 8, 8, 16, 24, 32, 48, 64])
     strides, dilation = _steps(random)
     channels = groups * _choice(random, [1, 1, 2, 4, 8])

@@ -98,7 +98,20 @@ def _of_problem(problem: ConvProblem) -> tuple[float, ...]:
         max(0.0, size[2] - 5),
         *(max(0.0, n) for n in (read, weights)),
         *(c * taps / 8, f * taps / 8, c * f / 8),
+        *_of_groups(problem, taps, sum(size)),
     )
+
+
+def _of_groups(problem: ConvProblem, taps: float, voxels: float) -> tuple[float, ...]:
+    """What groups cost that fill no vector: transforms and sums are done for each by itself.
+
+    taps, voxels : float    logarithms of the kernel's and of the output's size
+    """
+    if problem.groups == 1:
+        return 0.0, 0.0, 0.0
+    unused = _unused(problem.channels_per_group) + _unused(problem.filters_per_group)
+    large = max(0.0, min(voxels, 16) - 12)
+    return unused, unused * max(0.0, taps - 4) / 4, unused * large / 4
 
 
 NAMES = (
@@ -112,6 +125,7 @@ NAMES = (
     *("channels over 16", "filters over 16", "taps over 16", "width over 32"),
     *("input over 1 MB", "weights over 64 kB"),
     *("channels x taps", "filters x taps", "channels x filters"),
+    *("groups that fill no vector", "these x taps over 16", "these x voxels over 4096"),
 )
 
 

@@ -51,6 +51,37 @@ def test_a_correction_is_bounded() -> None:
         assert predict(problem_of(), {"a": seconds}, "avx2", {"avx2": {"a": row}}) == {"a": seconds}
 
 
+# groups, channels, kernel, side, the fastest of all algorithms by CPU time on both fitted classes
+GROUPED = [
+    (4, 32, 3, 64, "channels"),
+    (3, 24, 3, 64, "channels"),
+    (16, 128, 3, 32, "channels"),
+    (32, 128, 3, 48, "depthwise"),
+    (8, 64, 7, 24, "fft-channels"),
+    (4, 128, 3, 16, "winograd"),
+]
+
+
+@pytest.mark.parametrize(("groups", "channels", "kernel", "side", "fastest"), GROUPED)
+def test_groups_that_fill_no_vector(
+    groups: int, channels: int, kernel: int, side: int, fastest: str
+) -> None:
+    """Transforms of 8 channels each take twice as long as those of whole vectors."""
+    shape = (kernel, kernel, kernel, channels // groups, channels)
+    problem = ConvSpec(padding="same", groups=groups).resolve(
+        (1, side, side, side, channels), shape
+    )
+    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert make_plan(problem, weights).algorithm.name == fastest
+
+
+def test_what_is_known_of_groups_changes_no_other_choice() -> None:
+    alone = features(problem_of(8, 8), 1.0)
+    assert alone[-3:] == (0, 0, 0)
+    problem = ConvSpec(groups=2).resolve((1, 40, 40, 40, 16), (3, 3, 3, 8, 16))
+    assert all(value > 0 for value in features(problem, 1.0)[-3::2])
+
+
 @pytest.mark.parametrize("cpu", [row.name for row in CPU_CLASSES])
 def test_predictions_are_finite_and_grow_with_the_volume(cpu: str) -> None:
     """No problem, however unlike the fitted ones, is predicted as 0 or infinite."""

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 from conv3d_cli.errors import FormatError
@@ -28,6 +29,7 @@ from conv3d_cli.system.room import JSON_BYTES, check_tree
 
 PREFIX = "numcodecs."  # of numcodecs' codecs in format 3
 NUMBERS = "biufc"  # kinds of dtypes that a codec may convert to
+SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")  # of Blosc, by numcodecs' number
 LZMA_BYTES = 64 << 20  # of a dictionary, which the strongest of xz's levels takes
 
 
@@ -52,25 +54,25 @@ def _converted(size: int, codec: Any) -> int:
     return int(-(-size // given.itemsize) * stored.itemsize)
 
 
-def _unpack_zlib(data: Any, most: int, codec: Any) -> Any:
+def _unpack_zlib(data: Any, most: int, codec: Any, into: Any = None) -> Any:
     from isal.igzip_lib import DECOMP_ZLIB, IgzipDecompressor
 
     return unpack_members(data, most, lambda: IgzipDecompressor(DECOMP_ZLIB))
 
 
-def _unpack_gzip(data: Any, most: int, codec: Any) -> Any:
+def _unpack_gzip(data: Any, most: int, codec: Any, into: Any = None) -> Any:
     from isal.igzip_lib import DECOMP_GZIP, IgzipDecompressor
 
     return unpack_members(data, most, lambda: IgzipDecompressor(DECOMP_GZIP), GZIP_MAGIC)
 
 
-def _unpack_bz2(data: Any, most: int, codec: Any) -> Any:
+def _unpack_bz2(data: Any, most: int, codec: Any, into: Any = None) -> Any:
     import bz2
 
     return unpack_members(data, most, bz2.BZ2Decompressor, b"BZh")
 
 
-def _unpack_lzma(data: Any, most: int, codec: Any) -> Any:
+def _unpack_lzma(data: Any, most: int, codec: Any, into: Any = None) -> Any:
     import lzma
 
     if codec.format == lzma.FORMAT_RAW:
@@ -81,10 +83,10 @@ def _unpack_lzma(data: Any, most: int, codec: Any) -> Any:
     return unpack_members(data, most, lambda: lzma.LZMADecompressor(memlimit=limit), b"\xfd7zXZ")
 
 
-def _unpack_zstd(data: Any, most: int, codec: Any) -> Any:
+def _unpack_zstd(data: Any, most: int, codec: Any, into: Any = None) -> Any:
     size = zstd_content(bytes(memoryview(data)[:18]))
     if size is not None:
-        return _decoded(data, size, most, codec)
+        return _decoded(data, size, most, codec, into)
     try:
         module = zstd_module()
     except ImportError:
@@ -95,26 +97,34 @@ def _unpack_zstd(data: Any, most: int, codec: Any) -> Any:
     return unpack_members(data, most, module.ZstdDecompressor, ZSTD_MAGIC)
 
 
-def _unpack_blosc(data: Any, most: int, codec: Any) -> Any:
+def _unpack_blosc(data: Any, most: int, codec: Any, into: Any = None) -> Any:
     head, stored = bytes(memoryview(data)[:16]), memoryview(data).nbytes
     # Blosc's decoder trusts the header, and reads beyond a truncated buffer
     size, packed = (int.from_bytes(head[at : at + 4], "little") for at in (4, 12))
     if len(head) < 16 or packed != stored:
         raise ValueError(f"it has {stored} bytes, where its header promises {packed}")
-    return _decoded(data, size, most, codec)
+    return _decoded(data, size, most, codec, into)
 
 
-def _unpack_lz4(data: Any, most: int, codec: Any) -> Any:
-    return _decoded(data, int.from_bytes(bytes(memoryview(data)[:4]), "little"), most, codec)
+def _unpack_lz4(data: Any, most: int, codec: Any, into: Any = None) -> Any:
+    size = int.from_bytes(bytes(memoryview(data)[:4]), "little")
+    return _decoded(data, size, most, codec, into)
 
 
-def _decoded(data: Any, size: int, most: int, codec: Any) -> Any:
-    """Data decoded by numcodecs into `size` bytes, which its header promises."""
+def _decoded(data: Any, size: int, most: int, codec: Any, into: Any) -> Any:
+    """Data decoded by numcodecs into `size` bytes, which its header promises.
+
+    into : array of bytes or None       is filled if it has this size
+    """
     import numpy as np
 
     if size > most:
         raise ValueError(f"it unpacks to {size:,} bytes, where its shape allows {most:,}")
-    return codec.decode(data, np.empty(size, np.uint8)) if size else b""
+    if not size:
+        return b""
+    if into is None or into.nbytes != size:
+        into = np.empty(size, np.uint8)
+    return codec.decode(data, into)
 
 
 @dataclass(frozen=True)
@@ -123,14 +133,15 @@ class ChunkCodec:
 
     name : str          numcodecs' id, and the name in format 3, there perhaps after `PREFIX`
     packed : callable   (bytes, numcodecs' codec) -> most bytes that they take when encoded
-    unpack : callable or None   (data, most, numcodecs' codec) -> data, decoded to at most `most`
-                                bytes; it raises ValueError for more. None: the size of its input
-                                gives that of its result
+    unpack : callable or None   (data, most, numcodecs' codec, array of bytes or None) -> data,
+                                decoded to at most `most` bytes, perhaps into the array; it raises
+                                ValueError for more. None: the size of its input gives that of its
+                                result
     """
 
     name: str
     packed: Callable[[int, Any], int] = _compressed
-    unpack: Callable[[Any, int, Any], Any] | None = None
+    unpack: Callable[[Any, int, Any, Any], Any] | None = None
 
 
 CODECS = {
@@ -210,6 +221,23 @@ def _named(node: Any) -> Iterator[str]:
                 yield str(codec)
 
 
+def plain_codec(stored: Mapping[str, Any]) -> Any:
+    """numcodecs' codec of one that format 3 describes; both pack to the same bytes.
+
+    stored : mapping    "name" and "configuration"
+    """
+    import numcodecs
+
+    settings = dict(stored.get("configuration") or {})
+    name = stored["name"].removeprefix(PREFIX)
+    if name == stored["name"] == "blosc":
+        settings["shuffle"] = SHUFFLES.index(settings["shuffle"])
+        # older ones take the size of the array's items, which are bytes then
+        if "typesize" not in signature(numcodecs.Blosc).parameters:
+            settings.pop("typesize", None)
+    return numcodecs.get_codec({"id": name, **settings})
+
+
 def bound_codecs(array: Any) -> int:
     """Make an opened array unpack within bounds; its metadata stay as they are.
 
@@ -227,7 +255,6 @@ def bound_codecs(array: Any) -> int:
 
 def _bounded(codecs: Sequence[Any], voxels: int, size: int) -> tuple[list[Any], int]:
     """zarr's codecs, bounded, and the most bytes that voxels of this size take when encoded."""
-    from numcodecs import get_codec
     from zarr.codecs import ShardingCodec
     from zarr.codecs._v2 import V2Codec
 
@@ -248,12 +275,10 @@ def _bounded(codecs: Sequence[Any], voxels: int, size: int) -> tuple[list[Any], 
             found.append(replace(codec, codecs=tuple(inside)))
         else:
             stored = codec.to_dict()
-            name = stored["name"].removeprefix(PREFIX)
-            settings = stored.get("configuration", {}) if name != stored["name"] else {}
-            known = CODECS[name]
+            known = CODECS[stored["name"].removeprefix(PREFIX)]
             plain = None
             if known.unpack is not None or known.packed is _converted:
-                plain = get_codec({"id": name, **settings})
+                plain = plain_codec(stored)
             bounded = codec
             if known.unpack is not None:
                 bounded = _format_3_class()(codec, _Bounded(plain, size))
@@ -271,7 +296,9 @@ class _Bounded:
 
     def decode(self, data: Any, out: Any = None) -> Any:
         unpack = CODECS[self.codec_id].unpack
-        return self._codec.decode(data) if unpack is None else unpack(data, self._most, self._codec)
+        if unpack is None:
+            return self._codec.decode(data)
+        return unpack(data, self._most, self._codec, None)
 
 
 @lru_cache(maxsize=1)

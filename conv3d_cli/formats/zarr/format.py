@@ -3,10 +3,11 @@
 Stores are folders or URLs. Voxels are stored in chunks, each a file. The chunks with the same
 planes are a row of chunks. The reader decodes a row at once and holds it until its planes are
 released; the writer collects planes until a row is complete. So a forward pass reads and writes
-each chunk once. zarr decodes and encodes the chunks of a row in threads of its own. A missing chunk
-is read as the fill value, as Zarr defines it; a note counts the missing chunks.
+each chunk once. The chunks of a row are decoded and encoded in several threads. A missing chunk is
+read as the fill value, as Zarr defines it; a note counts the missing chunks.
 
-ome.py has the metadata, store.py the stores, pyramid.py the further resolution levels.
+ome.py has the metadata, store.py the stores, chunks.py the arrays in folders, pyramid.py the
+further resolution levels.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from conv3d_cli.formats.zarr import nifti as zarr_nifti
 from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
+from conv3d_cli.formats.zarr.chunks import CONCURRENT_CHUNKS, alone, direct
 from conv3d_cli.formats.zarr.names import ancestors, is_node, is_url, local_folder
 from conv3d_cli.formats.zarr.ome import OmeImage
 from conv3d_cli.formats.zarr.store import (
@@ -63,8 +65,7 @@ from conv3d_cli.system.words import count_of
 # voxels that they do not show.
 CHUNKS = (32, 128, 128)
 LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, after the first read
-CONCURRENT_CHUNKS = 10  # chunks that zarr processes at once: its "async.concurrency"
-# Boxes are passed to zarr in pieces of this size, of whole chunks, which it processes in parallel.
+# Boxes are read and written in pieces of this size, of whole chunks, which are done in parallel.
 PIECE_BYTES = 16 << 20
 
 
@@ -214,7 +215,7 @@ class ZarrReader(VolumeReader):
                 }
 
     def _units(self, channels: int) -> tuple[tuple[int, ...], int]:
-        """Shape of what is decoded as one, and how many of them in a row zarr decodes at once."""
+        """Shape of what is decoded as one, and how many of them in a row are decoded at once."""
         metadata: ZarrMetadata = self.header.metadata
         axes, cut = self.header.axes, metadata.shards or metadata.chunks
         unit = tuple(metadata.chunks[a] if a == "z" else cut[a] for a in axes.letters)
@@ -404,7 +405,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             header, note = zarr_nifti.applied(header, nifti, image, dataset, path)
             notes += [note] if note else []
     levels = [(d.path, joined(group, d.path)) for d in image.datasets] if image is not None else []
-    reader = ZarrReader(array, header, path, watch, levels)
+    reader = ZarrReader(direct(array), header, path, watch, levels)
     reader.notes = tuple(notes)
     return reader
 
@@ -601,7 +602,7 @@ def _levels_bytes(unit: Sequence[int], header: VolumeHeader, options: OutputOpti
 
 
 def _concurrent_units(axes: Axes, unit: Sequence[int], channels: int) -> int:
-    """Number of units (chunks or shards) of a row that zarr processes at once."""
+    """Number of units (chunks or shards) of a row that are decoded or encoded at once."""
     sizes = {"c": channels, "s": channels}
     along = [
         -(-sizes.get(a, axes.size(a)) // step)
@@ -694,7 +695,8 @@ class ZarrTarget:
 def _open_to_write(node: str) -> Any:
     import zarr
 
-    return zarr.open_array(node if is_url(node) else zarr_store.folder_to_write(node), mode="r+")
+    folder = node if is_url(node) else zarr_store.folder_to_write(node)
+    return direct(zarr.open_array(folder, mode="r+"))
 
 
 def value_range(block: Array) -> tuple[Array, Array]:
@@ -897,7 +899,7 @@ def create_zarr(
             if layout.zarr_format == 2
             else {"dimension_names": tuple(letters), "shards": shards}
         )
-        return zarr.create_array(
+        array = zarr.create_array(
             store.node(str(number)),
             shape=size,
             dtype=header.dtype,
@@ -910,6 +912,7 @@ def create_zarr(
             config={"write_empty_chunks": True},
             **special,
         )
+        return direct(array, options.threads)
 
     def finish(finest: Any, windows: Sequence[tuple[float, float]], stop: threading.Event) -> None:
         below = finest
@@ -921,7 +924,8 @@ def create_zarr(
                 for i, a in enumerate(letters)
                 if factors[number].get(a, 1) != factors[number - 1].get(a, 1)
             ]
-            zarr_pyramid.fill_level(below, level, halved, shards or fitted, stop)
+            # its own threads do the work
+            zarr_pyramid.fill_level(alone(below), alone(level), halved, shards or fitted, stop)
             below = level
         if stop.is_set():
             return

@@ -34,6 +34,7 @@ from conv3d_cli.errors import (
     setting,
 )
 from conv3d_cli.formats.zarr import remote
+from conv3d_cli.formats.zarr.chunks import FolderArray, start_flushing
 from conv3d_cli.formats.zarr.codecs import bound_codecs, check_codecs
 from conv3d_cli.formats.zarr.names import (
     LARGEST_METADATA,
@@ -385,10 +386,12 @@ class OneThread:
         return self._buffers[name][:size].view(dtype).reshape(shape)
 
     def array(self, array: Any, path: str) -> Any:
-        """The zarr Array at a path, read and written on this thread.
+        """The array at a path, zarr's or a `FolderArray`, read and written on this thread.
 
         Arrays at URLs and in zip files are returned unchanged: they wait for others, not for a CPU.
         """
+        if isinstance(array, FolderArray):
+            return _OneThreadFolderArray(array, self)
         far = local_folder(path) is None or archive_of(path) is not None
         return array if far else _OneThreadArray(array, self)
 
@@ -411,6 +414,20 @@ class OneThread:
         """Release the memory and close the event loop."""
         self._buffers = {}
         self._loop.close()
+
+
+class _OneThreadFolderArray:
+    """A FolderArray that a `OneThread` reads and writes."""
+
+    def __init__(self, array: FolderArray, thread: OneThread) -> None:
+        self._array, self._thread = array.with_workers(1), thread
+
+    def __getitem__(self, selection: Any) -> Any:
+        dtype = self._array.dtype
+        return self._array.read(selection, lambda shape: self._thread.buffer("read", shape, dtype))
+
+    def __setitem__(self, selection: Any, values: Any) -> None:
+        self._array[selection] = values
 
 
 class _OneThreadArray:
@@ -477,16 +494,15 @@ def _flushing_store() -> Any:
 
         async def set(self, key: str, value: Any) -> None:
             await super().set(key, value)
-            await asyncio.to_thread(_start_flushing, self.root / key)
+            await asyncio.to_thread(_flush, self.root / key)
 
     return FlushingStore if hasattr(os, "posix_fadvise") else LocalStore
 
 
-def _start_flushing(file: Path) -> None:
+def _flush(file: Path) -> None:
     number = os.open(file, os.O_RDONLY)
     try:
-        # starts writing dirty pages to disk
-        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+        start_flushing(number)
     finally:
         os.close(number)
 
