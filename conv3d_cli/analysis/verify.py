@@ -71,7 +71,9 @@ def check_verifiable(job: Job) -> None:
             f"{setting('verify')} reads the input again, which this output replaces: name another "
             "output"
         )
-    if any(get_activation(a).kind != "voxel" for stage in job.stages for a in stage.activations):
+    if any(
+        get_activation(a).kind != "voxel" for stage in job.convolutions for a in stage.activations
+    ):
         raise SpecError(
             f"{setting('verify')} recomputes single voxels, and this activation needs a whole "
             "axis: "
@@ -250,7 +252,7 @@ def _expected_box(
 
     A layer gives all its filters, a filter only the requested channel.
     """
-    stage = prepared.stages[number]
+    stage = prepared.convolutions[number]
     problem, kernel = stage.problem, stage.kernel
     window = _Window.around(problem, outputs)
     missing = prepared.job.missing if number == 0 else NOTHING

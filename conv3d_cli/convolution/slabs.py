@@ -111,13 +111,28 @@ class SlabSource:
         self._buffer_start = start
         return SlabInput(self._buffer, [p - start if p >= 0 else -1 for p in planes])
 
+    def shrink(self, stop: int) -> None:
+        """Drop the buffered planes that only output planes before `stop` need.
+
+        The others are copied where that frees at least as much as it takes.
+        """
+        if self._buffer is None:
+            return
+        needed = first_needed(self.problem)
+        first = needed[stop] if stop < len(needed) else self.problem.in_size[0]
+        left = self._buffer[max(0, first - self._buffer_start) :]
+        self._buffer_start = max(first, self._buffer_start)
+        self._buffer = left.copy() if 2 * len(left) <= len(self._buffer) else left
+        if not len(self._buffer):
+            self._buffer = None
+
     def release(self, stop: int) -> None:
         """Let the reader drop the input planes that only output planes before `stop` need."""
         needed = first_needed(self.problem)
         self.reader.release(self.n, needed[stop] if stop < len(needed) else self.problem.in_size[0])
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     """For every output plane, the first input plane that it or a later output plane spans.
 
@@ -137,7 +152,7 @@ def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     return tuple(reversed(result))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def last_needed(problem: ConvProblem) -> tuple[int, ...]:
     """For every output plane, the end of the input planes that it and earlier output planes span.
 

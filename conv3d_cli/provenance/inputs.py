@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files
-from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.settings.options import Settings
 
 
@@ -43,6 +43,7 @@ def _named(job: Job, given: Settings) -> Iterator[tuple[str, str]]:
     if given.config is not None:
         yield "config", given.config
     for stage in job.stages:
-        weights = stage.kernel.name.partition("::")[0] if isinstance(stage.kernel, Kernel) else None
+        kernel = stage.kernel if isinstance(stage, Stage) else None
+        weights = kernel.name.partition("::")[0] if isinstance(kernel, Kernel) else None
         for path in stage.files:
             yield "kernel" if path == weights else "bias", path

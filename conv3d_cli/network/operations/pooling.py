@@ -1,0 +1,147 @@
+"""Pooling: the largest or the mean voxel of a window, or of the whole volume."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from conv3d_cli.model.box import Box, Span
+from conv3d_cli.model.spec import VoxelTransform, output_size, pad_sizes
+from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+
+
+class Pooling3D(Operation):
+    """A function of the voxels in a window, for each channel.
+
+    `padding` may also be three (before, after) pairs, as in ONNX; padded voxels never count.
+    """
+
+    attributes = ("pool_size", "strides", "padding")
+
+    def resolve(self) -> Shape:
+        from conv3d_cli.network.operations.convolution import padding_of
+
+        source = self.inputs[0]
+        self.size = self.whole_numbers("pool_size", 2)
+        self.strides = self.whole_numbers("strides", self.size)
+        padding = padding_of(self)
+        lengths, pads = [], []
+        for axis in range(3):
+            along = padding if isinstance(padding, str) else padding[axis]
+            numbers = source[axis], self.size[axis], self.strides[axis], 1, along
+            lengths.append(output_size(*numbers))
+            pads.append(pad_sizes(*numbers)[0])
+        self.require_sizes(lengths)
+        self.before = (pads[0], pads[1], pads[2])
+        return Shape(lengths[0], lengths[1], lengths[2], source.channels)
+
+    def span(self, number: int, axis: int, outputs: Span) -> Span:
+        length = self.inputs[0][axis]
+        first = outputs[0] * self.strides[axis] - self.before[axis]
+        last = (outputs[1] - 1) * self.strides[axis] - self.before[axis] + self.size[axis]
+        first = min(max(first, 0), length - 1)
+        return first, max(min(last, length), first + 1)
+
+    @property
+    def transform(self) -> VoxelTransform:
+        d, h, w = ((k - 1) / 2 - before for k, before in zip(self.size, self.before, strict=True))
+        return VoxelTransform(self.strides, (d, h, w))
+
+    def taps(self, window: Window, box: Box, outside: float) -> list[Array]:
+        """For each position in the window, the voxel there of every output: (d, h, w, c) each.
+
+        outside : float     what padded positions hold
+        """
+        found = []
+        for tap in itertools.product(*map(range, self.size)):
+            taken, inside = [], []
+            for axis, (start, stop) in enumerate(box):
+                positions = np.arange(start, stop) * self.strides[axis] - self.before[axis]
+                positions = positions + tap[axis]
+                here = (positions >= 0) & (positions < self.inputs[0][axis])
+                inside.append(here)
+                taken.append(np.where(here, positions - window.start[axis], 0))
+            values = window.voxels[np.ix_(*taken)]
+            mask = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+            found.append(np.where(mask[..., None], values, outside))
+        return found
+
+
+class MaxPooling3D(Pooling3D):
+    """The largest voxel of each window; NaN if one of them is NaN."""
+
+    def define(self, windows: Sequence[Window], box: Box) -> Reals:
+        return np.max(self.taps(windows[0], box, -np.inf), axis=0)
+
+    def bounds(
+        self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
+    ) -> Reals:
+        return np.max(self.taps(errors[0], box, 0.0), axis=0)
+
+
+class AveragePooling3D(Pooling3D):
+    """The mean of the voxels of each window that lie in the volume.
+
+    `count_include_pad` divides by the whole window instead, as ONNX may.
+    """
+
+    attributes = ("pool_size", "strides", "padding", "count_include_pad")
+
+    def counts(self, axis: int, outputs: Span) -> Array:
+        """The number of voxels in the windows of outputs along an axis."""
+        if self.argument("count_include_pad", False):
+            return np.full(outputs[1] - outputs[0], self.size[axis])
+        first = np.arange(*outputs) * self.strides[axis] - self.before[axis]
+        last = np.minimum(first + self.size[axis], self.inputs[0][axis])
+        return np.maximum(last - np.maximum(first, 0), 1)
+
+    def define(self, windows: Sequence[Window], box: Box) -> Reals:
+        depth, height, width = (self.counts(axis, span) for axis, span in enumerate(box))
+        count = depth[:, None, None] * height[:, None] * width
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.sum(self.taps(windows[0], box, 0.0), axis=0) / count[..., None]
+
+
+class GlobalPooling3D(Operation):
+    """A function of all voxels of a channel; the result is a volume of one voxel."""
+
+    attributes = ("keepdims",)
+
+    def resolve(self) -> Shape:
+        return Shape(1, 1, 1, self.inputs[0].channels)
+
+    def span(self, number: int, axis: int, outputs: Span) -> Span:
+        return 0, self.inputs[0][axis]
+
+    @property
+    def needs_whole(self) -> bool:
+        return True
+
+    @property
+    def transform(self) -> VoxelTransform:
+        depth, height, width, _ = self.inputs[0]
+        return VoxelTransform(
+            (depth, height, width), ((depth - 1) / 2, (height - 1) / 2, (width - 1) / 2)
+        )
+
+
+class GlobalMaxPooling3D(GlobalPooling3D):
+    """The largest voxel of each channel; NaN if one of them is NaN."""
+
+    def define(self, windows: Sequence[Window], box: Box) -> Reals:
+        return np.max(windows[0].voxels, axis=(0, 1, 2), keepdims=True)
+
+    def bounds(
+        self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
+    ) -> Reals:
+        return np.max(errors[0].voxels, axis=(0, 1, 2), keepdims=True)
+
+
+class GlobalAveragePooling3D(GlobalPooling3D):
+    """The mean voxel of each channel."""
+
+    def define(self, windows: Sequence[Window], box: Box) -> Reals:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.mean(windows[0].voxels, axis=(0, 1, 2), keepdims=True)
