@@ -25,6 +25,7 @@ from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.layer.config import LayerConfig
+    from conv3d_cli.network.graph import Network
 
 # Keys whose values are paths that start from the config's folder. A kernel or a bias is a path only
 # if it is nothing else.
@@ -42,13 +43,15 @@ class Config:
     """The settings in a config file.
 
     path : str                  path of the file; "" if there is none
-    stages : list of Settings   one per convolution of the stack
+    stages : list of Settings   one per convolution of the stack; none of a network
     job : Settings              settings of the job and of missing voxels
+    network : Network or None   a model that is no chain of convolutions
     """
 
     path: str = ""
     stages: list[Settings] = field(default_factory=lambda: [Settings()])
     job: Settings = field(default_factory=Settings)
+    network: Network | None = None
 
 
 def read_config(path: str, with_kernel: bool = False) -> Config:
@@ -383,10 +386,8 @@ def read_model_file(path: str) -> Config:
         )
     try:
         config = from_keras(model, path, trained=True)
-    except SpecError as error:
-        names = [layer.name for layer in weights.read_layers(path)]
-        cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
-        raise type(error)(f"{error}; {cure}") from None
+    except SpecError:  # no chain of convolutions
+        return _network_config(path, model)
     saved = weights.read_layers(path)
     if len(saved) != len(config.stages):
         raise FormatError(
@@ -402,3 +403,24 @@ def read_model_file(path: str) -> Config:
             replace(stage, kernel=layer.as_kernel(f"{path}::{layer.name}"), files=(path,))
         )
     return replace(config, stages=stages)
+
+
+def _network_config(path: str, model: dict[str, Any]) -> Config:
+    """The config of a saved model that is more than a chain of convolutions.
+
+    Raises: SpecError, whose message names a layer that can be run alone; FormatError.
+    """
+    from conv3d_cli.kernels import weights
+    from conv3d_cli.network.keras import read_network
+
+    try:
+        network = read_network(path, model)
+    except SpecError as error:
+        try:
+            names = [layer.name for layer in weights.read_layers(path)]
+        except FormatError:
+            raise type(error)(f"config {path}: {error}") from None
+        cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
+        raise type(error)(f"config {path}: {error}; {cure}") from None
+    job = Settings(data_format=network.data_format) if network.data_format else Settings()
+    return Config(path, [], job, network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 
@@ -206,22 +207,32 @@ class Interleave(Operation):
 
     Transposed convolutions are run as convolutions, one for each group of phases, and this.
 
-    attributes: `strides` (D, H, W); `size` (D, H, W) of the output; `phases`, for each input three
-    lists, along D, H, W, of [phase, start]: output strides * q + phase is its voxel q + start. The
-    channels of an input are those of all its phases, the last axis fastest, channels together.
+    attributes: `strides` (D, H, W); `added` (D, H, W), voxels of the output less strides times
+    those of the first input; `phases`, for each input three lists, along D, H, W, of
+    [phase, start]: output strides * q + phase is its voxel q + start. The channels of an input are
+    those of all its phases, the last axis fastest, channels together. Outputs of phases that no
+    input has are the weights `fill`, (channels,).
     """
 
     arity = (1, None)
-    attributes = ("strides", "size", "phases")
+    attributes = ("strides", "added", "phases")
+    weights = ("fill",)
 
     def resolve(self) -> Shape:
         self.strides = self.whole_numbers("strides", 1)
         self.phases: list[list[dict[int, int]]] = [
             [dict(map(tuple, along)) for along in one] for one in self.argument("phases")
         ]
-        d, h, w = self.whole_numbers("size", 1)
-        count = np.prod([len(along) for along in self.phases[0]])
-        return Shape(d, h, w, int(self.inputs[0].channels // count))
+        d, h, w = (
+            stride * length + added
+            for stride, length, added in zip(
+                self.strides, self.inputs[0].size, self.argument("added"), strict=True
+            )
+        )
+        count = math.prod(len(along) for along in self.phases[0])
+        channels = self.inputs[0].channels // count
+        self.fill = self.weight("fill", (channels,))
+        return Shape(d, h, w, channels)
 
     def span(self, number: int, axis: int, outputs: Span) -> Span:
         stride, length = self.strides[axis], self.inputs[number][axis]
@@ -262,7 +273,8 @@ class Interleave(Operation):
         return found
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
-        result = np.zeros((*box.size, self.shape.channels))
+        result = np.empty((*box.size, self.shape.channels))
+        result[...] = self.fill
         for number, window in enumerate(windows):
             for slices, source, channels in self.parts(number, box):
                 if not source.is_empty:
