@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +11,10 @@ from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.layer import get_activation
 from conv3d_cli.model.box import Box
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
 
 SLOPES = 4.0  # no activation of the catalogue is steeper near a finite number
 
@@ -39,6 +44,18 @@ class Activation(Operation):
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         return self.activation(windows[0].box(*box))
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        voxels = windows[0].box(*box)
+
+        def plane(_: int, d: int) -> None:
+            if self.activation.kind == "voxel":
+                out[d] = voxels[d]
+                self.activation.in_place(out[d])
+            else:
+                out[d] = self.activation(voxels[d])
+
+        team.run(len(out), plane)
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
@@ -82,6 +99,16 @@ class PReLU(Operation):
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         return bent(windows[0].box(*box), self.alpha)
 
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        mapping.scale(windows[0].box(*box), self.alpha, np.zeros_like(self.alpha), out, team, True)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        from conv3d_cli.engine.mapping import scale_code
+
+        return [scale_code(real, bends=True)]
+
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
@@ -115,6 +142,15 @@ class LayerNormalization(Operation):
             else np.zeros(of_channels)
         )
         return self.inputs[0]
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        voxels, start = windows[0].box(*box), box.start
+
+        def plane(_: int, d: int) -> None:
+            own = Window(voxels[d : d + 1].astype(np.float64), start)
+            out[d] = self.define([own], Box.at(start, own.voxels.shape[:3]))[0]
+
+        team.run(len(out), plane)
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         voxels = windows[0].box(*box)

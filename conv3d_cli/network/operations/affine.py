@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.box import Box
-from conv3d_cli.network.operations.base import Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
 
 
 class Affine(Operation):
@@ -31,6 +36,16 @@ class Affine(Operation):
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         with np.errstate(invalid="ignore", over="ignore"):
             return windows[0].box(*box) * self.scale + self.offset
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        mapping.scale(windows[0].box(*box), self.scale, self.offset, out, team)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        from conv3d_cli.engine.mapping import scale_code
+
+        return [scale_code(real, bends=False)]
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float

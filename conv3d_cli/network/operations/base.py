@@ -84,6 +84,7 @@ class Operation:
     arity: ClassVar[tuple[int, int | None]] = (1, 1)  # the fewest and the most inputs; None: any
     attributes: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[tuple[str, ...]] = ()  # names of weights that it may have
+    needs_whole: ClassVar[bool] = False  # whether the first output needs an input's last plane
 
     def __init__(self, node: Node, inputs: Sequence[Shape]) -> None:
         self.node, self.inputs = node, tuple(inputs)
@@ -102,11 +103,6 @@ class Operation:
         It rises with `outputs`, so that inputs can be read forward.
         """
         return outputs
-
-    @property
-    def needs_whole(self) -> bool:
-        """Whether the first output needs an input's last plane."""
-        return False
 
     @property
     def transform(self) -> VoxelTransform:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
 
 
 class SizesDiffer(ShapeError):
@@ -69,10 +74,6 @@ class Join(Operation):
     def span(self, number: int, axis: int, outputs: Span) -> Span:
         return (0, 1) if self.inputs[number][axis] == 1 else outputs
 
-    @property
-    def needs_whole(self) -> bool:
-        return False
-
     def views(self, windows: Sequence[Window], box: Box) -> list[Array]:
         """The voxels of each input in a box, not yet repeated."""
         found = []
@@ -93,6 +94,24 @@ class Join(Operation):
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         with np.errstate(invalid="ignore", over="ignore"):
             return np.array(reduce(self.join, self.whole_views(windows, box)))
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        views = self.whole_views(windows, box)
+
+        def plane(_: int, d: int) -> None:
+            with np.errstate(invalid="ignore", over="ignore"):
+                if len(views) == 1:
+                    out[d] = views[0][d]
+                    return
+                self.join(views[0][d], views[1][d], out[d])
+                for view in views[2:]:
+                    self.join(out[d], view[d], out[d])
+                self.finish(out[d])
+
+        team.run(len(out), plane)
+
+    def finish(self, sums: Array) -> None:
+        """What follows the last join, in place."""
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
@@ -168,6 +187,9 @@ class Average(Join):
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         return super().define(windows, box) / len(windows)
 
+    def finish(self, sums: Array) -> None:
+        sums /= len(self.inputs)
+
 
 class Maximum(Join):
     """The largest of the inputs; NaN if one of them is NaN."""
@@ -206,6 +228,21 @@ class Concatenate(Join):
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         return np.concatenate(self.views(windows, box), axis=3)
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        first = 0
+        for view in self.views(windows, box):
+            part = out[..., first : first + view.shape[3]]
+            d, h, w = map(range, box.size)
+            mapping.move(view, d, h, w, np.zeros(view.shape[3]), part, team)
+            first += view.shape[3]
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        from conv3d_cli.engine.mapping import move_code
+
+        return [move_code(real)]
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import VoxelTransform, output_size, pad_sizes
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
 
 
 class Pooling3D(Operation):
@@ -68,9 +74,39 @@ class Pooling3D(Operation):
             found.append(np.where(mask[..., None], values, outside))
         return found
 
+    largest: ClassVar[bool]
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        first = [
+            at * stride - before
+            for at, stride, before in zip(box.start, self.strides, self.before, strict=True)
+        ]
+        voxels, start = windows[0]
+        mapping.pool(
+            voxels,
+            start,
+            self.inputs[0].size,
+            first,
+            self.size,
+            self.strides,
+            out,
+            team,
+            self.largest,
+            bool(self.argument("count_include_pad", False)),
+        )
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        from conv3d_cli.engine.mapping import pool_code
+
+        return [pool_code(real, self.largest)]
+
 
 class MaxPooling3D(Pooling3D):
     """The largest voxel of each window; NaN if one of them is NaN."""
+
+    largest = True
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         return np.max(self.taps(windows[0], box, -np.inf), axis=0)
@@ -88,6 +124,7 @@ class AveragePooling3D(Pooling3D):
     """
 
     attributes = ("pool_size", "strides", "padding", "count_include_pad")
+    largest = False
 
     def counts(self, axis: int, outputs: Span) -> Array:
         """The number of voxels in the windows of outputs along an axis."""
@@ -108,16 +145,13 @@ class GlobalPooling3D(Operation):
     """A function of all voxels of a channel; the result is a volume of one voxel."""
 
     attributes = ("keepdims",)
+    needs_whole = True
 
     def resolve(self) -> Shape:
         return Shape(1, 1, 1, self.inputs[0].channels)
 
     def span(self, number: int, axis: int, outputs: Span) -> Span:
         return 0, self.inputs[0][axis]
-
-    @property
-    def needs_whole(self) -> bool:
-        return True
 
     @property
     def transform(self) -> VoxelTransform:
@@ -138,6 +172,15 @@ class GlobalMaxPooling3D(GlobalPooling3D):
     ) -> Reals:
         return np.max(errors[0].voxels, axis=(0, 1, 2), keepdims=True)
 
+    def begin(self) -> Any:
+        return np.full(self.shape.channels, -np.inf)
+
+    def gather(self, gathered: Any, planes: Array, team: Team) -> Any:
+        return np.maximum(gathered, planes.max(axis=(0, 1, 2)))
+
+    def result(self, gathered: Any) -> Array:
+        return np.asarray(gathered)[None, None, None]
+
 
 class GlobalAveragePooling3D(GlobalPooling3D):
     """The mean voxel of each channel."""
@@ -145,3 +188,20 @@ class GlobalAveragePooling3D(GlobalPooling3D):
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         with np.errstate(invalid="ignore", over="ignore"):
             return np.mean(windows[0].voxels, axis=(0, 1, 2), keepdims=True)
+
+    def begin(self) -> Any:
+        return np.zeros(self.shape.channels)
+
+    def gather(self, gathered: Any, planes: Array, team: Team) -> Any:
+        sums = np.empty((len(planes), self.shape.channels))
+
+        def plane(_: int, d: int) -> None:
+            sums[d] = planes[d].sum(axis=(0, 1), dtype=np.float64)
+
+        team.run(len(planes), plane)
+        for one in sums:  # in order, so that the sum does not depend on how many come at once
+            gathered = gathered + one
+        return gathered
+
+    def result(self, gathered: Any) -> Array:
+        return np.asarray(gathered / math.prod(self.inputs[0].size))[None, None, None]

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import VoxelTransform
-from conv3d_cli.network.operations.base import Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
+
+
+def _move_loops(real: np.dtype[Any]) -> list[MachineCode]:
+    from conv3d_cli.engine.mapping import move_code
+
+    return [move_code(real)]
 
 
 class Shift(Operation):
@@ -64,6 +75,22 @@ class Shift(Operation):
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
         return self._moved(errors[0], box, 0.0)
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        window = windows[0]
+        planes, rows, columns = (
+            [at - before - start if 0 <= at - before < length else -1 for at in range(*span)]
+            for span, before, start, length in zip(
+                box, self.before, window.start, self.inputs[0].size, strict=True
+            )
+        )
+        fill = np.full(self.shape.channels, self.value)
+        mapping.move(window.voxels, planes, rows, columns, fill, out, team)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        return _move_loops(real)
 
     def _moved(self, window: Window, box: Box, value: float) -> Reals:
         result = np.full((*box.size, self.shape.channels), value)
@@ -128,6 +155,20 @@ class UpSampling3D(Operation):
             for span, times, start in zip(box, self.size, window.start, strict=True)
         )
         return np.asarray(window.voxels[np.ix_(*taken)])
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        window = windows[0]
+        planes, rows, columns = (
+            [at // times - start for at in range(*span)]
+            for span, times, start in zip(box, self.size, window.start, strict=True)
+        )
+        fill = np.zeros(self.shape.channels)
+        mapping.move(window.voxels, planes, rows, columns, fill, out, team)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        return _move_loops(real)
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
@@ -280,3 +321,20 @@ class Interleave(Operation):
                 if not source.is_empty:
                     result[slices] = window.box(*source)[..., channels]
         return result
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        covered = sum(math.prod(len(along) for along in one) for one in self.phases)
+        if covered < math.prod(self.strides):
+            out[...] = self.fill
+        for number, window in enumerate(windows):
+            for slices, source, channels in self.parts(number, box):
+                if source.is_empty:
+                    continue
+                view = window.box(*source)[..., channels]
+                d, h, w = map(range, source.size)
+                mapping.move(view, d, h, w, self.fill, out[slices], team)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        return _move_loops(real)

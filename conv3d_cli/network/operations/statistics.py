@@ -6,13 +6,18 @@ It is run as `Statistics`, which reads the whole volume, and `Normalize`, which 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import VoxelTransform
-from conv3d_cli.network.operations.base import Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
 
 
 class GroupNormalization(Operation):
@@ -22,6 +27,7 @@ class GroupNormalization(Operation):
     """
 
     attributes = ("groups", "epsilon", "center", "scale")
+    needs_whole = True
     weights = ("gamma", "beta")
 
     def resolve(self) -> Shape:
@@ -47,10 +53,6 @@ class GroupNormalization(Operation):
 
     def span(self, number: int, axis: int, outputs: Span) -> Span:
         return 0, self.inputs[0][axis]
-
-    @property
-    def needs_whole(self) -> bool:
-        return True
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         voxels = windows[0].voxels
@@ -83,6 +85,7 @@ class Statistics(Operation):
     """Mean and variance of groups of channels over all voxels: (1, 1, 1, 2 · groups)."""
 
     attributes = ("groups",)
+    needs_whole = True
 
     def resolve(self) -> Shape:
         self.groups = int(self.argument("groups"))
@@ -90,10 +93,6 @@ class Statistics(Operation):
 
     def span(self, number: int, axis: int, outputs: Span) -> Span:
         return 0, self.inputs[0][axis]
-
-    @property
-    def needs_whole(self) -> bool:
-        return True
 
     @property
     def transform(self) -> VoxelTransform:
@@ -106,6 +105,39 @@ class Statistics(Operation):
             mean = grouped.mean(axis=(0, 1, 2, 4))
             variance = np.square(grouped - mean[:, None]).mean(axis=(0, 1, 2, 4))
         return np.concatenate([mean, variance])[None, None, None]
+
+    def begin(self) -> Any:
+        return 0, np.zeros(self.groups), np.zeros(self.groups)
+
+    def gather(self, gathered: Any, planes: Array, team: Team) -> Any:
+        """Number of voxels, mean, and sum of squares around the mean, so far.
+
+        Source: T. Chan, G. Golub, R. LeVeque, Updating formulae and a pairwise algorithm for
+        computing sample variances, Stanford STAN-CS-79-773.
+        """
+        found: list[Any] = [None] * len(planes)
+
+        def plane(_: int, d: int) -> None:
+            grouped = planes[d].reshape(-1, self.groups, planes.shape[3] // self.groups)
+            with np.errstate(invalid="ignore", over="ignore"):
+                mean = grouped.mean(axis=(0, 2), dtype=np.float64)
+                spread = np.square(grouped - mean[:, None]).sum(axis=(0, 2), dtype=np.float64)
+            found[d] = grouped.shape[0] * grouped.shape[2], mean, spread
+
+        team.run(len(planes), plane)
+        count, mean, spread = gathered
+        with np.errstate(invalid="ignore", over="ignore"):
+            for more, own_mean, own_spread in found:  # in order: see `begin`
+                total = count + more
+                delta = own_mean - mean
+                mean = mean + delta * (more / total)
+                spread = spread + own_spread + delta**2 * (count * more / total)
+                count = total
+        return count, mean, spread
+
+    def result(self, gathered: Any) -> Array:
+        count, mean, spread = gathered
+        return np.concatenate([mean, spread / count])[None, None, None]
 
 
 class Normalize(Operation):
@@ -138,3 +170,14 @@ class Normalize(Operation):
         scale, offset = self.affine(windows[1].voxels)
         with np.errstate(invalid="ignore", over="ignore"):
             return windows[0].box(*box) * scale + offset
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine import mapping
+
+        scale, offset = self.affine(windows[1].voxels)
+        mapping.scale(windows[0].box(*box), scale, offset, out, team)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        from conv3d_cli.engine.mapping import scale_code
+
+        return [scale_code(real, bends=False)]
