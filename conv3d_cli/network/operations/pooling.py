@@ -109,12 +109,12 @@ class MaxPooling3D(Pooling3D):
     largest = True
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
-        return np.max(self.taps(windows[0], box, -np.inf), axis=0)
+        return np.asarray(np.max(self.taps(windows[0], box, -np.inf), axis=0))
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        return np.max(self.taps(errors[0], box, 0.0), axis=0)
+        return np.asarray(np.max(self.taps(errors[0], box, 0.0), axis=0))
 
 
 class AveragePooling3D(Pooling3D):
@@ -138,7 +138,13 @@ class AveragePooling3D(Pooling3D):
         depth, height, width = (self.counts(axis, span) for axis, span in enumerate(box))
         count = depth[:, None, None] * height[:, None] * width
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.sum(self.taps(windows[0], box, 0.0), axis=0) / count[..., None]
+            return np.asarray(np.sum(self.taps(windows[0], box, 0.0), axis=0) / count[..., None])
+
+    def bounds(
+        self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
+    ) -> Reals:
+        size = Window(np.abs(windows[0].voxels), windows[0].start)
+        return self.define(errors, box) + rounding * self.define([size], box)
 
 
 class GlobalPooling3D(Operation):
@@ -165,12 +171,12 @@ class GlobalMaxPooling3D(GlobalPooling3D):
     """The largest voxel of each channel; NaN if one of them is NaN."""
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
-        return np.max(windows[0].voxels, axis=(0, 1, 2), keepdims=True)
+        return np.asarray(np.max(windows[0].voxels, axis=(0, 1, 2), keepdims=True))
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        return np.max(errors[0].voxels, axis=(0, 1, 2), keepdims=True)
+        return np.asarray(np.max(errors[0].voxels, axis=(0, 1, 2), keepdims=True))
 
     def begin(self) -> Any:
         return np.full(self.shape.channels, -np.inf)
@@ -187,7 +193,13 @@ class GlobalAveragePooling3D(GlobalPooling3D):
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.mean(windows[0].voxels, axis=(0, 1, 2), keepdims=True)
+            return np.asarray(np.mean(windows[0].voxels, axis=(0, 1, 2), keepdims=True))
+
+    def bounds(
+        self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
+    ) -> Reals:
+        size = Window(np.abs(windows[0].voxels), windows[0].start)
+        return self.define(errors, box) + rounding * self.define([size], box)
 
     def begin(self) -> Any:
         return np.zeros(self.shape.channels)
