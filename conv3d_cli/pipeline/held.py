@@ -29,6 +29,8 @@ class Held:
     computed : list of int  output planes that each node computes at once, at most
     read : int              planes of the volume that are read at once, at most
     most : dict             node, or `VOLUME` -> planes that wait for the slowest reader, at most
+    gathered : set          nodes, or `VOLUME`, whose planes an operation on the whole volume takes
+                            to the last before others take theirs
     window_planes : list of int     input planes that each node has at once, at most
     """
 
@@ -38,6 +40,7 @@ class Held:
     computed: list[int] = field(default_factory=list)
     read: int = 0
     most: dict[int, int] = field(default_factory=dict)
+    gathered: set[int] = field(default_factory=set)
     window_planes: list[int] = field(default_factory=list)
 
 
@@ -63,6 +66,9 @@ class _Count:
         self.passing = 0  # bytes that requests under way hold
         self.waiting = 0  # bytes in tees
         self.plane = {VOLUME: volume_plane}
+        self.depth = max(
+            (_depth_taken(graph, consumer) for consumer in graph.consumers[VOLUME]), default=0
+        )
         for position, node in enumerate(nodes):
             self.plane[position] = int(np.prod(node.size[1:])) * node.channels * node.dtype.itemsize
         self.windows = [
@@ -70,11 +76,13 @@ class _Count:
             for position, node in enumerate(nodes)
         ]
         self.requests: dict[tuple[int, int], Callable[[int, int], None]] = {}
+        self.tees: list[_Tee] = []
         for source, consumers in graph.consumers.items():
             whole = self._computer(source)
             tee = _Tee(self, source, whole, len(consumers))
+            many = len(consumers) > 1 and source not in self.spooled
+            self.tees += [tee] if many else []
             for number, consumer in enumerate(consumers):
-                many = len(consumers) > 1 and source not in self.spooled
                 self.requests[consumer] = tee.reader(number) if many else whole
 
     def run(self, depth: int) -> None:
@@ -167,6 +175,7 @@ class _Count:
                     self.requests[position, 0](first, last)
                     with self.pass_by(2 * (last - first) * windows[0].plane):
                         pass
+                self.held.gathered |= {tee.source for tee in self.tees if tee.is_behind}
             return
         for number, window in enumerate(windows):
             window.read(*operation.span(number, 0, (start, stop)))
@@ -177,6 +186,13 @@ class _Count:
                     window.shrink(operation.span(number, 0, (stop, stop + 1))[0])
                 else:
                     window.drop_all()
+
+
+def _depth_taken(graph: Graph, consumer: tuple[int, int]) -> int:
+    """The depth of what a node takes: the planes of an input up to the last that it needs."""
+    position, number = consumer
+    node = graph.nodes[position]
+    return node.planes(number, 0, node.size[0])[1]
 
 
 class _Window:
@@ -248,6 +264,13 @@ class _Tee:
         self.positions = [0] * branches
         self.blocks: list[tuple[int, int]] = []
         self.stop = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether planes wait for the slowest, and the fastest has read the last one."""
+        nodes = self.count.graph.nodes
+        depth = self.count.depth if self.source == VOLUME else nodes[self.source].size[0]
+        return max(self.positions) == depth > min(self.positions)
 
     def reader(self, number: int) -> Callable[[int, int], None]:
         """What a request of one branch does."""

@@ -38,6 +38,7 @@ from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_s
 from conv3d_cli.network.operations.base import Operation, Shape
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.checks import begin_checks
+from conv3d_cli.pipeline.flow import whole_operations
 from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.kernels import resolve_kernel
@@ -336,7 +337,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
     graph = _graph(stages)
-    spooled = _spooled(graph, reader)
+    spooled = _spooled(graph)
     if order.spool_input[0] and len(graph.consumers[-1]) > 1:  # once, for all that take the volume
         spooled |= {-1}
         order.spool_input[0] = False
@@ -355,6 +356,13 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
             "the input goes through a temporary file in $TMPDIR, since its file is read in another "
             "order than it is needed; that takes space and time, the result is the same"
         )
+    if spooled - {-1}:
+        names = ", ".join(f"'{job.stages[n].name}'" for n in sorted(spooled - {-1}))
+        notes.append(
+            f"{count_of(1 + len(spooled), 'pass', 'passes')} through the volume, since "
+            f"{_listed(graph)} of the network {'need' if _wholes(graph) > 1 else 'needs'} all of "
+            f"it: temporary files in $TMPDIR hold the output of {names}"
+        )
     return PreparedJob(
         job=job,
         reader=reader,
@@ -372,7 +380,18 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     )
 
 
-def _spooled(graph: Graph, reader: VolumeReader) -> frozenset[int]:
+def _wholes(graph: Graph) -> int:
+    return len(whole_operations(graph))
+
+
+def _listed(graph: Graph) -> str:
+    """The nodes that need the whole volume, in a note."""
+    names = [f"'{one.node.name.partition('/')[0]}'" for one in whole_operations(graph)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _spooled(graph: Graph) -> frozenset[int]:
     """The nodes, or -1 for the volume, whose output goes into a temporary file.
 
     Where several nodes take a volume, and one of them needs all of it before another takes its
@@ -380,14 +399,12 @@ def _spooled(graph: Graph, reader: VolumeReader) -> frozenset[int]:
     """
     if not graph.needs_whole:
         return frozenset()
-    depths = {-1: reader.header.shape[1], **{n: node.size[0] for n, node in enumerate(graph.nodes)}}
     spooled: frozenset[int] = frozenset()
     while True:
-        waiting = count_held(graph, 1, 1, spooled).most
-        found = {source for source, planes in waiting.items() if planes >= depths[source] > 1}
-        if found <= spooled:
+        found = count_held(graph, 1, 1, spooled).gathered - spooled
+        if not found:
             return spooled
-        spooled |= {min(found - spooled)}  # what it gives may be taken in time then
+        spooled |= {min(found)}  # what comes after it may be taken in time then
 
 
 def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolved:
