@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import FormatError, SpecError
+from conv3d_cli.errors import FormatError, SpecError, setting
 from conv3d_cli.kernels.weights.keras import to_snake_case
 from conv3d_cli.layer import activations
 from conv3d_cli.layer.config import as_keras2, is_keras2
@@ -131,6 +131,10 @@ def read_keras_network(
         files=files,
         notes=tuple(reader.notes),
     )
+
+
+class WeightsMissing(SpecError):
+    """A model's JSON comes without the weights that a layer has."""
 
 
 @dataclass(frozen=True)
@@ -476,9 +480,9 @@ class _Reader:
         if operation == "Normalization" and layer.config.get("mean") is not None:
             expected = []
         if self.weights is None:
-            raise SpecError(
+            raise WeightsMissing(
                 f"layer '{layer.title}' ({layer.class_name}) has weights, and the model comes "
-                "without; save it with its weights, as .keras or .h5"
+                f"without; pass {setting('weights', 'FILE')}, or the model as .keras or .h5"
             )
         if self.weights.by_group is None:
             return self._legacy_weights(layer, expected)

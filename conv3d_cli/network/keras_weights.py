@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.kernels.weights import find_weights_file
 from conv3d_cli.kernels.weights.hdf5 import (
     find_member,
     is_dataset,
@@ -54,6 +55,12 @@ def read_weights(path: str) -> KerasWeights:
 
     Raises: FormatError for a damaged or foreign file.
     """
+    kind = find_weights_file(path)
+    if kind is None or not kind.name.endswith(("Keras", "Keras weights")):
+        raise FormatError(
+            f"cannot read {path}: the weights of a Keras model are in a .keras, .weights.h5 or .h5 "
+            "file"
+        )
     check_input(path)
     with Isolated(path, "the HDF5 library") as process:
         found: KerasWeights = process.call(

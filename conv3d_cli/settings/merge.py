@@ -66,15 +66,20 @@ def merge_settings(given: Settings) -> JobSettings:
     >>> merged.run.threads, str(merged.preset)
     (2, 'fsl: boundary renormalize; yours instead: padding full')
     """
+    if given.weights and not given.config:
+        raise SpecError(
+            f"{setting('weights', given.weights)} are those of a Keras model: pass its JSON, too, "
+            f"as {setting('config', 'model.json')}"
+        )
     config = (
-        read_config(given.config, with_kernel=given.named_kernel is not None)
+        read_config(given.config, given.named_kernel is not None, given.weights)
         if given.config
         else Config()
     )
     stages = _stages(given, config)
     run = overlay(config.job, given.only(Place.JOB, Place.MISSING))
     if config.path:
-        run = replace(run, files=(config.path,))
+        run = replace(run, files=(config.path, *([given.weights] if given.weights else [])))
     if isinstance(run.max_memory, str):
         run = replace(run, max_memory=byte_size(run.max_memory))
     names = frozenset(given.given())

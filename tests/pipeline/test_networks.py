@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def evaluated(network: Network, x: Array) -> Array:
 
 
 def network_of(path: Path) -> Network:
-    model = json.loads(__import__("zipfile").ZipFile(path).read("config.json"))
+    with zipfile.ZipFile(path) as archive:
+        model = json.loads(archive.read("config.json"))
     return read_keras_network(model, read_here(str(path)))
 
 
@@ -202,6 +204,33 @@ def test_a_legacy_file_gives_the_same(tmp_path: Path, run: Any) -> None:
     run("apply", tmp_path / "x.npy", "-c", write_h5(tmp_path / "m.h5", model, legacy), "-o", tmp_path / "a.npy")  # fmt: skip
     run("apply", tmp_path / "x.npy", "-c", write_keras(tmp_path / "m.keras", model, weights), "-o", tmp_path / "b.npy")  # fmt: skip
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_json_and_weights_in_two_files_give_the_same(
+    unet: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    saved(tmp_path / "x.npy", 1, 8, 8, 8, 1)
+    with zipfile.ZipFile(unet) as archive:
+        (tmp_path / "m.json").write_bytes(archive.read("config.json"))
+        (tmp_path / "m.weights.h5").write_bytes(archive.read("model.weights.h5"))
+    job = ["apply", tmp_path / "x.npy", "--overwrite", "-c"]
+    run(*job, unet, "-o", tmp_path / "a.npy")
+    both = [tmp_path / "m.json", "--weights", tmp_path / "m.weights.h5"]
+    run(*job, *both, "-o", tmp_path / "b.npy", "--sidecar")
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    record = json.loads((tmp_path / "b.json").read_text())["Conv3D"]
+    assert [file["Role"] for file in record["Inputs"]] == ["volume", "config", "weights"]
+    run("rerun", tmp_path / "b.json")
+    for wrong, code, words in (
+        ([tmp_path / "m.json"], 2, "the model comes without"),
+        ([unet, "--weights", tmp_path / "m.weights.h5"], 2, "leave out --weights"),
+        ([tmp_path / "m.json", "--weights", tmp_path / "x.npy"], 3, ".weights.h5 or .h5"),
+    ):
+        line = error_line(run(*job, *wrong, "-o", tmp_path / "c.npy", code=code).stderr)
+        assert words in line, line
+    lone = ["apply", tmp_path / "x.npy", "--weights", tmp_path / "m.weights.h5"]
+    line = error_line(run(*lone, "-o", tmp_path / "c.npy", code=2).stderr)
+    assert "pass its JSON" in line
 
 
 # --------------------------------------------------------------------------------------------------
@@ -395,7 +424,10 @@ def test_a_sidecar_tells_the_graph_and_repeats_it(unet: Path, tmp_path: Path, ru
     run("rerun", tmp_path / "y.json")
 
 
-def test_explain_tells_the_graph(unet: Path, tmp_path: Path, run: Any) -> None:
+def test_explain_tells_the_graph(
+    unet: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)  # a few planes at a time
     saved(tmp_path / "x.npy", 48, 40, 40)
     job = [tmp_path / "x.npy", "--axes", "zyx", "-c", unet]
     text = run("explain", *job).output
