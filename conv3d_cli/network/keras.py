@@ -112,7 +112,7 @@ def read_keras_network(
     Raises: SpecError for layers that are not understood, FormatError for weights that are not those
         of the model.
     """
-    reader = _Reader(weights, is_keras2(model))
+    reader = _Reader(weights, is_keras2(model), data_format=_data_format(model))
     taken = reader.model(model, (), "", None)
     outputs = {}
     for tensor in taken:
@@ -135,6 +135,23 @@ def read_keras_network(
 
 class WeightsMissing(SpecError):
     """A model's JSON comes without the weights that a layer has."""
+
+
+def _data_format(model: Config) -> str | None:
+    """The data_format of all layers that have one. Raises: SpecError for two."""
+    found: dict[str, str] = {}  # data format -> a layer that has it
+    pending = [model]
+    while pending:
+        entry = pending.pop()
+        pending += layers_of(entry)
+        config = entry.get("config")
+        own = config.get("data_format") if isinstance(config, Mapping) else None
+        if isinstance(own, str):
+            found.setdefault(own, name_of(entry))
+    if len(found) > 1:
+        told = " and ".join(f"{own} (layer '{name}')" for own, name in sorted(found.items()))
+        raise SpecError(f"all layers must have the same data_format, received {told}")
+    return next(iter(found), None)
 
 
 @dataclass(frozen=True)
@@ -300,9 +317,8 @@ class _Reader:
         if shape is None and layers:
             shape = layers[0].config.get("batch_input_shape")
         channels = None
-        formats = {layer.config.get("data_format") for layer in layers} - {None}
         if isinstance(shape, (list, tuple)) and len(shape) == _RANK_OF_VOLUMES:
-            channels = shape[1 if formats == {"channels_first"} else -1]
+            channels = shape[1 if self.data_format == "channels_first" else -1]
         self.inputs[name] = channels if isinstance(channels, int) else None
         return _Tensor(name)
 
@@ -317,20 +333,12 @@ class _Reader:
         constants: Sequence[Any] = (),
     ) -> _Tensor:
         """Add the node of a call of a layer; returns its output."""
-        class_name, config = layer.class_name, layer.config
+        class_name = layer.class_name
         if arguments.get("training") and class_name in _TRAINED_ONLY:
             raise SpecError(
                 f"layer '{layer.title}' ({class_name}) is called with training=True, so it acts as "
                 "in training; call it without"
             )
-        own_format = config.get("data_format")
-        if own_format is not None:
-            if self.data_format not in (None, own_format):
-                raise SpecError(
-                    "all layers must have the same data_format, received "
-                    f"{self.data_format} and, of layer '{layer.title}', {own_format}"
-                )
-            self.data_format = own_format
         if class_name in _PASSIVE:
             return taken[0]
         name = self._name(layer, number)
@@ -390,12 +398,12 @@ class _Reader:
                 weights = {}
         if operation == "Concatenate":
             self._require_channels(config.get("axis", -1), rank, axis_name, "concatenates along")
-        if operation == "Dense" and rank == 5 and self._channels_first(layer):
+        if operation == "Dense" and rank == 5 and self.data_format == "channels_first":
             raise SpecError(
                 f"{axis_name} acts on the last axis, which under channels_first is the width; "
                 "it is taken only on channels"
             )
-        if operation == "PReLU" and rank == 5 and self._channels_first(layer):
+        if operation == "PReLU" and rank == 5 and self.data_format == "channels_first":
             weights = {key: np.moveaxis(array, 0, -1) for key, array in weights.items()}
         if operation.startswith("Global") and not config.get("keepdims", False):
             rank = 2
@@ -403,14 +411,10 @@ class _Reader:
             rank = 2
         if operation == "Reshape":
             rank = 1 + len(config.get("target_shape", ()))
-            if self._channels_first(layer) and rank == 5:
+            if self.data_format == "channels_first" and rank == 5:
                 first, *rest = attributes["target_shape"]
                 attributes["target_shape"] = [*rest, first]
         return Node(name, operation, inputs, attributes, weights), rank
-
-    def _channels_first(self, layer: _Layer) -> bool:
-        own = layer.config.get("data_format")
-        return (own or self.data_format) == "channels_first"
 
     def _require_channels(self, axis: Any, rank: int, what: str, verb: str) -> None:
         """Refuse an axis other than that of the channels. Raises: SpecError."""

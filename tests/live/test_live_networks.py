@@ -201,3 +201,39 @@ def test_sequential_models_and_names(tmp_path: Path, run: Any) -> None:
     layers = [L.Conv3D(4, 3), L.MaxPooling3D(), L.Conv3DTranspose(2, 2, strides=2), L.ReLU()]
     model = keras.Sequential([L.Input((None, None, None, 2)), *layers])
     check(randomized(model), tmp_path / "m.keras", run, (9, 10, 11))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_channels_first(suffix: str, tmp_path: Path, run: Any) -> None:
+    first = {"data_format": "channels_first"}
+    volume = L.Input((3, None, None, None))
+    x = L.BatchNormalization(axis=1)(volume)
+    a = L.PReLU(shared_axes=[2, 3, 4])(L.Conv3D(4, 3, padding="same", **first)(x))
+    b = L.GroupNormalization(2, axis=1)(L.Conv3D(4, 3, **first)(L.MaxPooling3D(2, **first)(a)))
+    b = L.ZeroPadding3D(1, **first)(b)
+    b = L.Conv3DTranspose(4, 3, strides=2, padding="same", **first)(b)
+    x = L.Concatenate(axis=1)([L.UpSampling3D(1, **first)(b), a])
+    weight = L.Dense(8, activation="sigmoid")(L.GlobalAveragePooling3D(**first)(x))
+    x = L.Multiply()([x, L.Reshape((8, 1, 1, 1))(weight)])
+    x = L.Softmax(axis=1)(L.Conv3D(3, 1, **first)(x))
+    model = randomized(keras.Model(volume, x))
+    voxels = np.random.default_rng(7).standard_normal((1, 3, 8, 12, 10)).astype(np.float32)
+    model.save(tmp_path / f"m{suffix}")
+    np.save(tmp_path / "x.npy", voxels)
+    run("apply", tmp_path / "x.npy", "-c", tmp_path / f"m{suffix}", "-o", tmp_path / "y.npy")
+    expected = np.asarray(model(voxels))
+    got = np.load(tmp_path / "y.npy")
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=4e-6)
+
+
+@pytest.mark.parametrize("name", ["unet", "nested", "shared"])
+def test_json_and_weights_in_two_files(name: str, tmp_path: Path, run: Any) -> None:
+    model = functional(NETWORKS[name])
+    model.save_weights(tmp_path / "m.weights.h5")
+    (tmp_path / "m.json").write_text(model.to_json())
+    x = np.random.default_rng(7).standard_normal((1, 8, 8, 8, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    both = ["-c", tmp_path / "m.json", "--weights", tmp_path / "m.weights.h5"]
+    run("apply", tmp_path / "x.npy", *both, "-o", tmp_path / "y.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), np.asarray(model(x)), atol=4e-6)
