@@ -377,7 +377,7 @@ def choose_tasks(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
     def size(partition: Partition) -> int:
         axes = work_by_axis(graph, partition, in_chunk)
         read = math.prod(axis.most_buffered for axis in axes)
-        return read * in_voxel + math.prod(partition.block) * out_voxel
+        return int(read * in_voxel + math.prod(partition.block) * out_voxel)
 
     def allowed(partition: Partition) -> bool:
         small = size(partition) <= task_bytes

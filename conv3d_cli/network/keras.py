@@ -255,8 +255,8 @@ class _Reader:
         wanted: dict[str, int] = {}
         outputs = list(_references(config.get("output_layers", [])))
         everywhere = [r for one in calls.values() for call in one for r in call.references]
-        for name, call, _ in [*everywhere, *outputs]:
-            wanted[name] = max(wanted.get(name, 0), call)
+        for name, number, _ in [*everywhere, *outputs]:
+            wanted[name] = max(wanted.get(name, 0), number)
         shift = {
             name: max(0, wanted.get(name, 0) + 1 - len(one)) for name, one in calls.items() if one
         }

@@ -69,10 +69,11 @@ class Activation(Operation):
             size = np.abs(self.activation(voxels))
             if self.activation.halves:
                 spread = spread * (1 + np.abs(voxels).max(axis=3, keepdims=True))
-            return spread + rounding * (1 + size)
+            return np.asarray(spread + rounding * (1 + size))
         value, low, high = (self.activation(voxels + shift) for shift in (0, -spread, spread))
         with np.errstate(invalid="ignore"):
-            return np.maximum(abs(high - value), abs(value - low)) + rounding * (1 + abs(value))
+            spread = np.maximum(abs(high - value), abs(value - low))
+            return np.asarray(spread + rounding * (1 + abs(value)))
 
 
 class PReLU(Operation):
@@ -157,7 +158,7 @@ class LayerNormalization(Operation):
         with np.errstate(invalid="ignore", over="ignore"):
             centred = voxels - voxels.mean(axis=3, keepdims=True)
             variance = np.square(centred).mean(axis=3, keepdims=True)
-            return centred / np.sqrt(variance + self.epsilon) * self.gamma + self.beta
+            return np.asarray(centred / np.sqrt(variance + self.epsilon) * self.gamma + self.beta)
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
@@ -167,4 +168,5 @@ class LayerNormalization(Operation):
         off = (spread + rounding * np.abs(voxels).max(axis=3, keepdims=True)) / deviation
         largest = 1 + np.abs(voxels - voxels.mean(axis=3, keepdims=True)) / deviation
         size = np.abs(self.define(windows, box))
-        return 4 * off * largest**2 * np.abs(self.gamma) + rounding * (size + np.abs(self.beta))
+        bound = 4 * off * largest**2 * np.abs(self.gamma)
+        return np.asarray(bound + rounding * (size + np.abs(self.beta)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Affine(Operation):
     scale, offset : (channels,)
     """
 
-    weights = ("scale", "offset")
+    weights: ClassVar[tuple[str, ...]] = ("scale", "offset")
 
     def resolve(self) -> Shape:
         self.scale, self.offset = self.read()

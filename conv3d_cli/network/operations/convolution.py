@@ -169,7 +169,8 @@ class Conv3D(WeightedSum):
                 own = slice(g * per_group, (g + 1) * per_group)
                 to = slice(g * filters, (g + 1) * filters)
                 with np.errstate(invalid="ignore", over="ignore"):
-                    sums[(*np.ix_(*given), to)] += values[..., own] @ kernel[tap][:, to]
+                    part = sums[..., to]
+                    part[np.ix_(*given)] += values[..., own] @ kernel[tap][:, to]
         return sums
 
 
@@ -285,7 +286,8 @@ class Conv3DTranspose(WeightedSum):
                 own = slice(g * per_group, (g + 1) * per_group)
                 to = slice(g * filters, (g + 1) * filters)
                 with np.errstate(invalid="ignore", over="ignore"):
-                    sums[(*np.ix_(*given), to)] += values[..., own] @ kernel[tap][:, to]
+                    part = sums[..., to]
+                    part[np.ix_(*given)] += values[..., own] @ kernel[tap][:, to]
         return sums
 
 
@@ -335,4 +337,4 @@ class Dense(WeightedSum):
 
     def sums(self, windows: Sequence[Window], box: Box, kernel: Reals) -> Reals:
         with np.errstate(invalid="ignore", over="ignore"):
-            return windows[0].box(*box) @ kernel[0, 0, 0]
+            return np.asarray(windows[0].box(*box) @ kernel[0, 0, 0])

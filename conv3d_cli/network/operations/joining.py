@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Join(Operation):
     An input of one voxel along an axis is repeated along it.
     """
 
-    arity = (2, None)
+    arity: ClassVar[tuple[int, int | None]] = (2, None)
     repeats = True  # whether inputs of one voxel, or of one channel, are repeated
 
     def resolve(self) -> Shape:
@@ -145,17 +145,15 @@ class Multiply(Join):
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        product, spread = None, None
+        shape = (*box.size, self.shape.channels)
+        product, spread = np.ones(shape), np.zeros(shape)
         with np.errstate(invalid="ignore", over="ignore"):
             for view, error in zip(
                 self.whole_views(windows, box), self.whole_views(errors, box), strict=True
             ):
                 size = np.abs(view)
-                if product is None:
-                    product, spread = size, np.array(error)
-                else:
-                    spread = spread * (size + error) + product * error
-                    product = product * size
+                spread = spread * (size + error) + product * error
+                product = product * size
             return np.asarray(spread + len(windows) * rounding * product)
 
 

@@ -24,7 +24,7 @@ class Pooling3D(Operation):
     `padding` may also be three (before, after) pairs, as in ONNX; padded voxels never count.
     """
 
-    attributes = ("pool_size", "strides", "padding")
+    attributes: ClassVar[tuple[str, ...]] = ("pool_size", "strides", "padding")
 
     def resolve(self) -> Shape:
         from conv3d_cli.network.operations.convolution import padding_of
@@ -132,7 +132,7 @@ class AveragePooling3D(Pooling3D):
             return np.full(outputs[1] - outputs[0], self.size[axis])
         first = np.arange(*outputs) * self.strides[axis] - self.before[axis]
         last = np.minimum(first + self.size[axis], self.inputs[0][axis])
-        return np.maximum(last - np.maximum(first, 0), 1)
+        return np.asarray(np.maximum(last - np.maximum(first, 0), 1))
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         depth, height, width = (self.counts(axis, span) for axis, span in enumerate(box))

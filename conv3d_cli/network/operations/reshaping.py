@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ class Shift(Operation):
         parts = list(value) if isinstance(value, (list, tuple)) else [value] * 3
         pairs = [tuple(part) if isinstance(part, (list, tuple)) else (part, part) for part in parts]
         whole = all(
-            isinstance(n, numbers.Integral) and not isinstance(n, bool) and n >= 0
+            isinstance(n, int) and not isinstance(n, bool) and n >= 0
             for pair in pairs
             for n in pair
         )

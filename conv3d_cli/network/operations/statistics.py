@@ -63,7 +63,7 @@ class GroupNormalization(Operation):
             each = voxels.shape[3] // self.groups
             mean, variance = np.repeat(mean, each), np.repeat(variance, each)
             own = windows[0].box(*box) - mean
-            return own / np.sqrt(variance + self.epsilon) * self.gamma + self.beta
+            return np.asarray(own / np.sqrt(variance + self.epsilon) * self.gamma + self.beta)
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
@@ -75,10 +75,9 @@ class GroupNormalization(Operation):
             voxels.shape[3] // self.groups,
         )
         spread = errors[0].voxels.max() + rounding * np.abs(voxels).max()
-        size = np.abs(self.define(windows, box))
-        return spread / deviation * (
-            2 * np.abs(self.gamma) + 2 * (size + np.abs(self.beta))
-        ) + rounding * (size + np.abs(self.beta))
+        size = np.abs(self.define(windows, box)) + np.abs(self.beta)
+        bound = spread / deviation * 2 * (np.abs(self.gamma) + size)
+        return np.asarray(bound + rounding * size)
 
 
 class Statistics(Operation):
