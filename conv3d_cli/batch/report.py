@@ -234,11 +234,34 @@ def _heading(prepared: PreparedJob, number: int) -> str:
 
 def _step_text(layer: dict[str, Any]) -> str:
     """An operation in words."""
-    arguments = ", ".join(f"{key} {value}" for key, value in layer["arguments"].items())
+    # how phases are interleaved is of no use to people
+    shown = {key: value for key, value in layer["arguments"].items() if key in _TOLD}
+    arguments = ", ".join(f"{key} {_argument_text(value)}" for key, value in shown.items())
     size = "x".join(map(str, layer["output_size"]))
     whole = "; it needs the whole volume" if layer["needs_whole"] else ""
     shape = f"{size} with {count_of(layer['output_channels'], 'channel')}"
-    return f"{layer['operation']}  {arguments or 'no arguments'} -> {shape}{whole}"
+    return f"{layer['operation']}{arguments and f'  {arguments}'} -> {shape}{whole}"
+
+
+def _argument_text(value: Any) -> str:
+    """A value of an operation's argument: whole numbers along D, H, W as --strides writes them."""
+    triple = isinstance(value, list) and len(value) == 3
+    return triple_text(value) if triple and all(isinstance(n, int) for n in value) else str(value)
+
+
+# arguments that explain tells
+_TOLD = (
+    "activation",
+    "cropping",
+    "epsilon",
+    "groups",
+    "offset",
+    "padding",
+    "pool_size",
+    "scale",
+    "size",
+    "strides",
+)
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:

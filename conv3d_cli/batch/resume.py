@@ -65,6 +65,7 @@ NO_SETTINGS = {
     "given",
     "checks",
     "share_of_start",
+    "network",  # its stages are compared
     *fields_not_compared(Place.JOB),
 }
 NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}

@@ -343,7 +343,7 @@ def _stage(
         Kernel(kernel, bias, name=name),
         name=name,
         boundary="zeros",
-        activations=tuple(activations),
+        activations=tuple(activation.text for activation in activations),
         inputs=taken,
         allow_strided_dilation=True,
         **settings,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -432,10 +434,48 @@ def test_explain_tells_the_graph(
     job = [tmp_path / "x.npy", "--axes", "zyx", "-c", unet]
     text = run("explain", *job).output
     assert "skip_a, of up_a, a_conv" in text
-    assert re.search(
-        r"operation +MaxPooling3D +pool_size \[2, 2, 2\] -> 24x20x20 with 4 channels", text
-    )
+    assert re.search(r"operation +MaxPooling3D +pool_size 2 -> 24x20x20 with 4 channels", text)
     record = json.loads(run("explain", *job, "--json").output)
     names = [one["name"] for one in record["layers"]]
     assert names[:2] == ["a_conv", "pool_a"]
     assert record["memory_terms"]["skips"] > 0
+
+
+def test_a_finished_network_is_not_run_again(unet: Path, tmp_path: Path, run: Any) -> None:
+    saved(tmp_path / "x.npy", 1, 8, 8, 8, 1)
+    job = ["apply", tmp_path / "x.npy", "-c", unet, "-o", tmp_path / "y.npy", "--resume", "--json"]
+    assert json.loads(run(*job).stdout)["status"] == "done"
+    assert json.loads(run(*job).stdout)["status"] == "skipped"
+    write_keras(unet, *networks.unet(widths=(4, 4, 8)))
+    again = json.loads(run(*job, "--overwrite").stdout)
+    assert again["status"] == "done"
+
+
+def test_a_batch_of_scans(unet: Path, tmp_path: Path, run: Any) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        saved(tmp_path / "in" / f"{number}.npy", 1, 8, 8, 12, 1, seed=number)
+    run("apply", tmp_path / "in", "-c", unet, "--out-dir", tmp_path / "out")
+    for number in range(3):
+        x, y = (np.load(tmp_path / folder / f"{number}.npy") for folder in ("in", "out"))
+        np.testing.assert_allclose(y[0], evaluated(network_of(unet), x[0]), atol=3e-6)
+
+
+@pytest.mark.slow
+def test_the_forecast_is_above_the_peak_and_not_far(unet: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((96, 96, 96), np.float32))
+    command = [sys.executable, "-m", "conv3d_cli"]
+    job = [tmp_path / "x.npy", "--axes", "zyx", "-c", unet]
+    write_keras(unet, *networks.unet(widths=(16, 16, 16)))
+    planned = subprocess.run([*command, "explain", *job, "--json"], capture_output=True, check=True)
+    forecast = json.loads(planned.stdout)["memory"]
+    program = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "apply", *job, "-o", tmp_path / "y.npy", "-q"],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    assert peak <= forecast <= 2.2 * peak
