@@ -31,7 +31,7 @@ from conv3d_cli.model.box import Box
 from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box
 from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, work_by_axis
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, take_checks
-from conv3d_cli.pipeline.flow import whole_operations
+from conv3d_cli.pipeline.flow import whole_nodes
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
 from conv3d_cli.pipeline.request import Job
@@ -314,9 +314,9 @@ def check_suited(prepared: PreparedJob) -> None:
             "--scheduler writes Zarr stores, to which several workers can write at once, and "
             f"{job.target} is not one; name an output that ends in .zarr"
         )
-    for operation in whole_operations(prepared.graph):
+    for name in whole_nodes(prepared.graph):
         raise SpecError(
-            f"{operation.where} needs the whole volume, which no worker has: leave out --scheduler"
+            f"node '{name}' needs the whole volume, which no worker has: leave out --scheduler"
         )
     for stage in prepared.convolutions:
         if not stage.convolution.takes_boxes:

@@ -20,7 +20,8 @@ from conv3d_cli.formats.base import spool_reader
 from conv3d_cli.model.box import Box
 from conv3d_cli.model.grid import grid_after
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
-from conv3d_cli.network.operations.base import Operation, Shape, Window
+from conv3d_cli.network.operations.base import Shape, Window
+from conv3d_cli.network.operations.statistics import GATHERING
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
 
 if TYPE_CHECKING:
@@ -327,10 +328,10 @@ def reader_of_last(
     raise AssertionError("a graph ends with a convolution")
 
 
-def whole_operations(graph: Graph) -> list[Operation]:
-    """The operations that need their whole input before their first output."""
+def whole_nodes(graph: Graph) -> list[str]:
+    """The names of the network's nodes that need their whole input before their first output."""
     return [
-        node.operation
+        node.operation.node.name.removesuffix(GATHERING)
         for node in graph.nodes
         if isinstance(node, OperationNode) and node.operation.needs_whole
     ]

@@ -40,7 +40,7 @@ from conv3d_cli.network.operations.convolution import (
     transposed_sizes,
 )
 from conv3d_cli.network.operations.reshaping import Same, ZeroPadding3D
-from conv3d_cli.network.operations.statistics import GroupNormalization
+from conv3d_cli.network.operations.statistics import GATHERING, GroupNormalization
 from conv3d_cli.pipeline.request import Stage, Step
 
 Reals = NDArray[np.float64]
@@ -223,7 +223,7 @@ class _Lowering:
         operation = make_operation(node, [Shape(1, 1, 1, channels)])
         assert isinstance(operation, GroupNormalization)
         gathering = _Item(
-            Node(f"{node.name}/statistics", "Statistics", (), {"groups": operation.groups}),
+            Node(f"{node.name}{GATHERING}", "Statistics", (), {"groups": operation.groups}),
             list(sources),
         )
         applying = _Item(

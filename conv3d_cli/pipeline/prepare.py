@@ -38,7 +38,7 @@ from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_s
 from conv3d_cli.network.operations.base import Operation, Shape
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.checks import begin_checks
-from conv3d_cli.pipeline.flow import whole_operations
+from conv3d_cli.pipeline.flow import whole_nodes
 from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.kernels import resolve_kernel
@@ -357,11 +357,12 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
             "order than it is needed; that takes space and time, the result is the same"
         )
     if spooled - {-1}:
-        names = ", ".join(f"'{job.stages[n].name}'" for n in sorted(spooled - {-1}))
+        held = [str(job.stages[n].name) for n in sorted(spooled - {-1})]
+        need = whole_nodes(graph)
         notes.append(
-            f"{count_of(1 + len(spooled), 'pass', 'passes')} through the volume, since "
-            f"{_listed(graph)} of the network {'need' if _wholes(graph) > 1 else 'needs'} all of "
-            f"it: temporary files in $TMPDIR hold the output of {names}"
+            f"{count_of(1 + len(spooled), 'pass', 'passes')} through the volume, all of which "
+            f"{_listed(need)} of the network {'need' if len(need) > 1 else 'needs'} before the "
+            f"first voxel: temporary files in $TMPDIR hold the output of {_listed(held)}"
         )
     return PreparedJob(
         job=job,
@@ -380,15 +381,10 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     )
 
 
-def _wholes(graph: Graph) -> int:
-    return len(whole_operations(graph))
-
-
-def _listed(graph: Graph) -> str:
-    """The nodes that need the whole volume, in a note."""
-    names = [f"'{one.node.name.partition('/')[0]}'" for one in whole_operations(graph)]
+def _listed(names: Sequence[str]) -> str:
+    """Names of nodes in a note."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def _spooled(graph: Graph) -> frozenset[int]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from conv3d_cli.engine.machine_code import MachineCode
 
 
+GATHERING = "/statistics"  # what the name of a `Statistics` adds to that of its node
+
+
 class GroupNormalization(Operation):
     """(x - mean) / √(variance + epsilon) · gamma + beta, over each group's channels and all voxels.
 
