@@ -68,6 +68,14 @@ class SlabInput:
     mask: SlabInput | None = None
 
 
+SHRINKS = 4  # planes are copied where the array that they are a part of has so many times as many
+
+
+def shrunk(left: Array, whole: Array) -> Array:
+    """The planes that are left of an array: a copy where that frees much more than it takes."""
+    return left.copy() if SHRINKS * len(left) <= len(whole) else left
+
+
 class SlabSource:
     """Reads the inputs of the slabs of one part of a volume, in order.
 
@@ -112,19 +120,14 @@ class SlabSource:
         return SlabInput(self._buffer, [p - start if p >= 0 else -1 for p in planes])
 
     def shrink(self, stop: int) -> None:
-        """Drop the buffered planes that only output planes before `stop` need.
-
-        The others are copied where that frees at least as much as it takes.
-        """
+        """Drop the buffered planes that only output planes before `stop` need; see `shrunk`."""
         if self._buffer is None:
             return
         needed = first_needed(self.problem)
         first = needed[stop] if stop < len(needed) else self.problem.in_size[0]
         left = self._buffer[max(0, first - self._buffer_start) :]
         self._buffer_start = max(first, self._buffer_start)
-        self._buffer = left.copy() if 2 * len(left) <= len(self._buffer) else left
-        if not len(self._buffer):
-            self._buffer = None
+        self._buffer = shrunk(left, self._buffer) if len(left) else None
 
     def release(self, stop: int) -> None:
         """Let the reader drop the input planes that only output planes before `stop` need."""

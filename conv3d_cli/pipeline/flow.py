@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conv3d_cli.convolution.prepared import Convolution
-from conv3d_cli.convolution.slabs import SlabSource
+from conv3d_cli.convolution.slabs import SlabSource, shrunk
 from conv3d_cli.formats.base import spool_reader
 from conv3d_cli.model.box import Box
 from conv3d_cli.model.grid import grid_after
@@ -139,11 +139,6 @@ class _Planes:
         left = self._kept[max(0, start - self._start) :]
         self._start = max(start, self._start)
         self._kept = shrunk(left, self._kept) if len(left) else None
-
-
-def shrunk(left: Array, whole: Array) -> Array:
-    """The planes that are left of a block: a copy where that frees at least as much as it takes."""
-    return left.copy() if 2 * len(left) <= len(whole) else left
 
 
 def real_values(block: Array, scale: tuple[float, float], real: np.dtype[Any]) -> Array:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from conv3d_cli.convolution.slabs import first_needed
+from conv3d_cli.convolution.slabs import SHRINKS, first_needed
 from conv3d_cli.pipeline.flow import WHOLE_PLANES
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
 
@@ -238,10 +238,10 @@ class _Window:
         count.look()
 
     def shrink(self, start: int) -> None:
-        """Let go of the planes before `start`; see `flow.shrunk`."""
+        """Let go of the planes before `start`; see `slabs.shrunk`."""
         first = max(start, self.start)
         left = max(0, self.stop - first)
-        block = left if 2 * left <= self.block else self.block
+        block = left if SHRINKS * left <= self.block else self.block
         self.count.kept -= (self.block - block) * self.plane
         self.start, self.block = first, block
         if not left:

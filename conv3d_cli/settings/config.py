@@ -428,10 +428,12 @@ def _keras_config(model: dict[str, Any], path: str, trained: bool) -> Config:
     try:
         return from_keras(model, path, trained)
     except SpecError as no_chain:
+        from conv3d_cli.kernels.weights.layer import read_errors
         from conv3d_cli.network.keras import WeightsMissing, read_keras_network
 
         try:
-            network = read_keras_network(model, None, (path,))
+            with read_errors(path):
+                network = read_keras_network(model, None, (path,))
         except WeightsMissing as error:
             raise SpecError(f"config {path}: {error}") from None
         except (SpecError, FormatError):
@@ -445,6 +447,7 @@ def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
 
     Raises: ConfigError for another config, SpecError, FormatError.
     """
+    from conv3d_cli.kernels.weights.layer import read_errors
     from conv3d_cli.network.keras import read_keras_network
     from conv3d_cli.network.keras_weights import read_weights
 
@@ -454,7 +457,8 @@ def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
             f"{setting('weights', weights)} belong"
         )
     try:
-        network = read_keras_network(model, read_weights(weights), (path, weights))
+        with read_errors(path):
+            network = read_keras_network(model, read_weights(weights), (path, weights))
     except SpecError as error:
         raise type(error)(f"config {path}: {error}") from None
     job = Settings(data_format=network.data_format) if network.data_format else Settings()
@@ -467,10 +471,12 @@ def _network_config(path: str, model: dict[str, Any]) -> Config:
     Raises: SpecError, whose message names a layer that can be run alone; FormatError.
     """
     from conv3d_cli.kernels import weights
+    from conv3d_cli.kernels.weights.layer import read_errors
     from conv3d_cli.network.keras import read_network
 
     try:
-        network = read_network(path, model)
+        with read_errors(path):
+            network = read_network(path, model)
     except SpecError as error:
         try:
             names = [layer.name for layer in weights.read_layers(path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from conv3d_cli.layer import get_activation
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import Pads, VoxelTransform, output_size, pad_sizes
 from conv3d_cli.network.operations.base import Operation, Reals, Shape, Window
+
+MOST_PHASES = 4096  # of the strides of a transposed convolution
 
 
 class WeightedSum(Operation):
@@ -222,6 +225,11 @@ class Conv3DTranspose(WeightedSum):
             raise ShapeError(
                 f"{self.where} has groups={self.groups!r}, which must divide the "
                 f"{source.channels} channels of its input"
+            )
+        if math.prod(self.strides) > MOST_PHASES:
+            raise SpecError(
+                f"{self.where} has strides {self.strides}; their product may be at most "
+                f"{MOST_PHASES}"
             )
         kernel = self.weight("kernel", (None, None, None, None, source.channels))
         self.read_weights(_as_conv(kernel, self.groups))
