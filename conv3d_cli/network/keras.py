@@ -334,6 +334,8 @@ class _Reader:
     ) -> _Tensor:
         """Add the node of a call of a layer; returns its output."""
         class_name = layer.class_name
+        if not taken:
+            raise SpecError(f"layer '{layer.title}' ({class_name}) is used without an input")
         if arguments.get("training") and class_name in _TRAINED_ONLY:
             raise SpecError(
                 f"layer '{layer.title}' ({class_name}) is called with training=True, so it acts as "

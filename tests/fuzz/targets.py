@@ -647,10 +647,7 @@ def read_h5_here(path: str) -> None:
 def _networks() -> dict[str, bytes]:
     import networks
 
-    models = {
-        norm: networks.unet(norm=norm)[0] for norm in ("BatchNormalization", "GroupNormalization")
-    }
-    return {name: json.dumps(model).encode() for name, model in models.items()}
+    return {"unet": json.dumps(networks.unet()[0]).encode()}
 
 
 def read_network(path: str) -> None:
