@@ -237,7 +237,7 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
     Raises: ShapeError if the volume is already smoother along an axis; SpecError for several
     stages, for strides, and for a length that cannot be parsed.
     """
-    stage = job.stages[0]
+    stage = job.convolutions[0]
     if len(job.stages) > 1 or stage.spec(is_layer=False).strides not in (1, (1, 1, 1), [1, 1, 1]):
         raise SpecError(
             f"{setting('to_fwhm')} smooths on the volume's own grid: leave out layers and "

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from conv3d_cli.analysis.verify_network import expected_in_network
 from conv3d_cli.errors import DifferenceError, SpecError, setting
 from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
@@ -25,6 +26,7 @@ from conv3d_cli.model.box import Box
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
+from conv3d_cli.network.operations.catalogue import OPERATIONS
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
     PreparedStage,
@@ -71,7 +73,17 @@ def check_verifiable(job: Job) -> None:
             f"{setting('verify')} reads the input again, which this output replaces: name another "
             "output"
         )
-    if any(get_activation(a).kind != "voxel" for stage in job.stages for a in stage.activations):
+    if job.network is not None:
+        for node in job.network.nodes:
+            if OPERATIONS[node.operation].needs_whole:
+                raise SpecError(
+                    f"{setting('verify')} recomputes single voxels, and {node.title} needs the "
+                    "whole volume: leave it out"
+                )
+        return
+    if any(
+        get_activation(a).kind != "voxel" for stage in job.convolutions for a in stage.activations
+    ):
         raise SpecError(
             f"{setting('verify')} recomputes single voxels, and this activation needs a whole "
             "axis: "
@@ -227,9 +239,18 @@ def _expected_voxel(
 ) -> tuple[float, float]:
     """The correct value of the output voxel (n, d, h, w, c), and the error that is allowed."""
     n, d, h, w, c = index
-    values, bounds = _expected_box(
-        prepared, len(prepared.stages) - 1, inputs, n, c, Box.at((d, h, w), (1, 1, 1))
-    )
+    box = Box.at((d, h, w), (1, 1, 1))
+    if prepared.network is not None:
+        every, zero = slice(0, prepared.reader.header.shape[4]), prepared.job.missing.nan == "zero"
+
+        def read(box: Box) -> Reals:
+            voxels = _read(inputs.volume, n, every, box)
+            return np.where(np.isfinite(voxels), voxels, 0.0) if zero else voxels
+
+        rounding = BOUNDS[prepared.job.precision]
+        values, bounds = expected_in_network(prepared.network, read, box, rounding)
+    else:
+        values, bounds = _expected_box(prepared, len(prepared.stages) - 1, inputs, n, c, box)
     channel = 0 if values.shape[3] == 1 else c
     value, bound = float(values[0, 0, 0, channel]), float(bounds[0, 0, 0, channel])
     dtype = prepared.header.dtype
@@ -250,7 +271,7 @@ def _expected_box(
 
     A layer gives all its filters, a filter only the requested channel.
     """
-    stage = prepared.stages[number]
+    stage = prepared.convolutions[number]
     problem, kernel = stage.problem, stage.kernel
     window = _Window.around(problem, outputs)
     missing = prepared.job.missing if number == 0 else NOTHING

@@ -34,6 +34,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.pipeline.blocking import DEEP_SLAB_BYTES, LEAST_SLAB
+from conv3d_cli.pipeline.graph import Graph
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.stream import StreamPlan, load_loops, stream
 from conv3d_cli.system.machine import thread_count
@@ -363,7 +364,7 @@ def _compute(
         header = VolumeHeader(writer.header.axes, coverage.dtype)
         beside = [(ROLES["coverage"], ArrayWriter(coverage, header))]
     if kept is None:
-        load_loops([convolution], reader.header, dtype)
+        load_loops(Graph.chain([convolution]), reader.header, dtype)
     plan = convolution.plan
     work = plan.seconds[plan.algorithm.name] * plan.threads * len(parts)
     quick = work < QUICK_SECONDS and mask is None

@@ -11,7 +11,7 @@ from conv3d_cli.errors import Conv3DError
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Spacing
     from conv3d_cli.pictures.slices import Slices
-    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
+    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, PreparedStep
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.pipeline.run import JobReport
 
@@ -83,8 +83,12 @@ class Preview:
             return None
 
 
-def _keeps_scale(stage: PreparedStage) -> bool:
-    """Whether a convolution keeps the scale of values: a kernel of sum 1 without an activation."""
+def _keeps_scale(stage: PreparedStage | PreparedStep) -> bool:
+    """Whether a stage keeps the scale of values: a kernel of sum 1 without an activation."""
+    from conv3d_cli.pipeline.prepare import PreparedStage
+
+    if not isinstance(stage, PreparedStage):
+        return False
     if stage.kernel.is_layer or stage.kernel.is_bank:
         return False
     linear = all(name in (None, "linear") for name in stage.stage.activations)

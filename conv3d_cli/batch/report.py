@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import triple_text
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.pipeline.outputs import ROLES
+from conv3d_cli.pipeline.prepare import PreparedStage
+from conv3d_cli.pipeline.request import stage_names
 from conv3d_cli.pipeline.run import JobReport, KernelFwhm, kernel_fwhm
 from conv3d_cli.system.machine import format_bytes
 from conv3d_cli.system.words import count_of, percent
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from conv3d_cli.cluster.forecast import Forecast
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.pipeline.blocking import Boxes
-    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
+    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStep
     from conv3d_cli.pipeline.statistics import Values
 
 
@@ -75,6 +78,19 @@ def stage_record(stage: PreparedStage, parts: int, at_once: Size) -> dict[str, A
     }
 
 
+def step_record(stage: PreparedStep) -> dict[str, Any]:
+    """An operation other than a convolution as JSON."""
+    node, operation = stage.step.node, stage.operation
+    return {
+        "operation": node.operation,
+        "arguments": json.loads(json.dumps(dict(node.attributes), default=str)),
+        "weights": {name: list(array.shape) for name, array in node.weights.items()},
+        "output_size": list(operation.shape.size),
+        "output_channels": operation.shape.channels,
+        "needs_whole": operation.needs_whole,
+    }
+
+
 def plan_record(prepared: PreparedJob) -> dict[str, Any]:
     """The plan of a job as JSON.
 
@@ -82,8 +98,18 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
     """
     job, source = prepared.job, prepared.reader.header
     count, at_once = source.shape[0], prepared.computed_at_once
-    stages = [stage_record(stage, count, at_once) for stage in prepared.stages[:-1]]
-    stages.append(stage_record(prepared.stages[-1], len(prepared.stream_plan.parts), at_once))
+    stages = [
+        stage_record(stage, count, at_once)
+        if isinstance(stage, PreparedStage)
+        else step_record(stage)
+        for stage in prepared.stages[:-1]
+    ]
+    stages.append(stage_record(prepared.last, len(prepared.stream_plan.parts), at_once))
+    if not prepared.job.is_chain:
+        names = stage_names(prepared.job)
+        for name, stage, found in zip(names, prepared.stages, stages, strict=True):
+            found["name"] = name
+            found["inputs"] = [names[n] if n >= 0 else "volume" for n in stage.inputs]
     return {
         "input": job.source,
         "output": job.target,
@@ -102,7 +128,8 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "voxel_offset": list(prepared.header.transform.offset),
         "missing": asdict(job.missing) if job.missing != NOTHING else None,
         **{role: job.path_of(role) for role in ROLES},
-        "threads": prepared.stages[0].plan.threads,
+        "threads": prepared.threads,
+        "passes": prepared.passes,
         "slab_depth": prepared.stream_plan.slab_depth,
         "boxes": None if prepared.boxes is None else _boxes_record(prepared.boxes),
         "memory": prepared.memory,
@@ -174,8 +201,12 @@ def describe(prepared: PreparedJob) -> str:
     planned: list[tuple[str, str]] = []
     for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):
         if len(layers) > 1:
-            heading = (f"layer {number + 1}", stage.stage.name or "")
+            heading = (f"layer {number + 1}", _heading(prepared, number))
             rows.append(heading)
+        if not isinstance(stage, PreparedStage):
+            rows.append(("operation", _step_text(layer)))
+            continue
+        if len(layers) > 1:
             planned.append(heading)
         rows += _layer_rows(layer, fwhm)
         planned += _plan_rows(layer, stage, record, prepared.job.on_cluster)
@@ -189,6 +220,48 @@ def describe(prepared: PreparedJob) -> str:
     if not prepared.job.on_cluster:
         rows += [("memory", _memory_text(record, depth)), ("", str(prepared.memory_use))]
     return aligned(rows)
+
+
+def _heading(prepared: PreparedJob, number: int) -> str:
+    """The name of a stage of several, and what it takes where that is not the one before."""
+    name = prepared.job.stages[number].name or ""
+    if prepared.job.is_chain:
+        return name
+    names = stage_names(prepared.job)
+    taken = [names[n] if n >= 0 else "the volume" for n in prepared.stages[number].inputs]
+    return f"{name}, of {', '.join(taken)}"
+
+
+def _step_text(layer: dict[str, Any]) -> str:
+    """An operation in words."""
+    # how phases are interleaved is of no use to people
+    shown = {key: value for key, value in layer["arguments"].items() if key in _TOLD}
+    arguments = ", ".join(f"{key} {_argument_text(value)}" for key, value in shown.items())
+    size = "x".join(map(str, layer["output_size"]))
+    whole = "; it needs the whole volume" if layer["needs_whole"] else ""
+    shape = f"{size} with {count_of(layer['output_channels'], 'channel')}"
+    return f"{layer['operation']}{arguments and f'  {arguments}'} -> {shape}{whole}"
+
+
+def _argument_text(value: Any) -> str:
+    """A value of an operation's argument: whole numbers along D, H, W as --strides writes them."""
+    triple = isinstance(value, list) and len(value) == 3
+    return triple_text(value) if triple and all(isinstance(n, int) for n in value) else str(value)
+
+
+# arguments that explain tells
+_TOLD = (
+    "activation",
+    "cropping",
+    "epsilon",
+    "groups",
+    "offset",
+    "padding",
+    "pool_size",
+    "scale",
+    "size",
+    "strides",
+)
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:

@@ -29,6 +29,7 @@ import numpy as np
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import lies_within, volume_files
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.network.graph import Node
 from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.settings.option import Place
@@ -64,6 +65,7 @@ NO_SETTINGS = {
     "given",
     "checks",
     "share_of_start",
+    "network",  # its stages are compared
     *fields_not_compared(Place.JOB),
 }
 NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}
@@ -415,6 +417,8 @@ def settings_of(job: Job) -> Record:
     result = _differing(job, NO_SETTINGS)
     result["stages"] = [
         {**_differing(stage, NO_STAGE_SETTINGS), "kernel": _kernel_words(stage)}
+        if isinstance(stage, Stage)
+        else {"inputs": list(stage.inputs), "node": _plain(stage.node)}
         for stage in job.stages
     ]
     missing = _differing(job.missing, {"mask"})
@@ -466,6 +470,14 @@ def _plain(value: Any) -> Any:
         return array_digest(value)
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, Node):
+        weights = {name: array_digest(array) for name, array in value.weights.items()}
+        return {
+            "name": value.name,
+            "operation": value.operation,
+            "attributes": dict(value.attributes),
+            "weights": weights,
+        }
     if is_dataclass(value):
         return _differing(value, set())
     raise TypeError(f"--resume cannot record a value of type {type(value).__name__}")

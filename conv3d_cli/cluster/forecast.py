@@ -23,7 +23,7 @@ from conv3d_cli.formats.zarr.format import ZarrReader, ZarrWriter
 from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.box import Box
 from conv3d_cli.model.volume import VolumeHeader
-from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
+from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box
 from conv3d_cli.pipeline.boxes.partition import Partition, decoded_sizes, redundancy
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
@@ -131,12 +131,12 @@ def forecast(
     """
     threads = workers * threads_each
     partition = choose_tasks(prepared, threads)
-    chain = layer_chain([stage.convolution for stage in prepared.stages])
+    graph = prepared.graph.boxes(prepared.reader.header.shape[1:4])
     source, output = prepared.reader.header, prepared.header
     parts = len(prepared.stream_plan.parts)
-    first = chain.problems[0]
-    bytes_in = math.prod(first.in_size) * first.in_channels * source.dtype.itemsize * parts
-    repeated = redundancy(chain, partition, chunk_shapes(prepared)[0])
+    read = channels_read(prepared, 0)
+    bytes_in = math.prod(graph.in_size) * (read.stop - read.start) * source.dtype.itemsize * parts
+    repeated = redundancy(graph, partition, chunk_shapes(prepared)[0])
     rates = measure_rates(prepared, partition)
     return Forecast(
         partition,
@@ -156,24 +156,24 @@ def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
     keep_freed_memory()  # as workers do
     box = next(itertools.islice(partition.boxes(), partition.count // 2, None))
     n, channels = prepared.stream_plan.parts[0]
-    convolutions = [stage.convolution for stage in prepared.stages]
-    chain, reader = layer_chain(convolutions), prepared.reader
+    reader, graph = prepared.reader, prepared.graph
+    nodes = graph.boxes(reader.header.shape[1:4])
     assert isinstance(reader, ZarrReader)
     with OneThread() as thread:
         reader.read_boxes_on(thread)
         for _ in range(2):  # the first time allocates memory
             started = time.perf_counter()
-            given = BoxSource(reader, n, channels_read(prepared, 0), chain).read(box)
+            given = BoxSource(reader, n, channels_read(prepared, 0), nodes).read(box)
             read = time.perf_counter() - started
-    decoded = math.prod(decoded_sizes(chain, box, chunk_shapes(prepared)[0]))
+    decoded = math.prod(decoded_sizes(nodes, box, chunk_shapes(prepared)[0]))
     decoded *= given.voxels.shape[3] * given.voxels.itemsize
 
-    stored = convolutions[-1].stored(channels, prepared.header.shape[4])
+    stored = graph.last.stored(channels, prepared.header.shape[4])
     out = np.empty((*box.size, stored.stop - stored.start), prepared.header.dtype)
     with Team(1) as team:
         for _ in range(2):  # the first time loads or compiles the loops
             started = time.perf_counter()
-            compute_box(convolutions, given, reader.header.scale, channels, box, out, team)
+            compute_box(graph, given, reader.header.scale, channels, box, out, team)
             compute = time.perf_counter() - started
 
     header = box_header(prepared.header, box)

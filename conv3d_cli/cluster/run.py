@@ -28,11 +28,12 @@ from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.names import local_folder
 from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.box import Box
-from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
+from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box
 from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, work_by_axis
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, take_checks
+from conv3d_cli.pipeline.flow import whole_nodes
 from conv3d_cli.pipeline.outputs import ROLES
-from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
+from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import (
     JobReport,
@@ -293,7 +294,7 @@ def run_on_cluster(
 
 def _add_losses(prepared: PreparedJob, losses: Sequence[Losses | None]) -> None:
     """Add what a task lost to the losses of the job's convolutions."""
-    for stage, found in zip(prepared.stages, losses, strict=True):
+    for stage, found in zip(prepared.convolutions, losses, strict=True):
         if found is not None and stage.convolution.losses is not None:
             stage.convolution.losses = stage.convolution.losses.plus(found)
 
@@ -313,7 +314,11 @@ def check_suited(prepared: PreparedJob) -> None:
             "--scheduler writes Zarr stores, to which several workers can write at once, and "
             f"{job.target} is not one; name an output that ends in .zarr"
         )
-    for stage in prepared.stages:
+    for name in whole_nodes(prepared.graph):
+        raise SpecError(
+            f"node '{name}' needs the whole volume, which no worker has: leave out --scheduler"
+        )
+    for stage in prepared.convolutions:
         if not stage.convolution.takes_boxes:
             raise SpecError(
                 "boundary renormalize computes whole planes, which tasks divide: "
@@ -340,7 +345,10 @@ def frozen_job(job: Job, prepared: PreparedJob) -> Job:
     absolute, because each worker has its own working directory.
     """
     folder = local_folder(job.source)
-    stages = tuple(done.stage.with_made_kernel(done.kernel) for done in prepared.stages)
+    stages = tuple(
+        done.stage.with_made_kernel(done.kernel) if isinstance(done, PreparedStage) else done.step
+        for done in prepared.stages
+    )
     return replace(
         job,
         source=job.source if folder is None else os.path.abspath(folder),
@@ -359,16 +367,17 @@ def choose_tasks(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
     Raises: MemoryLimitError if the tasks exceed `task_bytes` and that is less than TASK_BYTES, the
     limit of the workers' memory.
     """
-    chain = layer_chain([stage.convolution for stage in prepared.stages])
+    graph = prepared.graph.boxes(prepared.reader.header.shape[1:4])
     source, output, parts = prepared.reader.header, prepared.header, len(prepared.stream_plan.parts)
     in_chunk, chunk = chunk_shapes(prepared)
-    in_voxel = source.dtype.itemsize * chain.problems[0].in_channels
-    out_voxel = output.dtype.itemsize * chain.problems[-1].filters
+    read_channels = channels_read(prepared, 0)
+    in_voxel = source.dtype.itemsize * (read_channels.stop - read_channels.start)
+    out_voxel = output.dtype.itemsize * prepared.graph.last.problem.filters
 
     def size(partition: Partition) -> int:
-        axes = work_by_axis(chain, partition, in_chunk)
+        axes = work_by_axis(graph, partition, in_chunk)
         read = math.prod(axis.most_buffered for axis in axes)
-        return read * in_voxel + math.prod(partition.block) * out_voxel
+        return int(read * in_voxel + math.prod(partition.block) * out_voxel)
 
     def allowed(partition: Partition) -> bool:
         small = size(partition) <= task_bytes
@@ -376,9 +385,9 @@ def choose_tasks(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
             small and partition.count * parts >= TASKS_PER_THREAD * threads
         )
 
-    block = [min(n, whole) for n, whole in zip(chunk, chain.problems[-1].out_size, strict=True)]
-    single = Partition(chain.problems[-1].out_size, chunk, (block[0], block[1], block[2]))
-    partition = choose_partition(chain, in_chunk, chunk, allowed) or single
+    block = [min(n, whole) for n, whole in zip(chunk, graph.size, strict=True)]
+    single = Partition(graph.size, chunk, (block[0], block[1], block[2]))
+    partition = choose_partition(graph, in_chunk, chunk, allowed) or single
     if (needed := size(partition)) > task_bytes < TASK_BYTES:
         raise MemoryLimitError(
             f"a task of {'x'.join(map(str, partition.block))} voxels needs {needed / 1e6:.0f} MB "
@@ -402,7 +411,7 @@ def channels_read(prepared: PreparedJob, part: int) -> slice:
     """The channels of the input that a part reads."""
     if len(prepared.stages) == 1:
         return prepared.stream_plan.parts[part][1]
-    return slice(0, prepared.stages[0].convolution.problem.in_channels)
+    return slice(0, prepared.reader.header.shape[4])
 
 
 def _outcomes(
@@ -597,18 +606,19 @@ def run_task(task: Task, job: bytes) -> Outcome:
         with state.busy:
             prepared, scale = state.prepared, state.reader.header.scale
             n, channels = prepared.stream_plan.parts[task.part]
-            convolutions = [stage.convolution for stage in prepared.stages]
+            graph, convolutions = prepared.graph, prepared.graph.convolutions
             outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
             shape = (*task.box.size, outputs.stop - outputs.start)
             out = state.thread.buffer("output", shape, prepared.header.dtype)
             read = channels_read(prepared, task.part)
-            source = BoxSource(state.reader, n, read, layer_chain(convolutions))
+            nodes = graph.boxes(state.reader.header.shape[1:4])
+            source = BoxSource(state.reader, n, read, nodes)
             given = source.read(task.box)
             computing = time.perf_counter()
             for convolution in convolutions:
                 convolution.take_losses()  # of a task that failed
             take_checks(convolutions)
-            clipped = compute_box(convolutions, given, scale, channels, task.box, out, state.team)
+            clipped = compute_box(graph, given, scale, channels, task.box, out, state.team)
             missing = state.reader.take_missing()
             losses = tuple(convolution.take_losses() for convolution in convolutions)
             checks = take_checks(convolutions)

@@ -68,6 +68,14 @@ class SlabInput:
     mask: SlabInput | None = None
 
 
+SHRINKS = 4  # planes are copied where the array that they are a part of has so many times as many
+
+
+def shrunk(left: Array, whole: Array) -> Array:
+    """The planes that are left of an array: a copy where that frees much more than it takes."""
+    return left.copy() if SHRINKS * len(left) <= len(whole) else left
+
+
 class SlabSource:
     """Reads the inputs of the slabs of one part of a volume, in order.
 
@@ -111,13 +119,23 @@ class SlabSource:
         self._buffer_start = start
         return SlabInput(self._buffer, [p - start if p >= 0 else -1 for p in planes])
 
+    def shrink(self, stop: int) -> None:
+        """Drop the buffered planes that only output planes before `stop` need; see `shrunk`."""
+        if self._buffer is None:
+            return
+        needed = first_needed(self.problem)
+        first = needed[stop] if stop < len(needed) else self.problem.in_size[0]
+        left = self._buffer[max(0, first - self._buffer_start) :]
+        self._buffer_start = max(first, self._buffer_start)
+        self._buffer = shrunk(left, self._buffer) if len(left) else None
+
     def release(self, stop: int) -> None:
         """Let the reader drop the input planes that only output planes before `stop` need."""
         needed = first_needed(self.problem)
         self.reader.release(self.n, needed[stop] if stop < len(needed) else self.problem.in_size[0])
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     """For every output plane, the first input plane that it or a later output plane spans.
 
@@ -137,7 +155,7 @@ def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     return tuple(reversed(result))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def last_needed(problem: ConvProblem) -> tuple[int, ...]:
     """For every output plane, the end of the input planes that it and earlier output planes span.
 

@@ -260,7 +260,7 @@ class LayerConfig:
         if missing:
             raise SpecError(f"a Conv3D layer needs {' and '.join(missing)}; add them to its config")
         if keras2 and "activation" in values:
-            values["activation"] = _as_keras2(activations.get(values["activation"]))
+            values["activation"] = as_keras2(activations.get(values["activation"]))
         return cls(notes=_drop_training(values) if trained else (), **values)
 
     def to_keras(self) -> dict[str, Any]:
@@ -396,7 +396,7 @@ def _drop_training(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _as_keras2(activation: Activation) -> Activation:
+def as_keras2(activation: Activation) -> Activation:
     """The activation of the same name in Keras 2."""
     if activation == activations.get("hard_sigmoid"):
         return activations.get("hard_sigmoid:keras2=true")
@@ -429,8 +429,7 @@ def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerCon
     ['relu:max_value=6.0']
     """
     model = _with_class(model)
-    version = str(model.get("keras_version", ""))
-    keras2 = version.startswith("2.") or _has_key(model, "batch_input_shape")
+    keras2 = is_keras2(model)
     convolutions: list[LayerConfig] = []
     padding: list[Mapping[str, Any]] = []  # padding layers since the last Conv3D
     for layer in _chain(model):
@@ -446,7 +445,7 @@ def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerCon
         elif class_name in ACTIVATION_LAYERS:
             activation = activations.get(layer)
             if keras2:
-                activation = _as_keras2(activation)
+                activation = as_keras2(activation)
             if activation.is_linear:
                 continue
             if not convolutions:
@@ -562,6 +561,16 @@ def write_model(layers: Iterable[LayerConfig], name: str = "sequential") -> dict
             written.append(stored)
     words = {"name": name, "trainable": True, "dtype": dtype_policy("float32")}
     return keras_dict("keras", "Sequential", {**words, "layers": written})
+
+
+def is_keras2(model: Mapping[str, Any]) -> bool:
+    """Whether Keras 2 wrote the JSON of a model.
+
+    >>> is_keras2({"class_name": "Sequential", "config": {}, "keras_version": "2.15.0"})
+    True
+    """
+    version = str(model.get("keras_version", ""))
+    return version.startswith("2.") or _has_key(model, "batch_input_shape")
 
 
 def _has_key(value: Any, key: str) -> bool:

@@ -309,10 +309,11 @@ def _padding_pair(part: object) -> tuple[int, int] | None:
 class VoxelTransform:
     """The map from output voxels to the input grid.
 
-    step, offset : (D, H, W) in voxels; output voxel i is centred at input voxel step·i + offset
+    step, offset : (D, H, W) in voxels; output voxel i is centred at input voxel step·i + offset.
+        A step below 1 is that of a finer grid, as upsampling makes it
     """
 
-    step: Triple = (1, 1, 1)
+    step: tuple[float, float, float] = (1, 1, 1)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def then(self, second: VoxelTransform) -> VoxelTransform:
@@ -324,7 +325,20 @@ class VoxelTransform:
         """
         step = [a * b for a, b in zip(self.step, second.step, strict=True)]
         offset = [a * o + p for a, o, p in zip(self.step, second.offset, self.offset, strict=True)]
-        return VoxelTransform(_as_triple(step), (offset[0], offset[1], offset[2]))
+        if not all(isinstance(n, int) for n in step):  # parts of a voxel: rounding adds up
+            step = [round(n) if abs(n - round(n)) < 1e-9 else n for n in step]
+            offset = [round(n, 9) + 0.0 for n in offset]
+        return VoxelTransform((step[0], step[1], step[2]), (offset[0], offset[1], offset[2]))
+
+    def is_near(self, other: VoxelTransform) -> bool:
+        """True if both map voxels to the same places, but for rounding.
+
+        >>> third = VoxelTransform((1 / 3, 1, 1), (-1 / 3, 0.0, 0.0))
+        >>> VoxelTransform((3, 1, 1), (1.0, 0.0, 0.0)).then(third).is_near(VoxelTransform())
+        True
+        """
+        pairs = zip((*self.step, *self.offset), (*other.step, *other.offset), strict=True)
+        return all(abs(a - b) < 1e-6 for a, b in pairs)
 
     @property
     def is_identity(self) -> bool:

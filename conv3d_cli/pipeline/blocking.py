@@ -173,7 +173,7 @@ def _slab_depths(job: SlabJob) -> Iterator[int]:
     def whole_steps(depth: int) -> int:
         return -(-depth // step) * step
 
-    plane = max(1, problem.strides[0] * job.in_plane(len(job.convolutions) - 1) + job.out_plane)
+    plane = max(1, problem.strides[0] * job.in_plane + job.out_plane)
     halo = -(-(problem.extent[0] - problem.strides[0]) // problem.strides[0])
     useful = max(SLAB_BYTES // plane, min(DEEP_SLAB_BYTES // plane, SLAB_HALOS * halo))
     whole = whole_steps(problem.out_size[0])

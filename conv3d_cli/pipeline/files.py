@@ -21,7 +21,7 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
     if job.missing.mask is not None:
         files["mask"] = volume_files(job.missing.mask)
     for number, stage in enumerate(job.stages, 1):
-        if (path := kernel_file(stage)) is not None:
+        if isinstance(stage, Stage) and (path := kernel_file(stage)) is not None:
             files["kernel" if len(job.stages) == 1 else f"kernel of layer {number}"] = (
                 readable_files(path)
             )

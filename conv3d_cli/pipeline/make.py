@@ -6,7 +6,7 @@ from conv3d_cli.kernels import orient_kernel
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.pipeline.outputs import outputs_beside
-from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.request import Job, Stage, Step
 from conv3d_cli.settings.merge import JobSettings
 from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import Settings
@@ -26,7 +26,8 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
     return Job(
         source=source,
         target=target,
-        stages=tuple(map(make_stage, settings.stages)),
+        stages=_stages(settings),
+        network=settings.network,
         missing=Missing(**settings.run.arguments(Place.MISSING)),
         beside=outputs_beside(settings.run.given()),
         preset=settings.preset,
@@ -34,6 +35,14 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
         given=settings.given,
         **settings.run.arguments(Place.JOB),
     )
+
+
+def _stages(settings: JobSettings) -> tuple[Stage | Step, ...]:
+    if settings.network is None:
+        return tuple(map(make_stage, settings.stages))
+    from conv3d_cli.pipeline.lowering import lower_network  # few jobs have a network
+
+    return lower_network(settings.network)
 
 
 def make_stage(settings: Settings) -> Stage:

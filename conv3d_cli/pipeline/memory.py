@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conv3d_cli.convolution.slabs import Slab, cut_slabs, first_needed, last_needed, most_planes
+from conv3d_cli.convolution.slabs import Slab, cut_slabs, most_planes
 from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.kernels.lengths import memory_for_weights
+from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph
+from conv3d_cli.pipeline.held import SPOOLED_PLANES, count_held
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 from conv3d_cli.system.room import PROCESS_BYTES, READING_BYTES
@@ -140,73 +142,23 @@ def megabytes(count: int) -> str:
     return f"{-(-count >> 20)}M"
 
 
-class LayerPlanes(NamedTuple):
-    """The most planes of one convolution of a chain in any slab.
-
-    window : input planes in memory
-    read : input planes read that the previous slab did not have
-    computed : output planes computed
-    """
-
-    window: int
-    read: int
-    computed: int
-
-
-def chain_planes(
-    problems: Sequence[ConvProblem], depth_steps: Sequence[int], depth: int
-) -> list[LayerPlanes]:
-    """The most planes that each convolution of a chain has in any slab.
-
-    problems : sequence         of the chain, in order; each reads the output of the one before as
-                                `stream.LayerReader` does, forward only
-    depth_steps : sequence      output planes that each convolution computes at once
-    depth : int                 output planes of a slab of the last convolution
-
-    >>> from conv3d_cli.model.spec import ConvSpec
-    >>> problem = ConvSpec(padding="same").resolve((1, 100, 4, 4, 1), (3, 3, 3))
-    >>> chain_planes([problem, problem], [1, 1], 10)
-    [LayerPlanes(window=12, read=12, computed=11), LayerPlanes(window=12, read=11, computed=10)]
-    """
-    most = [LayerPlanes(1, 0, 0) for _ in problems]
-    read_to, computed_to = [0] * len(problems), [0] * len(problems)
-    size = problems[-1].out_size[0]
-    for start in range(0, size, depth):
-        first, stop = start, min(start + depth, size)
-        for layer in reversed(range(len(problems))):
-            problem = problems[layer]
-            if layer < len(problems) - 1:  # whole steps, without planes computed before
-                step = depth_steps[layer]
-                first = max(first, computed_to[layer])
-                first -= first % step
-                stop = min(-(-stop // step) * step, problem.out_size[0])
-            if first >= stop:
-                break
-            low, high = first_needed(problem)[first], last_needed(problem)[stop - 1]
-            begin = max(low, read_to[layer])
-            planes = (high - low, high - begin, stop - first)
-            most[layer] = LayerPlanes(*map(max, most[layer], planes))
-            computed_to[layer], read_to[layer] = stop, max(high, read_to[layer])
-            first, stop = begin, high
-            if first >= stop:
-                break
-    return most
-
-
 @dataclass(frozen=True)
 class SlabJob:
     """A job in slabs of whole planes, as far as its memory depends on it.
 
-    convolutions : sequence         in order
+    graph : Graph                   its nodes
     in_dtype, out_dtype : dtype     of the voxels that are read and written
     sequential : bool               the last convolution's input is read forward only
     channels : int                  channels written for one part of the volume
     weights : dict                  see `weight_memory`
     reader : callable               (input planes read at once) -> bytes of the reader, without them
     writer : int                    bytes of the writer, without the blocks passed to it
+    in_channels : int or None       channels of the volume that are read at once; None: those of the
+                                    only convolution
+    spooled : frozenset of int      see `flow.reader_of_last`
     """
 
-    convolutions: Sequence[Convolution]
+    graph: Graph
     in_dtype: np.dtype[Any]
     out_dtype: np.dtype[Any]
     sequential: bool
@@ -214,22 +166,34 @@ class SlabJob:
     weights: Mapping[str, int]
     reader: Callable[[int], int] = lambda planes: 0
     writer: int = 0
+    in_channels: int | None = None
+    in_plane_voxels: int | None = None
+    spooled: frozenset[int] = frozenset()
 
     @property
     def last(self) -> Convolution:
         """The convolution whose output is written."""
-        return self.convolutions[-1]
+        return self.graph.last
 
     def use_threads(self, threads: int) -> None:
         """Plan all convolutions for another number of threads."""
-        for convolution in self.convolutions:
-            convolution.use_threads(threads)
+        self.graph.use_threads(threads)
 
-    def in_plane(self, layer: int) -> int:
-        """Bytes of a plane of a convolution's input; `layer` counts from 0."""
-        problem = self.convolutions[layer].problem
-        dtype = self.in_dtype if layer == 0 else self.convolutions[layer - 1].plan.dtype
-        return math.prod(problem.in_size[1:]) * problem.in_channels * dtype.itemsize
+    @property
+    def volume_plane(self) -> int:
+        """Bytes of a plane of the volume."""
+        problem = self.last.problem
+        voxels = self.in_plane_voxels or math.prod(problem.in_size[1:])
+        return voxels * (self.in_channels or problem.in_channels) * self.in_dtype.itemsize
+
+    @property
+    def in_plane(self) -> int:
+        """Bytes of a plane of the last convolution's input."""
+        source = self.graph.nodes[-1].inputs[0]
+        if source == VOLUME:
+            return self.volume_plane
+        node = self.graph.nodes[source]
+        return math.prod(node.size[1:]) * node.channels * node.dtype.itemsize
 
     @property
     def out_plane(self) -> int:
@@ -239,44 +203,33 @@ class SlabJob:
     def memory(self, depth: int) -> MemoryUse:
         """The peak of the process with slabs of `depth` output planes."""
         depth = min(depth, self.last.problem.out_size[0])
-        planes = chain_planes(
-            [c.problem for c in self.convolutions],
-            [c.plan.depth_step for c in self.convolutions],
-            depth,
-        )
+        held = count_held(self.graph, self.volume_plane, depth, self.spooled)
         use = PROCESS.plus(
             **self.weights, output=SLABS_WRITTEN * depth * self.out_plane, writer=self.writer
         )
-        for convolution, (window, _, computed) in zip(self.convolutions, planes, strict=True):
-            size = (computed, *convolution.problem.out_size[1:])
-            use = use.plus(scratch=convolution.plan.scratch_for(size))
-            use = use.plus(**convolution.memory(window, computed))
-        if self.sequential:
-            use = use.plus(**self._stream_memory(planes))
-        else:
+        for node, computed in zip(self.graph.nodes, held.computed, strict=True):
+            if isinstance(node, ConvolutionNode):
+                size = (computed, *node.size[1:])
+                use = use.plus(scratch=node.convolution.plan.scratch_for(size))
+        window = held.window_planes[-1]
+        use = use.plus(**self.last.memory(window, held.computed[-1]))
+        if not self.sequential:
             window = most_planes(
                 self.last.problem, _slabs(self.last.problem, depth), sequential=False
             )
-            use = use.plus(input=SLABS_READ * window * self.in_plane(len(planes) - 1))
-            if len(planes) > 1:
-                # the other layers fill a temporary file first, 8 planes at a time
-                use = use.plus(layers=sum(self._window_bytes(planes)[:-1]))
-        return use.plus(reader=self.reader(planes[0].read if self.sequential else planes[0].window))
-
-    def _window_bytes(self, planes: Sequence[LayerPlanes]) -> list[int]:
-        return [one.window * self.in_plane(layer) for layer, one in enumerate(planes)]
-
-    def _stream_memory(self, planes: Sequence[LayerPlanes]) -> dict[str, int]:
-        """Bytes of the input windows of a chain that is read forward.
-
-        Every layer keeps its window; one at a time also joins it with new planes to the next one.
-        """
-        windows = self._window_bytes(planes)
-        joined = [
-            window + STREAM_COPIES * one.read * self.in_plane(layer)
-            for layer, (window, one) in enumerate(zip(windows, planes, strict=True))
-        ]
-        return {"input": windows[-1] + max(joined), "layers": sum(windows[:-1])}
+            use = use.plus(input=SLABS_READ * window * self.in_plane)
+            if len(self.graph.nodes) > 1:
+                # the other nodes fill a temporary file first, a few planes at a time
+                filling = count_held(self.graph, self.volume_plane, SPOOLED_PLANES, self.spooled)
+                use = use.plus(layers=filling.layers, skips=filling.skips)
+        elif len(self.graph.nodes) == 1:
+            # the window of the slab that is computed, the next one, and planes on their way into it
+            planes = 2 * window + STREAM_COPIES * held.read
+            use = use.plus(input=planes * self.in_plane)
+        else:
+            use = use.plus(input=held.windows, layers=held.layers - held.windows, skips=held.skips)
+        is_first = self.graph.nodes[-1].inputs[0] == VOLUME and not self.sequential
+        return use.plus(reader=self.reader(window if is_first else held.read))
 
 
 @lru_cache(maxsize=16)

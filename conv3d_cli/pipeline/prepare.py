@@ -6,9 +6,11 @@ makes the output's header, and chooses slabs or boxes under the memory ceiling.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,8 +35,12 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
+from conv3d_cli.network.operations.base import Operation, Shape
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.checks import begin_checks
+from conv3d_cli.pipeline.flow import whole_nodes
+from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
+from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
@@ -45,7 +51,14 @@ from conv3d_cli.pipeline.memory import (
     reading_kernels,
     weight_memory,
 )
-from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
+from conv3d_cli.pipeline.request import (
+    OUTPUT_DTYPES,
+    SAME_DTYPE,
+    Job,
+    Stage,
+    Step,
+    inputs_of,
+)
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
@@ -55,6 +68,7 @@ from conv3d_cli.system.words import count_of
 if TYPE_CHECKING:
     from conv3d_cli.convolution.masks import Mask
     from conv3d_cli.engine import Plan
+    from conv3d_cli.network.shapes import ShapedNetwork
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
 
@@ -65,6 +79,7 @@ class PreparedStage:
     kernel : Kernel             as applied
     problem : ConvProblem       of the whole volume
     losses : dict               penalties of the weights by name ("kernel", "bias"), as in Keras
+    inputs : tuple of int       positions of the stages that it takes from, -1 for the volume
     """
 
     stage: Stage
@@ -72,11 +87,36 @@ class PreparedStage:
     problem: ConvProblem
     convolution: Convolution
     losses: dict[str, float]
+    inputs: tuple[int, ...]
+
+    @property
+    def node(self) -> ConvolutionNode:
+        """Its place in the graph."""
+        return ConvolutionNode(self.inputs, self.convolution)
 
     @property
     def plan(self) -> Plan:
         """The engine's plan."""
         return self.convolution.plan
+
+
+@dataclass
+class PreparedStep:
+    """A step that is ready to run.
+
+    inputs : tuple of int       positions of the stages that it takes from, -1 for the volume
+    real : dtype                of its output
+    """
+
+    step: Step
+    operation: Operation
+    inputs: tuple[int, ...]
+    real: np.dtype[Any]
+
+    @property
+    def node(self) -> OperationNode:
+        """Its place in the graph."""
+        return OperationNode(self.inputs, self.operation, self.real)
 
 
 @dataclass
@@ -88,6 +128,9 @@ class PreparedJob:
     boxes : Boxes or None       None: slabs of whole planes, which fit into memory
     spool_input : list of bool  for each stage, whether its input goes to a temporary file first
     spool_output : bool         whether the output goes to a temporary file first
+    spooled : frozenset of int  stages, or -1 for the volume, whose output goes to a temporary file,
+                                since several stages take it at different times
+    network : ShapedNetwork or None     that the stages were made of
     memory_use : MemoryUse      at the peak of the process
     mask : Mask or None         its reader is open
     notes : list of str         for the user
@@ -95,7 +138,7 @@ class PreparedJob:
 
     job: Job
     reader: VolumeReader
-    stages: list[PreparedStage]
+    stages: list[PreparedStage | PreparedStep]
     header: VolumeHeader
     stream_plan: StreamPlan
     boxes: Boxes | None
@@ -104,18 +147,40 @@ class PreparedJob:
     memory_use: MemoryUse
     mask: Mask | None = None
     notes: list[str] = field(default_factory=list)
+    spooled: frozenset[int] = frozenset()
+    network: ShapedNetwork | None = None
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The nodes of all stages."""
+        return _graph(self.stages)
+
+    @property
+    def convolutions(self) -> list[PreparedStage]:
+        """The stages that are convolutions, in order."""
+        return [stage for stage in self.stages if isinstance(stage, PreparedStage)]
+
+    @property
+    def last(self) -> PreparedStage:
+        """The convolution whose output is written."""
+        return self.convolutions[-1]
+
+    @property
+    def passes(self) -> int:
+        """How often the volume, or what was made of it, is gone through from end to end."""
+        return 1 + len(self.spooled)
 
     @property
     def threads(self) -> int:
         """The number of threads that compute: as many as given, or as fit into memory."""
-        return self.stages[0].plan.threads
+        return self.last.plan.threads
 
     @property
     def computed_at_once(self) -> Size:
         """Outputs (d, h, w) of the last convolution that the threads share: a slab or a box."""
         if self.boxes is not None:
             return Size(*self.boxes.partition.block)
-        depth, height, width = self.stages[-1].problem.out_size
+        depth, height, width = self.last.problem.out_size
         return Size(min(self.stream_plan.slab_depth, depth), height, width)
 
     @property
@@ -206,12 +271,42 @@ def open_mask(
         yield check_mask(reader, header, labels)
 
 
+def _graph(stages: Sequence[PreparedStage | PreparedStep]) -> Graph:
+    return Graph(tuple(stage.node for stage in stages))
+
+
 class _ResolvedStage(NamedTuple):
     """A stage whose sizes are known, and the penalties of its weights by name."""
 
     stage: Stage
+    inputs: tuple[int, ...]
     resolved: ResolvedConvolution
     losses: dict[str, float]
+
+
+class _ResolvedStep(NamedTuple):
+    """A step whose sizes are known."""
+
+    step: Step
+    inputs: tuple[int, ...]
+    operation: Operation
+
+
+class _Resolved(NamedTuple):
+    """All stages of a job, whose sizes are known; and the network that they were made of."""
+
+    stages: list[_ResolvedStage | _ResolvedStep]
+    network: ShapedNetwork | None
+
+    @property
+    def convolutions(self) -> list[_ResolvedStage]:
+        """Those that are convolutions."""
+        return [stage for stage in self.stages if isinstance(stage, _ResolvedStage)]
+
+    @property
+    def last(self) -> ResolvedConvolution:
+        """The convolution whose output is written."""
+        return self.convolutions[-1].resolved
 
 
 class _StreamOrder(NamedTuple):
@@ -232,7 +327,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
         notes.append(lost)
-    notes += unused_notes(job, reader.header, [resolved for _, resolved, _ in chain])
+    notes += unused_notes(job, reader.header, [one.resolved for one in chain.convolutions])
     notes += lost_provenance(job.target, header)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
@@ -241,43 +336,93 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
             "another order than it is computed; that takes space and time, the result is the same"
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
-    blocking = _choose_blocking(job, reader, stages, header, order)
+    graph = _graph(stages)
+    spooled = _spooled(graph)
+    if order.spool_input[0] and len(graph.consumers[-1]) > 1:  # once, for all that take the volume
+        spooled |= {-1}
+        order.spool_input[0] = False
+    blocking = _choose_blocking(job, reader, stages, header, order, spooled)
     if blocking.full_memory:
         notes.append(
-            f"{stages[0].plan.threads} of {count_of(thread_count(job.threads), 'thread')} compute, "
-            f"since the memory of more is above the ceiling of "
+            f"{graph.last.plan.threads} of {count_of(thread_count(job.threads), 'thread')} "
+            f"compute, since the memory of more is above the ceiling of "
             f"{format_bytes(memory_ceiling(_ceiling(job)))}; all would with "
             f"{setting('max_memory', megabytes(blocking.full_memory))}"
         )
     # boxes are only used with readers that give any box of voxels
     spool_input = order.spool_input if blocking.boxes is None else [False] * len(stages)
-    if any(spool_input):
+    if any(spool_input) or (-1 in spooled and reader.sequential):
         notes.append(
             "the input goes through a temporary file in $TMPDIR, since its file is read in another "
             "order than it is needed; that takes space and time, the result is the same"
+        )
+    if spooled - {-1}:
+        held = [str(job.stages[n].name) for n in sorted(spooled - {-1})]
+        need = whole_nodes(graph)
+        notes.append(
+            f"{count_of(1 + len(spooled), 'pass', 'passes')} through the volume, all of which "
+            f"{_listed(need)} of the network {'need' if len(need) > 1 else 'needs'} before the "
+            f"first voxel: temporary files in $TMPDIR hold the output of {_listed(held)}"
         )
     return PreparedJob(
         job=job,
         reader=reader,
         stages=stages,
         header=header,
-        stream_plan=StreamPlan(stages[-1].convolution, order.parts, blocking.depth),
+        stream_plan=StreamPlan(graph.last, order.parts, blocking.depth),
         boxes=blocking.boxes,
         spool_input=spool_input,
         spool_output=order.spool_output,
         memory_use=max(blocking.memory, *planning, key=lambda use: use.total),
         mask=mask,
         notes=notes,
+        spooled=spooled,
+        network=chain.network,
     )
 
 
-def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_ResolvedStage]:
-    """Kernel, problem and activations of every stage; each reads the output of the one before.
+def _listed(names: Sequence[str]) -> str:
+    """Names of nodes in a note."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
-    Raises: ShapeError, which names the layer of a stack; other errors of `resolve_kernel`.
+
+def _spooled(graph: Graph) -> frozenset[int]:
+    """The nodes, or -1 for the volume, whose output goes into a temporary file.
+
+    Where several nodes take a volume, and one of them needs all of it before another takes its
+    first plane, it would be held in memory as a whole.
     """
-    chain: list[_ResolvedStage] = []
-    shape, grid = header.shape, header.grid
+    if not graph.needs_whole:
+        return frozenset()
+    spooled: frozenset[int] = frozenset()
+    while True:
+        found = count_held(graph, 1, 1, spooled).gathered - spooled
+        if not found:
+            return spooled
+        spooled |= {min(found)}  # what comes after it may be taken in time then
+
+
+def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolved:
+    """Kernel, problem and activations of every stage, for what it takes.
+
+    Raises: ShapeError, which names the layer of a stack; other errors of `resolve_kernel`, and of
+        `shape_network`.
+    """
+    network = None
+    if job.network is not None:
+        from conv3d_cli.network.shapes import shape_network  # few jobs have a network
+
+        network = shape_network(job.network, Shape(*header.shape[1:]))
+        notes += job.network.notes
+        if network.apart:
+            names = ", ".join(f"'{name}'" for name in network.apart)
+            notes.append(
+                f"the network joins volumes whose voxels lie at other places, at {names}; the "
+                "output's place is that of the first"
+            )
+    chain: list[_ResolvedStage | _ResolvedStep] = []
+    grid = header.grid
     if job.preset is not None and PRESETS[job.preset.name].by_pixdim:
         grid = grid.by_other_spacing
         if grid is not header.grid:
@@ -285,9 +430,22 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
                 f"{setting('like', job.preset.name)} takes lengths by pixdim: voxels of "
                 f"{grid.spacing_words}"
             )
+    shapes, grids = {-1: header.shape}, {-1: grid}
     for number, stage in enumerate(job.stages):
+        inputs = inputs_of(stage, number)
+        if isinstance(stage, Step):
+            from conv3d_cli.network.operations.catalogue import make_operation
+
+            operation = make_operation(stage.node, [Shape(*shapes[n][1:]) for n in inputs])
+            chain.append(_ResolvedStep(stage, inputs, operation))
+            # the place of a network's voxels is known from the network itself
+            shapes[number], grids[number] = (header.shape[0], *operation.shape), grid
+            continue
+        shape, of_volume = shapes[inputs[0]], inputs == (-1,)
         try:
-            kernel, losses = resolve_kernel(stage, shape, grid, notes, number, job.given)
+            kernel, losses = resolve_kernel(
+                stage, shape, grids[inputs[0]], notes, number, job.given
+            )
             resolved = resolve_convolution(
                 stage.spec(kernel.is_layer),
                 kernel,
@@ -295,30 +453,33 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
                 activations=[get_activation(identifier) for identifier in stage.activations],
                 channels_first=job.channels_first,
                 magnitude=stage.magnitude,
-                missing=job.missing if number == 0 else NOTHING,
+                missing=job.missing if of_volume else NOTHING,
             )
         except ShapeError as error:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
             raise ShapeError(f"{where}{error}") from error
         notes += [*resolved.notes, *stage.notes]
-        chain.append(_ResolvedStage(stage, resolved, losses))
+        chain.append(_ResolvedStage(stage, inputs, resolved, losses))
         problem = resolved.problem
-        shape, grid = (
-            (shape[0], *problem.out_size, resolved.channels_out),
-            grid_after(grid, problem),
-        )
-    return chain
+        shapes[number] = (shape[0], *problem.out_size, resolved.channels_out)
+        grids[number] = grid_after(grids[inputs[0]], problem)
+    return _Resolved(chain, network)
 
 
-def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) -> VolumeHeader:
+def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHeader:
     """The header of the output. Raises: ShapeError for --scale auto with RGB voxels."""
     grid, transform = source.grid, VoxelTransform()
-    for _, resolved, _ in chain:
-        grid = grid_after(grid, resolved.problem)
-        transform = transform.then(resolved.problem.voxel_transform)
-    last = chain[-1].resolved
+    if chain.network is not None:
+        (output,) = chain.network.network.outputs.values()
+        transform = chain.network.transforms[output]
+        grid = grid_after(grid, transform)
+    else:
+        for _, _, resolved, _ in chain.convolutions:
+            grid = grid_after(grid, resolved.problem)
+            transform = transform.then(resolved.problem.voxel_transform)
+    last = chain.last
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
-    copies = len(chain) == 1 and last.is_copy and chain[0].stage.activity_regularizer is None
+    copies = len(chain.stages) == 1 and last.is_copy and _regularizer(chain) is None
     dtype = _output_dtype(job, source, copies)
     header = output_header(job.target, source, shape, grid, transform, dtype)
     header = replace(header, is_filtered=not copies)
@@ -337,6 +498,11 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
     return header
 
 
+def _regularizer(chain: _Resolved) -> Any:
+    """The activity regularizer of the last convolution; None if there is none."""
+    return chain.convolutions[-1].stage.activity_regularizer
+
+
 def _copy_dtype(source: VolumeHeader) -> np.dtype[Any]:
     """The dtype of a copy for which none is given: float32 if it holds every value, else a wider.
 
@@ -349,14 +515,15 @@ def _copy_dtype(source: VolumeHeader) -> np.dtype[Any]:
     return stored if is_short else np.dtype(np.float64)
 
 
-def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) -> list[str]:
+def _shift_notes(job: Job, header: VolumeHeader, chain: _Resolved) -> list[str]:
     """A note if output voxels lie between input voxels, as an even kernel places them."""
     shifted = [axis for axis, offset in enumerate(header.transform.offset) if offset % 1]
     if not shifted:
         return []
-    kernels = [resolved.kernel for _, resolved, _ in chain]
+    kernels = [one.resolved.kernel for one in chain.convolutions]
     even = any(kernel.size[axis] % 2 == 0 for kernel in kernels for axis in shifted)
     cause = "an even kernel" if even else "a kernel whose centre lies between voxels"
+    cause = cause if chain.network is None else "the network"
     half = all(header.transform.offset[axis] % 1 == 0.5 for axis in shifted)
     along = ",".join(AXIS_NAMES[axis] for axis in shifted)
     told = output_format(job.target).holds_spacing and header.grid.affine is not None
@@ -396,18 +563,24 @@ def _output_dtype(job: Job, source: VolumeHeader, copies: bool) -> np.dtype[Any]
 
 
 def _assemble_stages(
-    job: Job, chain: list[_ResolvedStage], order: _StreamOrder, mask: Mask | None
-) -> tuple[list[PreparedStage], list[MemoryUse]]:
+    job: Job, chain: _Resolved, order: _StreamOrder, mask: Mask | None
+) -> tuple[list[PreparedStage | PreparedStep], list[MemoryUse]]:
     """Plan all stages. Returns them, and the memory that the planning of each needs.
 
     Only the last stage may compute channels one by one; the others compute all channels at once.
     Raises: MemoryLimitError for more weights than the ceiling allows.
     """
-    stages, planning = [], []
+    stages: list[PreparedStage | PreparedStep] = []
+    planning = []
     kernels: list[Kernel] = []
-    for position, (stage, resolved, losses) in enumerate(chain):
+    for position, one in enumerate(chain.stages):
+        if isinstance(one, _ResolvedStep):
+            real = np.dtype(job.precision)
+            stages.append(PreparedStep(one.step, one.operation, one.inputs, real))
+            continue
+        stage, inputs, resolved, losses = one
         channels = resolved.problem.in_channels
-        if position == len(chain) - 1 and order.parts:
+        if position == len(chain.stages) - 1 and order.parts:
             part_channels = order.parts[0][1]
             channels = part_channels.stop - part_channels.start
         part = resolved.problem.part(channels)
@@ -425,26 +598,34 @@ def _assemble_stages(
             reports_coverage=job.needs_coverage,
             watches_losses=True,
         )
-        stages.append(PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses))
-    begin_checks(job, [stage.convolution for stage in stages], len(order.parts))
+        stages.append(
+            PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses, inputs)
+        )
+    begin_checks(job, _graph(stages).convolutions, len(order.parts))
     return stages, planning
 
 
 def _choose_blocking(
     job: Job,
     reader: VolumeReader,
-    stages: list[PreparedStage],
+    stages: list[PreparedStage | PreparedStep],
     header: VolumeHeader,
     order: _StreamOrder,
+    spooled: frozenset[int],
 ) -> Blocking:
     """Slabs, or boxes, that fit under the memory ceiling. Raises: MemoryLimitError."""
-    convolutions = [stage.convolution for stage in stages]
-    channels = _channels_written(convolutions[-1], order, header)
-    in_channels = convolutions[0].problem.in_channels
-    given = [stage.stage.kernel for stage in stages if isinstance(stage.stage.kernel, Kernel)]
-    weights = weight_memory([*given, *(stage.kernel for stage in stages)], convolutions)
+    graph = _graph(stages)
+    channels = _channels_written(graph.last, order, header)
+    in_channels = (
+        graph.last.problem.in_channels
+        if len(stages) == 1
+        else reader.header.axes.canonical_shape[4]
+    )
+    done = [stage for stage in stages if isinstance(stage, PreparedStage)]
+    given = [stage.stage.kernel for stage in done if isinstance(stage.stage.kernel, Kernel)]
+    weights = weight_memory([*given, *(stage.kernel for stage in done)], graph.convolutions)
     slab_job = SlabJob(
-        convolutions,
+        graph,
         reader.header.dtype,
         np.dtype(np.float32) if job.scale == "auto" else header.dtype,
         sequential=(reader.sequential or len(stages) > 1) and not order.spool_input[-1],
@@ -459,9 +640,12 @@ def _choose_blocking(
             levels=job.levels,
             compression=job.compression,
         ),
+        in_channels=in_channels,
+        in_plane_voxels=math.prod(reader.header.shape[2:4]),
+        spooled=spooled,
     )
     return choose_blocking(
-        slab_job, _ceiling(job), lambda: _box_job(job, reader, stages, header, channels, weights)
+        slab_job, _ceiling(job), lambda: _box_job(job, reader, graph, header, channels, weights)
     )
 
 
@@ -481,16 +665,17 @@ def _ceiling(job: Job) -> int | None:
 def _box_job(
     job: Job,
     reader: VolumeReader,
-    stages: list[PreparedStage],
+    graph: Graph,
     out_header: VolumeHeader,
     channels: int,
     weights: dict[str, int],
 ) -> BoxJob | None:
     """The job in boxes, or None if it cannot be computed in boxes.
 
-    Boxes need a reader and a writer of boxes, and an output without additional volumes. All
-    convolutions but the last compute their boxes with a halo, so they can have neither an
-    activation along the width nor an activity penalty, which counts every voxel once.
+    Boxes need a reader and a writer of boxes, an output without additional volumes, and a graph
+    without an operation on the whole volume. All convolutions but the last compute their boxes with
+    a halo, so they can have neither an activation along the width nor an activity penalty, which
+    counts every voxel once.
     """
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
@@ -498,8 +683,8 @@ def _box_job(
     writing = output_access(
         job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression
     )
-    convolutions = [stage.convolution for stage in stages]
-    if reading is None or writing is None or job.beside:
+    convolutions = graph.convolutions
+    if reading is None or writing is None or job.beside or graph.needs_whole:
         return None
     if not all(convolution.takes_boxes for convolution in convolutions):
         return None
@@ -507,7 +692,7 @@ def _box_job(
         along_width = job.channels_first and any(a.kind == "axis" for a in convolution.activations)
         if along_width or convolution.activity is not None:
             return None
-    return BoxJob(convolutions, reader.header, out_header, reading, writing, channels, weights)
+    return BoxJob(graph, reader.header, out_header, reading, writing, channels, weights)
 
 
 def output_header(
@@ -547,25 +732,22 @@ def output_header(
 
 
 def _stream_order(
-    job: Job, reader: VolumeReader, header: VolumeHeader, chain: list[_ResolvedStage]
+    job: Job, reader: VolumeReader, header: VolumeHeader, chain: _Resolved
 ) -> _StreamOrder:
     """Choose the order of the parts, and the temporary files that sequential ends need for it.
 
     header : VolumeHeader   of the output
     """
     in_axes, out_axes = reader.header.axes, header.axes
-    problems = [resolved.problem for _, resolved, _ in chain]
     writes_stream = is_stream(job.target, job.compression)
     # with wrap the first output planes need the last input planes
-    spooled = [
-        p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems
-    ]
+    spooled = [isinstance(one, _ResolvedStage) and _wraps(one) for one in chain.stages]
     together = reader.channels_together or _mixes_channels(chain)
     spooled[0] |= together and in_axes.canonical_shape[4] > 1 and not in_axes.channels_within_plane
     spooled[0] &= reader.sequential
     if together:
         count = in_axes.canonical_shape[0]
-        parts = [(n, slice(0, problems[-1].in_channels)) for n in range(count)]
+        parts = [(n, slice(0, chain.last.problem.in_channels)) for n in range(count)]
         scattered = out_axes.canonical_shape[4] > 1 and not out_axes.channels_within_plane
         return _StreamOrder(parts, spooled, writes_stream and scattered)
     read_order = list(parts_in_storage_order(in_axes, channels_together=False))
@@ -576,15 +758,22 @@ def _stream_order(
     return _StreamOrder(write_order, spooled, False)
 
 
-def _mixes_channels(chain: list[_ResolvedStage]) -> bool:
+def _wraps(stage: _ResolvedStage) -> bool:
+    """Whether the first output planes need the last input planes."""
+    problem = stage.resolved.problem
+    pads = problem.pad_before[0] > 0 or problem.pad_after[0] > 0
+    return problem.boundary.mode == "wrap" and pads
+
+
+def _mixes_channels(chain: _Resolved) -> bool:
     """Whether all channels of a volume are computed together.
 
     Layers mix channels, banks make several of one, stacks compute them together, and activations
     along an axis (softmax) need all of them.
     """
-    kernel = chain[0].resolved.kernel
-    needs_all = any(activation.kind != "voxel" for activation in chain[-1].resolved.activations)
-    return kernel.is_layer or kernel.is_bank or len(chain) > 1 or needs_all
+    kernel = chain.convolutions[0].resolved.kernel
+    needs_all = any(activation.kind != "voxel" for activation in chain.last.activations)
+    return kernel.is_layer or kernel.is_bank or len(chain.stages) > 1 or needs_all
 
 
 def describe_shape(axes: Axes) -> str:

@@ -21,8 +21,10 @@ from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output
 from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.room import ceiling_of_memory
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
+    from conv3d_cli.network.graph import Network, Node
     from conv3d_cli.settings.presets import Applied
 
 
@@ -61,6 +63,8 @@ class Stage:
     kernel_spacing, crop_kernel, subtract_background : see `KernelAdaptation`
     notes : tuple of str            on the kernel's file, for the user
     files : tuple of str            paths that weights and bias were read from
+    inputs : tuple of int or None   the position in the job of what it convolves, or -1 for the
+                                    volume; None: the one before it
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Stage("gaussian:fwhm=6mm", strides=2).spec(is_layer=False).padding
@@ -96,6 +100,7 @@ class Stage:
     subtract_background: str | float | None = None
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    inputs: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         # Settings that are wrong for every volume are refused here, before any file is opened.
@@ -186,12 +191,32 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Step:
+    """An operation of a network that is no convolution, in a job.
+
+    node : Node                 its name, operation, attributes and weights
+    inputs : tuple of int       positions in the job of what it takes, or -1 for the volume
+    files : tuple of str        paths that weights were read from
+    """
+
+    node: Node
+    inputs: tuple[int, ...]
+    files: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its node."""
+        return self.node.name
+
+
+@dataclass(frozen=True)
 class Job:
     """A request to convolve one volume.
 
     source, target : str        paths; "-" for a .npy stream on standard input or output
-    stages : tuple of Stage     one for a filter or a layer; several for a stack, which runs in one
-                                pass, in order
+    stages : tuple              one `Stage` for a filter or a layer; several for a stack; a `Step`
+                                for every other operation of a network. Each after those that it
+                                takes from; the last is a `Stage`
     axes : str or None          letters of the input's axes; None: as the file or its format says
     spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
                                 and mask do not tell (see `model.grid.complete_grid`)
@@ -228,6 +253,7 @@ class Job:
     files : tuple of str        paths that the settings came from: configs, a manifest
     given : frozenset of str    names of the options that were given, for notes on those without an
                                 effect
+    network : Network or None   that the stages were made of; None: they are a stack
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -236,7 +262,7 @@ class Job:
 
     source: str
     target: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage | Step, ...]
     axes: str | None = None
     spacing: str | None = None
     data_format: str = "channels_last"
@@ -262,6 +288,7 @@ class Job:
     on_cluster: bool = False
     files: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()
+    network: Network | None = None
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -303,9 +330,15 @@ class Job:
         if means and len(self.stages) > 1:
             raise SpecError(
                 f"a mask, missing values and {setting('nan', 'ignore')} are for one convolution, "
-                f"received a stack of {len(self.stages)} layers; run the layers one by one"
+                f"received {self.called}; run the layers one by one"
             )
-        boundary = self.stages[-1].spec(is_layer=False).boundary
+        first = [s for s in self.stages if isinstance(s, Step) and -1 in s.inputs]
+        if first and self.missing.nan != "propagate":
+            raise SpecError(
+                f"{setting('nan', self.missing.nan)} is done by convolutions, and the network "
+                f"begins with {first[0].node.title}; leave it out"
+            )
+        boundary = self.convolutions[-1].spec(is_layer=False).boundary
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
@@ -331,6 +364,30 @@ class Job:
             raise SpecError(
                 "--scheduler does not take --mask, --nan and --missing yet: leave it out"
             )
+
+    @property
+    def convolutions(self) -> list[Stage]:
+        """The stages that are convolutions, in order."""
+        return [stage for stage in self.stages if isinstance(stage, Stage)]
+
+    @property
+    def called(self) -> str:
+        """The stages in messages.
+
+        >>> Job("in.nii", "out.nii", (Stage("box:size=3"), Stage("box:size=3"))).called
+        'a stack of 2 layers'
+        """
+        if self.network is not None:
+            return f"a network of {count_of(len(self.network.nodes), 'node')}"
+        return f"a stack of {count_of(len(self.stages), 'layer')}"
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every stage is a convolution of the one before it."""
+        return all(
+            isinstance(stage, Stage) and inputs_of(stage, number) == (number - 1,)
+            for number, stage in enumerate(self.stages)
+        )
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -360,6 +417,24 @@ class Job:
         return replace(
             self, **{**_defaults(Job, _STORES), "beside": (), "target": target, "overwrite": True}
         )
+
+
+def inputs_of(stage: Stage | Step, position: int) -> tuple[int, ...]:
+    """The positions of what a stage takes, which itself has a position in its job.
+
+    >>> inputs_of(Stage("box:size=3"), 2)
+    (1,)
+    """
+    return (position - 1,) if stage.inputs is None else stage.inputs
+
+
+def stage_names(job: Job) -> list[str]:
+    """A name for each stage: its own, or its number.
+
+    >>> stage_names(Job("in.nii", "out.nii", (Stage("box:size=3", name="a"), Stage("box:size=3"))))
+    ['a', '2']
+    """
+    return [stage.name or str(number) for number, stage in enumerate(job.stages, 1)]
 
 
 _MAKES_KERNEL = {option.field for option in OPTIONS if option.makes_kernel}

@@ -28,15 +28,22 @@ from conv3d_cli.formats import (
     replaced_part,
     written_files,
 )
-from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
+from conv3d_cli.formats.base import ScaledWriter, SpooledWriter
 from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
 from conv3d_cli.pipeline.files import input_files
+from conv3d_cli.pipeline.flow import reader_of_last
 from conv3d_cli.pipeline.outputs import ROLES
-from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
+from conv3d_cli.pipeline.prepare import (
+    PreparedJob,
+    PreparedStage,
+    naming,
+    open_job_mask,
+    prepare_job,
+)
 from conv3d_cli.pipeline.request import Job
-from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
+from conv3d_cli.pipeline.stream import load_loops, stream
 from conv3d_cli.system.atomic import committed_together, takes_many, write_errors
 from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.maps import check_maps, faults_noticed
@@ -189,8 +196,7 @@ def run_job(
         if decided is not None:
             decided(prepared)
         team = stack.enter_context(Team(prepared.threads))
-        reader, stages = prepared.reader, prepared.stages
-        convolutions = [stage.convolution for stage in stages]
+        reader, graph = prepared.reader, prepared.graph
         observer: StreamObserver | None = None
         output_mask = None
         if statistics:
@@ -200,11 +206,15 @@ def run_job(
             if prepared.boxes is None:
                 reader = observer.reader(reader, prepared.mask)
         if prepared.boxes is None:
-            for position, spooled in enumerate(prepared.spool_input):
-                if spooled:
-                    reader = stack.enter_context(spool_reader(reader, job.target))
-                if position < len(stages) - 1:
-                    reader = LayerReader(reader, stages[position].convolution, team)
+            reader = reader_of_last(
+                graph,
+                reader,
+                team,
+                stack,
+                prepared.spooled,
+                [n for n, spooled in enumerate(prepared.spool_input) if spooled],
+                job.target,
+            )
         writer = _writer(job, prepared.header)
         if prepared.spool_output and job.scale == "none":
             writer = SpooledWriter(writer)
@@ -212,7 +222,7 @@ def run_job(
         if observer is not None:
             streamed = observer.writer(writer, output_mask)
         with writer, naming(prepared.reader), faults_noticed():
-            load_loops(convolutions, prepared.reader.header, writer.header.dtype)
+            load_loops(graph, prepared.reader.header, writer.header.dtype)
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
@@ -223,9 +233,7 @@ def run_job(
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # few jobs need boxes
 
                 partition, parts = prepared.boxes.partition, prepared.stream_plan.parts
-                times = stream_boxes(
-                    convolutions, partition, parts, reader, streamed, team, progress
-                )
+                times = stream_boxes(graph, partition, parts, reader, streamed, team, progress)
             reader.finish()
             check_maps(before)
             voxels = math.prod(prepared.header.shape)
@@ -259,7 +267,7 @@ def run_job(
                     other.commit()
                 writer.commit()
             times.write += time.perf_counter() - commit_started
-    checked = check_report(convolutions)
+    checked = check_report(graph.convolutions)
     late_notes = [note for note in prepared.reader.notes if note not in prepared.notes]
     return JobReport(
         source=job.source,
@@ -327,7 +335,7 @@ def kernel_fwhm(prepared: PreparedJob) -> KernelFwhm | None:
 
     None for layers, banks and stacks, and for a kernel without a single bump along any axis.
     """
-    stage = prepared.stages[0]
+    stage = prepared.last
     if len(prepared.stages) > 1 or stage.kernel.is_layer or stage.kernel.is_bank:
         return None
     factors, unit = length_scale(prepared.reader.header.grid)
@@ -386,7 +394,7 @@ def refuse_losses(notes: list[str]) -> None:
 
 def _coverage_notes(prepared: PreparedJob) -> list[str]:
     """Notes on outputs below the minimal coverage. Raises: ShapeError if no output is above it."""
-    missing, first = prepared.job.missing, prepared.stages[0].convolution
+    missing, first = prepared.job.missing, prepared.convolutions[0].convolution
     if missing.mask is not None:
         if not first.below_min_coverage:
             return []
@@ -399,7 +407,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
         return [f"{first.below_min_coverage} voxels {condition} and are 0"]
     counts = [
         (stage.convolution.below_min_coverage, math.prod(stage.problem.out_shape))
-        for stage in prepared.stages
+        for stage in prepared.convolutions
     ]
     if any(0 < count == total for count, total in counts):  # an empty batch misses nothing
         raise ShapeError("no voxel is left: all of them are missing")
@@ -413,7 +421,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
 
 def loss_notes(prepared: PreparedJob) -> list[str]:
     """Notes on values that the arithmetic or the output's dtype lost, apart from clipped ones."""
-    job, convolutions = prepared.job, [stage.convolution for stage in prepared.stages]
+    job, convolutions = prepared.job, prepared.graph.convolutions
     first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
     out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
     is_copy = isinstance(first, Copy) and first is last
@@ -465,6 +473,8 @@ def all_losses(prepared: PreparedJob) -> dict[str, float]:
     batch = batch_shape[0] if batch_shape else 1
     losses = {}
     for number, stage in enumerate(prepared.stages):
+        if not isinstance(stage, PreparedStage):
+            continue
         prefix = f"{stage.stage.name or number + 1}." if len(prepared.stages) > 1 else ""
         if stage.convolution.activity is not None:
             losses[f"{prefix}activity"] = stage.convolution.activity_sum / max(1, batch)

@@ -1,9 +1,9 @@
-"""Stream slabs from a reader through one convolution or a stack of them to a writer.
+"""Stream slabs from a reader through a convolution to a writer.
 
 `stream` overlaps three steps: a reader thread fetches the next slab while the team computes this
-one and a writer thread stores the previous ones. A stack of layers is a chain of readers: a
-`LayerReader` computes the requested planes from the previous layer's reader, so each layer keeps
-only its halo in memory. Arrays take the same way, through a reader and a writer of arrays.
+one and a writer thread stores the previous ones. The reader may be that of a file, or one that
+computes all other nodes of a network (`flow.py`). Arrays take the same way, through a reader and a
+writer of arrays.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
-from conv3d_cli.model.grid import grid_after
-from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
 from conv3d_cli.system.isolated import end_all
 
 if TYPE_CHECKING:
@@ -34,88 +34,27 @@ if TYPE_CHECKING:
 WRITES_BEHIND = 2  # computed slabs that are being written or wait for it
 
 
-class LayerReader(VolumeReader):
-    """A convolution's output as a volume to read: planes are computed on request, forward only.
+def load_loops(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> None:
+    """Load the functions that the nodes of a job call, or compile all that are missing at once.
 
-    reader : VolumeReader       the convolution's input; the caller closes it
-    """
-
-    sequential = True
-
-    def __init__(self, reader: VolumeReader, convolution: Convolution, team: Team) -> None:
-        self.reader, self.convolution, self.path = reader, convolution, reader.path
-        self.team = team
-        source, problem = reader.header, convolution.problem
-        # All channels of a plane are computed together, so they are stored together as well.
-        letters = source.axes.batch_letters + "zyxc"
-        sizes = {**dict(zip("zyx", problem.out_size, strict=True)), "c": convolution.channels_out}
-        self.header = VolumeHeader(
-            source.axes.renamed(letters, sizes),
-            convolution.plan.dtype,
-            grid_after(source.grid, problem),
-            format=source.format,
-            metadata=source.metadata,
-            transform=source.transform.then(problem.voxel_transform),
-        )
-        self._source: SlabSource | None = None
-        self._surplus = np.empty((0, *self.header.shape[2:]), self.header.dtype)
-        self._surplus_start = 0  # planes computed beyond the last request, and their first one
-
-    def read(self, n: int, depth: slice, channels: slice) -> Array:
-        if self._source is None or self._source.n != n:
-            all_channels = slice(0, self.reader.header.shape[4])
-            self._source = SlabSource(self.reader, n, all_channels, self.convolution.problem)
-            self._surplus, self._surplus_start = self._surplus[:0], 0
-        planes = self._surplus[max(depth.start - self._surplus_start, 0) :]
-        count = depth.stop - depth.start
-        if len(planes) < count:
-            # whole steps of the plan, so that any requests group planes in the same way
-            computed_to = self._surplus_start + len(self._surplus)
-            first, computed = self._compute(max(depth.start, computed_to), depth.stop)
-            if len(planes):
-                planes = np.concatenate([planes, computed])
-            else:
-                planes = computed[depth.start - first :]
-        self._surplus, self._surplus_start = planes[count:].copy(), depth.stop
-        return planes[:count, ..., channels]
-
-    def _compute(self, start: int, stop: int) -> tuple[int, Array]:
-        """Compute the whole steps that contain planes start to stop - 1.
-
-        Returns the first plane computed, and the planes (d, H, W, C).
-        """
-        assert self._source is not None
-        step, (size, height, width, count) = self.convolution.plan.depth_step, self.header.shape[1:]
-        start, stop = start - start % step, min(-(-stop // step) * step, size)
-        slab = self._source.read(start, stop)
-        out = np.empty((stop - start, height, width, count), self.header.dtype)
-        outputs = slice(0, self.convolution.problem.filters)
-        self.convolution.convolve(slab, out, self.team, self.reader.header.scale, outputs)
-        self._source.release(stop)
-        return start, out
-
-    def finish(self) -> None:
-        self.reader.finish()
-
-
-def load_loops(
-    convolutions: Sequence[Convolution], source: VolumeHeader, out: np.dtype[Any]
-) -> None:
-    """Load the functions that the layers of a job call, or compile all that are missing at once.
-
-    source : VolumeHeader   of the first layer's input
-    out : dtype             of the last layer's output
+    source : VolumeHeader   of the volume
+    out : dtype             of the last node's output
     """
     from conv3d_cli.engine.machine_code import load
 
-    dtype = np.dtype(np.uint8) if source.dtype == bool else source.dtype.newbyteorder("=")
+    stored = np.dtype(np.uint8) if source.dtype == bool else source.dtype.newbyteorder("=")
     codes: list[MachineCode] = []
-    scale = source.scale
-    for convolution in convolutions:
-        real = convolution.plan.dtype
-        stored = out if convolution is convolutions[-1] else real
-        codes += convolution.loops_to_load(dtype, stored.newbyteorder("="), scale)
-        dtype, scale = real, (1.0, 0.0)
+    for position, node in enumerate(graph.nodes):
+        if isinstance(node, ConvolutionNode):
+            of_volume = node.inputs[0] == VOLUME
+            result = out if position == len(graph.nodes) - 1 else node.dtype
+            codes += node.convolution.loops_to_load(
+                stored if of_volume else graph.nodes[node.inputs[0]].dtype,
+                result.newbyteorder("="),
+                source.scale if of_volume else (1.0, 0.0),
+            )
+        elif isinstance(node, OperationNode):
+            codes += node.operation.loops(node.real)
     load(codes)
 
 

@@ -37,7 +37,7 @@ def _idle_boundary(job: Job, source: VolumeHeader, chain: Sequence[ResolvedConvo
 
 
 def _idle_data_format(job: Job, source: VolumeHeader, chain: Sequence[ResolvedConvolution]) -> str:
-    activations = [get_activation(one) for stage in job.stages for one in stage.activations]
+    activations = [get_activation(one) for stage in job.convolutions for one in stage.activations]
     if any(activation.kind == "axis" for activation in activations) or job.source == "-":
         return ""
     if job.axes is None:

@@ -20,7 +20,7 @@ from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.provenance.command import Rename, relative_to
 from conv3d_cli.provenance.inputs import InputFile
-from conv3d_cli.provenance.record import KEY, kernel_text, read_json, sidecar_text
+from conv3d_cli.provenance.record import KEY, done_text, read_json, sidecar_text
 from conv3d_cli.settings.config import is_kernel_file
 from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.atomic import AtomicFile, suffix_of
@@ -443,9 +443,9 @@ def valid_fields(fields: Mapping[str, Any], prepared: PreparedJob) -> dict[str, 
         after.transform.step[axis] != 1 or after.transform.offset[axis] != 0 for axis in range(3)
     )
     regridded = moved or before.shape[1:4] != after.shape[1:4]
-    scaled = any(
+    scaled = len(prepared.convolutions) < len(prepared.stages) or any(
         abs(stage.kernel.sum - 1) > 1e-3 or stage.kernel.is_layer or stage.convolution.activations
-        for stage in prepared.stages
+        for stage in prepared.convolutions
     )
     dropped = {*OWN_FIELDS, *(GRID_FIELDS if regridded else ()), *(VALUE_FIELDS if scaled else ())}
     if _slices_changed(fields.get("SliceEncodingDirection"), prepared):
@@ -482,7 +482,7 @@ class BidsFields:
     def __call__(
         self, prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename
     ) -> dict[str, Any]:
-        kernels = ", then ".join(kernel_text(stage, rename) for stage in prepared.stages)
+        kernels = done_text(prepared, rename)
         fields = valid_fields(inherited_fields(self.source), prepared)
         own = self.datasets.sources[os.path.realpath(self.source.root)]
         for key, value in fields.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files
-from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.settings.options import Settings
 
 
@@ -16,7 +16,7 @@ from conv3d_cli.settings.options import Settings
 class InputFile:
     """A file that a run reads, or the folder of a Zarr store.
 
-    role : str      "volume", "mask", "config", "kernel" or "bias"
+    role : str      "volume", "mask", "config", "weights", "kernel" or "bias"
     """
 
     role: str
@@ -42,7 +42,10 @@ def _named(job: Job, given: Settings) -> Iterator[tuple[str, str]]:
             yield "volume" if role == "input" else role.partition(" of layer ")[0], path
     if given.config is not None:
         yield "config", given.config
+    if given.weights is not None:
+        yield "weights", given.weights
     for stage in job.stages:
-        weights = stage.kernel.name.partition("::")[0] if isinstance(stage.kernel, Kernel) else None
+        kernel = stage.kernel if isinstance(stage, Stage) else None
+        weights = kernel.name.partition("::")[0] if isinstance(kernel, Kernel) else None
         for path in stage.files:
             yield "kernel" if path == weights else "bias", path

@@ -19,7 +19,8 @@ from conv3d_cli.kernels.lengths import parse_lengths, read_lengths
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.volume import VolumeHeader
-from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
+from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, PreparedStep
+from conv3d_cli.pipeline.request import stage_names
 from conv3d_cli.provenance.command import Rename
 from conv3d_cli.settings.config import is_kernel_file
 from conv3d_cli.system.atomic import sent_to, suffix_of
@@ -126,7 +127,7 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
     job = prepared.job
     found: dict[str, Any] = {
         "Layers": [
-            layer_record(stage, prepared.reader.header.grid, rename) for stage in prepared.stages
+            _stage_record(prepared, position, rename) for position in range(len(prepared.stages))
         ],
         "Precision": job.precision,
         "Input": volume_record(prepared.reader.header),
@@ -145,6 +146,43 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
         }
     found["Versions"] = versions_of(prepared.header, job.target)
     return found
+
+
+def _stage_record(prepared: PreparedJob, position: int, rename: Rename) -> dict[str, Any]:
+    """A stage as a JSON object; where the stages are no chain, with its name and what it takes."""
+    stage = prepared.stages[position]
+    own = (
+        layer_record(stage, prepared.reader.header.grid, rename)
+        if isinstance(stage, PreparedStage)
+        else step_record(stage)
+    )
+    if prepared.job.is_chain:
+        return own
+    names = stage_names(prepared.job)
+    return {
+        "Name": names[position],
+        "Inputs": [names[n] if n >= 0 else "volume" for n in stage.inputs],
+        **own,
+    }
+
+
+def step_record(stage: PreparedStep) -> dict[str, Any]:
+    """An operation as a JSON object: its arguments, and digests of its weights."""
+    node = stage.step.node
+    found: dict[str, Any] = {"Operation": node.operation}
+    if node.attributes:
+        found["Arguments"] = json.loads(json.dumps(dict(node.attributes), default=str))
+    if node.weights:
+        found["Digests"] = {name: array_digest(node.weights[name]) for name in sorted(node.weights)}
+    return found
+
+
+def done_text(prepared: PreparedJob, rename: Rename) -> str:
+    """What was done to a volume, for a line: the kernels, or the files of a network."""
+    network = prepared.job.network
+    if network is None:
+        return ", then ".join(kernel_text(stage, rename) for stage in prepared.convolutions)
+    return f"the network {', '.join(map(rename, network.files))}".rstrip()
 
 
 def layer_record(stage: PreparedStage, grid: Grid, rename: Rename) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from conv3d_cli.provenance.record import (
     RECORD_VERSION,
     FileRecord,
     decided,
-    kernel_text,
+    done_text,
     sidecar_name,
     sidecar_text,
 )
@@ -49,7 +49,7 @@ def own_fields(
     """The BIDS fields for an output outside a BIDS dataset; sources are relative to the sidecar."""
     from importlib.metadata import version
 
-    kernels = ", then ".join(kernel_text(stage, rename) for stage in prepared.stages)
+    kernels = done_text(prepared, rename)
     return {
         "Description": f"Convolved with {kernels}",
         "Sources": [rename(file.path) for file in inputs if file.role in ("volume", "mask")],

@@ -15,7 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name, words
+from conv3d_cli.errors import (
+    ConfigError,
+    FormatError,
+    SpecError,
+    setting,
+    unknown_name,
+    words,
+)
 from conv3d_cli.settings.mask_rules import located_mask
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
@@ -25,6 +32,7 @@ from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.layer.config import LayerConfig
+    from conv3d_cli.network.graph import Network
 
 # Keys whose values are paths that start from the config's folder. A kernel or a bias is a path only
 # if it is nothing else.
@@ -42,32 +50,42 @@ class Config:
     """The settings in a config file.
 
     path : str                  path of the file; "" if there is none
-    stages : list of Settings   one per convolution of the stack
+    stages : list of Settings   one per convolution of the stack; none of a network
     job : Settings              settings of the job and of missing voxels
+    network : Network or None   a model that is no chain of convolutions
     """
 
     path: str = ""
     stages: list[Settings] = field(default_factory=lambda: [Settings()])
     job: Settings = field(default_factory=Settings)
+    network: Network | None = None
 
 
-def read_config(path: str, with_kernel: bool = False) -> Config:
+def read_config(path: str, with_kernel: bool = False, weights: str | None = None) -> Config:
     """Read a config; kernel, bias and mask paths in it are relative to its folder.
 
     with_kernel : bool      the kernel comes from elsewhere, so that initializers and constraints
                             of Keras layers are ignored
+    weights : str or None   a file with the weights of the Keras model whose JSON the config is
     Raises: FormatError if a file is missing or damaged; ConfigError or UnknownNameError if the
     config cannot be understood.
     """
     if path.lower().endswith(MODEL_SUFFIXES):
+        if weights is not None:
+            raise ConfigError(
+                f"config {path} is a saved model, which brings its weights; leave out "
+                f"{setting('weights', weights)}"
+            )
         return read_model_file(path)
     values = _parse(path)
+    if weights is not None:
+        return _with_weights(values, path, weights)
     folder = Path(path).parent
     for key, file in FILE_KEYS.items():
         if isinstance(text := values.get(key), str):
             values[key] = located_mask(text, folder) if file is File.MASK else str(folder / text)
     if _is_keras(values):
-        return from_keras(values, path, trained=with_kernel)
+        return _keras_config(values, path, with_kernel)
     layers = values.pop("layers", None)
     allowed = JOB_KEYS if layers is not None else (*STAGE_KEYS, *JOB_KEYS)
     _check_keys(values, allowed, f"config {path}")
@@ -383,10 +401,8 @@ def read_model_file(path: str) -> Config:
         )
     try:
         config = from_keras(model, path, trained=True)
-    except SpecError as error:
-        names = [layer.name for layer in weights.read_layers(path)]
-        cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
-        raise type(error)(f"{error}; {cure}") from None
+    except SpecError:  # no chain of convolutions
+        return _network_config(path, model)
     saved = weights.read_layers(path)
     if len(saved) != len(config.stages):
         raise FormatError(
@@ -402,3 +418,71 @@ def read_model_file(path: str) -> Config:
             replace(stage, kernel=layer.as_kernel(f"{path}::{layer.name}"), files=(path,))
         )
     return replace(config, stages=stages)
+
+
+def _keras_config(model: dict[str, Any], path: str, trained: bool) -> Config:
+    """The config of Keras' JSON: layers in order, or a network that has no weights.
+
+    Raises: as `from_keras`.
+    """
+    try:
+        return from_keras(model, path, trained)
+    except SpecError as no_chain:
+        from conv3d_cli.kernels.weights.layer import read_errors
+        from conv3d_cli.network.keras import WeightsMissing, read_keras_network
+
+        try:
+            with read_errors(path):
+                network = read_keras_network(model, None, (path,))
+        except WeightsMissing as error:
+            raise SpecError(f"config {path}: {error}") from None
+        except (SpecError, FormatError):
+            raise no_chain from None
+    job = Settings(data_format=network.data_format) if network.data_format else Settings()
+    return Config(path, [], job, network)
+
+
+def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
+    """The config of a Keras model whose JSON and weights are in two files.
+
+    Raises: ConfigError for another config, SpecError, FormatError.
+    """
+    from conv3d_cli.kernels.weights.layer import read_errors
+    from conv3d_cli.network.keras import read_keras_network
+    from conv3d_cli.network.keras_weights import read_weights
+
+    if not isinstance(model.get("class_name"), str):
+        raise ConfigError(
+            f"config {path} is no Keras model (`model.to_json()`), to which "
+            f"{setting('weights', weights)} belong"
+        )
+    try:
+        with read_errors(path):
+            network = read_keras_network(model, read_weights(weights), (path, weights))
+    except SpecError as error:
+        raise type(error)(f"config {path}: {error}") from None
+    job = Settings(data_format=network.data_format) if network.data_format else Settings()
+    return Config(path, [], job, network)
+
+
+def _network_config(path: str, model: dict[str, Any]) -> Config:
+    """The config of a saved model that is more than a chain of convolutions.
+
+    Raises: SpecError, whose message names a layer that can be run alone; FormatError.
+    """
+    from conv3d_cli.kernels import weights
+    from conv3d_cli.kernels.weights.layer import read_errors
+    from conv3d_cli.network.keras import read_network
+
+    try:
+        with read_errors(path):
+            network = read_network(path, model)
+    except SpecError as error:
+        try:
+            names = [layer.name for layer in weights.read_layers(path)]
+        except FormatError:
+            raise type(error)(f"config {path}: {error}") from None
+        cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
+        raise type(error)(f"config {path}: {error}; {cure}") from None
+    job = Settings(data_format=network.data_format) if network.data_format else Settings()
+    return Config(path, [], job, network)

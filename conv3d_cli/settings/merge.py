@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, setting, words
 from conv3d_cli.settings.config import Config, layer_settings, read_config
@@ -16,6 +16,10 @@ from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import OPTION, OPTIONS, SHORTHANDS, Settings, overlay
 from conv3d_cli.settings.presets import Applied, find_preset
 from conv3d_cli.system.machine import byte_size
+from conv3d_cli.system.words import count_of
+
+if TYPE_CHECKING:
+    from conv3d_cli.network.graph import Network
 
 # Options whose value may be JSON: a Keras object in its serialised form.
 LAYER_VALUES = tuple(
@@ -29,17 +33,25 @@ _OF_KERNEL = ("kernel", *SHORTHANDS, "kernel_size", "filters", "bias", "files")
 class JobSettings:
     """All settings of a job but the names of its input and output.
 
-    stages : tuple of Settings      one per convolution, in order, with its files read
+    stages : tuple of Settings      one per convolution, in order, with its files read; none of a
+                                    network
     run : Settings                  settings of the job and of missing voxels; its `files` are
                                     configs and manifests
     preset : Applied or None        which values a preset set, and which it did not
     given : frozenset of str        names of the options that were given, not read from a config
+    network : Network or None       a model that is no chain of convolutions
     """
 
     stages: tuple[Settings, ...]
     run: Settings
     preset: Applied | None = None
     given: frozenset[str] = frozenset()
+    network: Network | None = None
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one convolution and nothing else."""
+        return len(self.stages) == 1
 
 
 def merge_settings(given: Settings) -> JobSettings:
@@ -54,24 +66,28 @@ def merge_settings(given: Settings) -> JobSettings:
     >>> merged.run.threads, str(merged.preset)
     (2, 'fsl: boundary renormalize; yours instead: padding full')
     """
+    if given.weights and not given.config:
+        raise SpecError(
+            f"{setting('weights', given.weights)} are those of a Keras model: pass its JSON, too, "
+            f"as {setting('config', 'model.json')}"
+        )
     config = (
-        read_config(given.config, with_kernel=given.named_kernel is not None)
+        read_config(given.config, given.named_kernel is not None, given.weights)
         if given.config
         else Config()
     )
     stages = _stages(given, config)
     run = overlay(config.job, given.only(Place.JOB, Place.MISSING))
     if config.path:
-        run = replace(run, files=(config.path,))
+        run = replace(run, files=(config.path, *([given.weights] if given.weights else [])))
     if isinstance(run.max_memory, str):
         run = replace(run, max_memory=byte_size(run.max_memory))
     names = frozenset(given.given())
     if run.like is None:
-        return JobSettings(stages, run, given=names)
-    if len(stages) > 1:
+        return JobSettings(stages, run, given=names, network=config.network)
+    if len(stages) != 1:
         raise SpecError(
-            f"{setting('like', run.like)} is for one convolution, received a stack of "
-            f"{len(stages)} layers; "
+            f"{setting('like', run.like)} is for one convolution, received {_called(config)}; "
             "leave it out"
         )
     stage, run, applied = apply_preset(run.like.lower(), stages[0], run)
@@ -86,7 +102,7 @@ def apply_settings(given: Settings) -> JobSettings:
     """
     settings = merge_settings(given)
     if given.to_fwhm is not None:
-        if len(settings.stages) > 1 or settings.stages[0].kernel is not None:
+        if not settings.is_one or settings.stages[0].kernel is not None:
             kernel = words("-k, --fwhm, --sigma", "the kernel, fwhm= and sigma=")
             raise SpecError(
                 f"{setting('to_fwhm')} chooses the kernel; leave out {kernel} and a config's kernel"
@@ -111,16 +127,16 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
     names = own.given()
     if not names:
         return tuple(config.stages)
-    if len(config.stages) > 1:
-        if own.seed is not None and len(names) == 1:
+    if len(config.stages) != 1:
+        if config.stages and own.seed is not None and len(names) == 1:
             # each layer of a stack draws other numbers from one seed
             return tuple(
                 replace(stage, seed=own.seed + number) for number, stage in enumerate(config.stages)
             )
         flags = ", ".join(setting(o.name) for o in OPTIONS if o.name in names and o.name != "seed")
         raise SpecError(
-            f"{flags} cannot be given for a stack of {len(config.stages)} layers; "
-            f"set it in the config {config.path}"
+            f"{flags or setting('seed')} cannot be given for {_called(config)}; "
+            + (f"set it in the config {config.path}" if config.stages else "leave it out")
         )
     stage = config.stages[0]
     if own.named_kernel is not None and stage.kernel is not None:
@@ -140,6 +156,13 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
         if o.name in names
     }
     return (overlay(stage, layer_settings(replace(own, **parsed))),)
+
+
+def _called(config: Config) -> str:
+    """The convolutions of a config in messages."""
+    if config.network is not None:
+        return f"a network of {count_of(len(config.network.nodes), 'node')}"
+    return f"a stack of {count_of(len(config.stages), 'layer')}"
 
 
 def _layer_value(flag: str, value: Any) -> Any:

@@ -191,6 +191,18 @@ class Settings:
         "underscores, and [[layers]] makes a stack. Keras' JSON and saved models (.keras, .h5) "
         "work, too. Paths in the file are relative to its folder.",
     )
+    weights: str | None = option(
+        TEXT,
+        Place.COMMAND,
+        "Kernel",
+        shapes=True,
+        metavar="FILE",
+        file=File.READ,
+        manifest=True,
+        explains=True,
+        help="Weights for a Keras model whose JSON is the config (-c): .weights.h5, or a legacy "
+        ".h5 file. Models that were saved whole bring their own.",
+    )
     like: str | None = option(
         choice(*PRESETS),
         Place.JOB,

@@ -37,14 +37,13 @@ WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
         (["-k", "light.ckpt::conv"], 2, "no layer 'conv'; did you mean 'enc.conv'? it holds enc.conv "),
         (["-k", "box", "-o", "."], 2, "cannot write .: it names a folder; pass it as --out-dir ."),
         (["-k", "box", "-o", "new/"], 2, "cannot write new/: it names a folder; pass it as --out-dir new/"),
-        (["-c", "nested.keras"], 2, "the model is no chain: layer 'add' has 2 inputs, conv3d_1, up; run a layer alone, as in -k nested.keras::conv3d_1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_a_file_of_another_kind(
     words: list[str], code: int, said: str, desk: Path, run: Any, error_line: Any
 ) -> None:
-    for name in ("state.pt", "net.safetensors", "nested.keras"):
+    for name in ("state.pt", "net.safetensors"):
         shutil.copy(WEIGHTS / name, name)
     shutil.copy("state.pt", "light.ckpt")
     for name in ("c.toml", "x.foo"):

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 from processes import LIMIT, started, wait_until
@@ -158,6 +159,31 @@ def test_same_bytes_as_a_local_run(
     assert min(told["read_seconds"], told["compute_seconds"], told["write_seconds"]) > 0
     assert contents(tmp_path / "spread.zarr") == contents(tmp_path / "local.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["local.zarr", "spread.zarr"]
+
+
+def test_a_network_has_the_bytes_of_a_local_run(
+    cluster: Cluster, store: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    pytest.importorskip("h5py")
+    models = {
+        norm: networks.write_keras(tmp_path / f"{norm}.keras", *networks.unet(norm=norm))
+        for norm in ("BatchNormalization", "GroupNormalization")
+    }
+    job = [
+        "apply",
+        store / "x.ome.zarr",
+        "-c",
+        models["BatchNormalization"],
+        "--chunks",
+        "16,32,32",
+    ]
+    run(*job, "-o", tmp_path / "local.zarr")
+    run(*job, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address)
+    assert contents(tmp_path / "spread.zarr") == contents(tmp_path / "local.zarr")
+    job[3] = models["GroupNormalization"]
+    refused = run(*job, "-o", tmp_path / "no.zarr", "--scheduler", cluster.address, code=2)
+    assert "node 'a_norm' needs the whole volume" in error_line(refused.stderr)
+    assert not (tmp_path / "no.zarr").exists()
 
 
 def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path, run: Any) -> None:

@@ -22,6 +22,7 @@ from conv3d_cli.engine.division import LEAST_TASK_SECONDS, MOST_REPEATED, TASKS_
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvSpec
 from conv3d_cli.pipeline.blocking import choose_blocking
+from conv3d_cli.pipeline.graph import Graph
 from conv3d_cli.pipeline.memory import UNLIMITED, SlabJob
 
 FLOAT32 = np.dtype(np.float32)
@@ -86,7 +87,7 @@ USUAL = [*range(1, 17), 20, 24, 32, 40, 48, 64, 96, 128]
 def slab(case: Case, plan: Plan) -> Size:
     """The slab that a stream of this volume computes at once."""
     convolution = Convolution(plan, case.volume[3] > 1, None, [], False, None)
-    job = SlabJob([convolution], FLOAT32, FLOAT32, False, plan.problem.filters, {})
+    job = SlabJob(Graph.chain([convolution]), FLOAT32, FLOAT32, False, plan.problem.filters, {})
     depth = choose_blocking(job, UNLIMITED).depth
     return Size(min(depth, case.volume[0]), *case.volume[1:3])
 

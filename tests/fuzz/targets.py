@@ -693,6 +693,35 @@ def read_h5_here(path: str) -> None:
         legacy.read_h5_config(path)
 
 
+def _networks() -> dict[str, bytes]:
+    import networks
+
+    return {"unet": json.dumps(networks.unet()[0]).encode()}
+
+
+def read_network(path: str) -> None:
+    """A model's JSON with the weights of a U-Net, made into the stages of a job and given a shape."""
+    import networks
+
+    from conv3d_cli.kernels.weights.layer import parse_json, read_errors
+    from conv3d_cli.network.keras import read_keras_network
+    from conv3d_cli.network.keras_weights import KerasWeights
+    from conv3d_cli.network.operations.base import Shape
+    from conv3d_cli.network.shapes import shape_network
+    from conv3d_cli.pipeline.lowering import lower_network
+
+    model, arrays = networks.unet()
+    places = {name: place.removeprefix("layers/") for name, place in networks.groups(model).items()}
+    weights = {
+        places[name]: {str(n): array for n, array in enumerate(own)} for name, own in arrays.items()
+    }
+    with read_errors(path):
+        content = parse_json(Path(path).read_bytes(), "the model", path)
+        network = read_keras_network(content, KerasWeights(weights, {}), (path,))
+        lower_network(network)
+        shape_network(network, Shape(8, 8, 8, 1))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Texts
 
@@ -942,6 +971,10 @@ TARGETS: tuple[Target, ...] = (
     Target("kernel-tiff", ".tif", read_spaced_kernel, _spaced_kernels(".tif"), (*_SPACED, *_SERIES)),
     Target("config-toml", ".toml", prepare_config, _configs(".toml"), _CONFIG, _CONFIG_WORDS),
     Target("config-json", ".json", prepare_config, _configs(".json"), _CONFIG, tuple(f'"{w}"' for w in _CONFIG_WORDS)),
+    Target(
+        "network-keras", ".json", read_network, _networks, ("network/keras.py", "pipeline/lowering.py"),
+        ("Add", "Conv3DTranspose", "Softmax", "inbound_nodes", "keras_history", "null", "-1", "99999999", "channels_first", "training"),
+    ),
     Target(
         "weights-keras", ".keras", read_keras_here, _weights("two.keras", "special.keras", "padded.keras"),
         ("kernels/weights/keras.py", *_HDF5), isolated=read_weights,

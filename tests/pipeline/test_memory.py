@@ -17,7 +17,7 @@ from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan, planning_bytes
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import ConvSpec
-from conv3d_cli.pipeline.memory import chain_planes
+from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
@@ -199,11 +199,10 @@ def test_chains_hold_the_planes_that_were_counted(
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
     job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages)
     with prepare_job(job) as prepared:
-        plans = [stage.plan for stage in prepared.stages]
+        graph = prepared.graph
         depth = prepared.stream_plan.slab_depth
     run_job(job)
-    problems, steps = [plan.problem for plan in plans], [plan.depth_step for plan in plans]
-    counted = sorted(one.window for one in chain_planes(problems, steps, depth))
+    counted = sorted(count_held(graph, 1, depth).window_planes)
     if len(stages) > 1:
         assert sorted(windows.values()) == counted
         assert math.prod(counted) < 64 ** len(stages)  # less than whole volumes

@@ -40,12 +40,13 @@ from conv3d_cli.settings.options import OPTION, OPTIONS, SHAPING, Option, Settin
 MADE_OF: dict[Place, type[Any]] = {Place.STAGE: Stage, Place.JOB: Job, Place.MISSING: Missing}
 # fields that no option sets by itself
 NO_OPTIONS = {
-    Stage: {"activations", "notes", "files"},
+    Stage: {"activations", "inputs", "notes", "files"},
     Job: {
         "source",
         "target",
         "stages",
         "missing",
+        "network",
         "beside",
         "preset",
         "history",

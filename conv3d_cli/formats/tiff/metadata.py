@@ -486,10 +486,12 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
     if (old_frames, old_channels) != (frames, channels):
         return None
     step, offset = header.transform.step[0], header.transform.offset[0]
+    if step != int(step):  # slices between those that have labels
+        return None
     if offset != int(offset) or not 0 <= offset <= offset + step * (slices - 1) < old_slices:
         return None
     return [
-        str(labels[(t * old_slices + int(offset) + step * z) * channels + c])
+        str(labels[(t * old_slices + int(offset) + int(step) * z) * channels + c])
         for t in range(frames)
         for z in range(slices)
         for c in range(channels)

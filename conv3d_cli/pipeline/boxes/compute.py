@@ -19,12 +19,15 @@ from conv3d_cli.engine import Team
 from conv3d_cli.model.box import Box, Runs, Slices, Span, count_positions, intersect, subtract
 from conv3d_cli.model.spec import Triple
 from conv3d_cli.model.volume import Array, VolumeReader
+from conv3d_cli.network.operations.base import Window, spans_of
 from conv3d_cli.pipeline.boxes.partition import (
-    LayerChain,
+    BoxGraph,
     Partition,
     buffered_runs,
     required_runs,
 )
+from conv3d_cli.pipeline.flow import real_values
+from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, GraphNode, OperationNode
 
 
 class BoxInput(NamedTuple):
@@ -32,20 +35,13 @@ class BoxInput(NamedTuple):
 
     voxels : (d, h, w, c)       of the stored dtype
     runs : (Runs, Runs, Runs)   positions of the voxels in the volume along depth, height and width
-    computed : list of tuples of Runs   along each axis, the outputs that each convolution computes
-                                for the box, see `required_runs`
+    computed : list of tuples of Runs   along each axis, the outputs that each node computes for the
+                                box, see `required_runs`
     """
 
     voxels: Array
     runs: tuple[Runs, Runs, Runs]
     computed: list[tuple[Runs, ...]]
-
-
-def layer_chain(convolutions: Sequence[Convolution]) -> LayerChain:
-    """The chain of some convolutions, in order."""
-    return LayerChain(
-        tuple(c.problem for c in convolutions), tuple(c.plan.block_alignment for c in convolutions)
-    )
 
 
 class BoxSource:
@@ -63,11 +59,11 @@ class BoxSource:
         reader: VolumeReader,
         n: int,
         channels: slice,
-        chain: LayerChain,
+        graph: BoxGraph,
         partition: Partition | None = None,
         in_chunk: Triple = (1, 1, 1),
     ) -> None:
-        self.reader, self.n, self.channels, self.chain = reader, n, channels, chain
+        self.reader, self.n, self.channels, self.graph = reader, n, channels, graph
         self.sweep, self.in_chunk = None if partition is None else partition.sweep, in_chunk
         self._buffer: BoxInput | None = None
 
@@ -83,11 +79,11 @@ class BoxSource:
             if next_span is not None and next_span[0] != span[1]:
                 next_span = None  # the next box begins another sweep
             runs_by_axis.append(
-                buffered_runs(self.chain, axis, span, next_span, self.in_chunk[axis])
+                buffered_runs(self.graph, axis, span, next_span, self.in_chunk[axis])
             )
         runs = (runs_by_axis[0], runs_by_axis[1], runs_by_axis[2])
         voxels = self._read(runs)
-        computed = [required_runs(self.chain, axis, span)[1:] for axis, span in enumerate(box)]
+        computed = [required_runs(self.graph, axis, span)[1:] for axis, span in enumerate(box)]
         result = BoxInput(voxels, runs, computed)
         self._buffer = result if self.sweep is not None and following is not None else None
         return result
@@ -134,7 +130,7 @@ def _slice_of(runs: Runs, span: Span) -> slice:
 
 
 def compute_box(
-    convolutions: Sequence[Convolution],
+    graph: Graph,
     box_input: BoxInput,
     scale: tuple[float, float],
     channels: slice,
@@ -143,7 +139,7 @@ def compute_box(
     team: Team,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Fill `out` with a box of the last convolution's output.
+    """Fill `out` with a box of the graph's output.
 
     box_input : BoxInput            of the box, as `BoxSource.read` returns it
     scale : (slope, intercept)      of the stored voxels
@@ -153,21 +149,27 @@ def compute_box(
     progress : callable or None     gets the number of values finished, from any thread
     Returns the number of values clipped to the dtype of `out`.
     """
-    source, runs, _ = box_input
-    for position, convolution in enumerate(convolutions[:-1]):
-        depth, height, width = (of_axis[position] for of_axis in box_input.computed)
-        outputs = depth, height, width
-        filters = convolution.outputs(slice(0, convolution.problem.in_channels))
-        channels_out = convolutions[position + 1].problem.in_channels
-        sizes = (count_positions(axis_runs) for axis_runs in outputs)
-        values = np.empty((*sizes, channels_out), convolution.plan.dtype)
-        for part, place in _boxes_of(outputs):
-            slab = _slab(convolution, source, runs, part)
-            convolution.convolve(slab, values[place], team, scale, filters)
-        source, runs, scale = values, outputs, (1.0, 0.0)
-    last = convolutions[-1]
+    values: dict[int, tuple[Array, Runs3, tuple[float, float]]] = {
+        VOLUME: (box_input.voxels, box_input.runs, scale)
+    }
+    uses = {source: len(taken) for source, taken in graph.consumers.items()}
+    for position, node in enumerate(graph.nodes[:-1]):
+        runs = _runs_of(box_input, position)
+        sizes = (count_positions(axis_runs) for axis_runs in runs)
+        result = np.empty((*sizes, node.channels), node.dtype)
+        sources = [values[source] for source in node.inputs]
+        for part, place in _boxes_of(runs):
+            _compute_node(node, sources, part, result[place], team)
+        values[position] = result, runs, (1.0, 0.0)
+        for source in node.inputs:  # an array that nobody takes any more is freed
+            uses[source] -= 1
+            if not uses[source]:
+                del values[source]
+        del sources
+    last = graph.last
+    voxels, runs, scale = values.pop(graph.nodes[-1].inputs[0])
     aligned = Box(*(of_axis[-1][0] for of_axis in box_input.computed))
-    slab = _slab(last, source, runs, aligned)
+    slab = _slab(last, voxels, runs, aligned)
     if aligned == box:
         return last.convolve(slab, out, team, scale, last.outputs(channels), progress)
     clipped = last.convolve(
@@ -181,6 +183,41 @@ def compute_box(
     if progress is not None:
         progress(out.size)
     return clipped
+
+
+Runs3 = tuple[Runs, Runs, Runs]
+
+
+def _runs_of(box_input: BoxInput, position: int) -> Runs3:
+    """The outputs of a node that are computed for a box, along D, H, W."""
+    depth, height, width = (of_axis[position] for of_axis in box_input.computed)
+    return depth, height, width
+
+
+def _compute_node(
+    node: GraphNode,
+    sources: Sequence[tuple[Array, Runs3, tuple[float, float]]],
+    box: Box,
+    out: Array,
+    team: Team,
+) -> None:
+    """Fill `out` with a box of a node's output.
+
+    sources : for each input, its voxels at the positions of runs, and their scale
+    """
+    if isinstance(node, ConvolutionNode):
+        convolution = node.convolution
+        voxels, runs, scale = sources[0]
+        filters = convolution.outputs(slice(0, convolution.problem.in_channels))
+        convolution.convolve(_slab(convolution, voxels, runs, box), out, team, scale, filters)
+        return
+    assert isinstance(node, OperationNode)
+    windows = []
+    for number, (voxels, runs, scale) in enumerate(sources):
+        taken = spans_of(node.operation, number, box)
+        d, h, w = (_slice_of(along, span) for along, span in zip(runs, taken, strict=True))
+        windows.append(Window(real_values(voxels[d, h, w], scale, node.real), taken.start))
+    node.operation.compute(windows, box, out, team)
 
 
 def _boxes_of(runs: Sequence[Runs]) -> Iterator[tuple[Box, Slices]]:

@@ -39,16 +39,37 @@ GAP = 4  # two runs with at most this many positions between them are read as on
 
 
 @dataclass(frozen=True, eq=False)
-class LayerChain:
-    """The convolutions from input to output, as far as a partition depends on them.
+class BoxNode:
+    """A convolution or another operation, as far as a partition depends on it.
 
-    problems : tuple of ConvProblem     for one part of the volume, in order
-    alignments : tuple of (D, H, W)     the multiples to which each convolution aligns its blocks
-                                        (`Plan.block_alignment`)
+    inputs : tuple of int       positions of nodes before it in the graph; -1: the volume
+    size : (D, H, W)            voxels of its output
+    alignment : (D, H, W)       the multiples to which it aligns its blocks
+    runs : callable             (number of an input, axis, outputs) -> the positions of that input
+                                that the outputs are computed from
     """
 
-    problems: tuple[ConvProblem, ...]
-    alignments: tuple[Triple, ...]
+    inputs: tuple[int, ...]
+    size: Triple
+    alignment: Triple
+    runs: Callable[[int, int, Runs], Runs]
+
+
+@dataclass(frozen=True, eq=False)
+class BoxGraph:
+    """The nodes from input to output, as far as a partition depends on them.
+
+    nodes : tuple of BoxNode    each after those that it takes from; the last gives the output
+    in_size : (D, H, W)         voxels of the volume
+    """
+
+    nodes: tuple[BoxNode, ...]
+    in_size: Triple
+
+    @property
+    def size(self) -> Triple:
+        """Voxels of the output along D, H, W."""
+        return self.nodes[-1].size
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,7 @@ class Redundancy(NamedTuple):
 
 
 def choose_partition(
-    chain: LayerChain,
+    graph: BoxGraph,
     in_chunk: Triple,
     out_chunk: Triple,
     allowed: Callable[[Partition], bool],
@@ -118,7 +139,7 @@ def choose_partition(
     sweeps : sequence                   the sweep axes to try; None for independent boxes
     Returns None if not even boxes of one chunk are allowed.
     """
-    size = chain.problems[-1].out_size
+    size = graph.size
     lengths = [block_lengths(n, chunk) for n, chunk in zip(size, out_chunk, strict=True)]
     best: tuple[float, Partition] | None = None
     for sweep, (depth, height) in itertools.product(sweeps, itertools.product(*lengths[:2])):
@@ -127,7 +148,7 @@ def choose_partition(
             if not allowed(partition):
                 break
             fixed = partition.count * BOX_VOXELS / math.prod(size)
-            cost = sum(redundancy(chain, partition, in_chunk)) + fixed
+            cost = sum(redundancy(graph, partition, in_chunk)) + fixed
             if best is None or cost < best[0]:
                 best = cost, partition
     return None if best is None else best[1]
@@ -176,23 +197,29 @@ def input_runs(problem: ConvProblem, axis: int, outputs: Runs) -> Runs:
 
 
 @lru_cache(maxsize=4096)
-def required_runs(chain: LayerChain, axis: int, span: Span) -> tuple[Runs, ...]:
+def required_runs(graph: BoxGraph, axis: int, span: Span) -> tuple[Runs, ...]:
     """The positions that a box requires along an axis.
 
     span : (start, stop)    outputs of the box
-    Returns the input positions to read, then the outputs that each convolution computes.
+    Returns the input positions to read, then the outputs that each node computes.
     """
-    required: list[Runs] = [(span,)]
-    for problem, alignment in zip(
-        reversed(chain.problems), reversed(chain.alignments), strict=True
-    ):
-        required[0] = align_runs(required[0], alignment[axis], problem.out_size[axis])
-        required.insert(0, input_runs(problem, axis, required[0]))
-    return tuple(required)
+    wanted: list[list[Span]] = [[] for _ in graph.nodes]
+    volume: list[Span] = []
+    computed: list[Runs] = [() for _ in graph.nodes]
+    wanted[-1].append(span)
+    for position in reversed(range(len(graph.nodes))):
+        node = graph.nodes[position]
+        # what several nodes take is computed once, with small gaps, as one takes it
+        runs = merge(wanted[position], GAP if len(wanted[position]) > 1 else 0)
+        computed[position] = align_runs(runs, node.alignment[axis], node.size[axis])
+        for number, source in enumerate(node.inputs):
+            taken = node.runs(number, axis, computed[position])
+            (volume if source < 0 else wanted[source]).extend(taken)
+    return merge(volume, GAP) or ((0, 1),), *computed
 
 
 def buffered_runs(
-    chain: LayerChain, axis: int, span: Span, following: Span | None, unit: int
+    graph: BoxGraph, axis: int, span: Span, following: Span | None, unit: int
 ) -> Runs:
     """The input positions that a box has in memory along an axis.
 
@@ -202,11 +229,11 @@ def buffered_runs(
     Returns the positions that the box requires, and those that the next box requires of the same
     chunks.
     """
-    required = required_runs(chain, axis, span)[0]
+    required = required_runs(graph, axis, span)[0]
     if following is None:
         return required
-    size = chain.problems[0].in_size[axis]
-    kept = intersect(required_runs(chain, axis, following)[0], align_runs(required, unit, size))
+    size = graph.in_size[axis]
+    kept = intersect(required_runs(graph, axis, following)[0], align_runs(required, unit, size))
     return merge((*required, *kept))
 
 
@@ -214,9 +241,9 @@ class AxisWork(NamedTuple):
     """Numbers of positions that boxes process along an axis.
 
     most_buffered : input positions in memory for one box, at most
-    most_computed : outputs that each convolution computes for one box, at most
+    most_computed : outputs that each node computes for one box, at most
     decoded : input positions that all boxes together decode
-    computed : outputs that each convolution computes for all boxes together
+    computed : outputs that each node computes for all boxes together
     """
 
     most_buffered: int
@@ -226,58 +253,54 @@ class AxisWork(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def axis_work(chain: LayerChain, axis: int, step: int, unit: int, swept: bool) -> AxisWork:
+def axis_work(graph: BoxGraph, axis: int, step: int, unit: int, swept: bool) -> AxisWork:
     """The work of boxes along an axis.
 
     step : int      outputs of a box
     unit : int      input positions of a chunk
     swept : bool    whether boxes sweep along this axis
     """
-    size = chain.problems[0].in_size[axis]
-    spans = split(chain.problems[-1].out_size[axis], step)
+    size = graph.in_size[axis]
+    spans = split(graph.size[axis], step)
     most_buffered, decoded = 0, 0
     kept: Runs = ()
     counts = []
     for span, following in zip(spans, [*spans[1:], None], strict=True):
-        runs = buffered_runs(chain, axis, span, following if swept else None, unit)
+        runs = buffered_runs(graph, axis, span, following if swept else None, unit)
         decoded += count_positions(align_runs(subtract(runs, kept), unit, size))
         most_buffered = max(most_buffered, count_positions(runs))
         kept = runs if swept else ()
-        outputs_by_layer = required_runs(chain, axis, span)[1:]
-        counts.append([count_positions(outputs) for outputs in outputs_by_layer])
-    by_layer = list(zip(*counts, strict=True))
-    most_computed, computed = tuple(map(max, by_layer)), tuple(map(sum, by_layer))
+        counts.append([count_positions(runs) for runs in required_runs(graph, axis, span)[1:]])
+    by_node = list(zip(*counts, strict=True))
+    most_computed, computed = tuple(map(max, by_node)), tuple(map(sum, by_node))
     return AxisWork(most_buffered, most_computed, decoded, computed)
 
 
-def work_by_axis(chain: LayerChain, partition: Partition, in_chunk: Triple) -> list[AxisWork]:
+def work_by_axis(graph: BoxGraph, partition: Partition, in_chunk: Triple) -> list[AxisWork]:
     """The work of boxes along depth, height and width; `in_chunk`: voxels of an input chunk."""
     return [
-        axis_work(chain, axis, partition.block[axis], in_chunk[axis], axis == partition.sweep)
+        axis_work(graph, axis, partition.block[axis], in_chunk[axis], axis == partition.sweep)
         for axis in range(3)
     ]
 
 
-def redundancy(chain: LayerChain, partition: Partition, in_chunk: Triple) -> Redundancy:
+def redundancy(graph: BoxGraph, partition: Partition, in_chunk: Triple) -> Redundancy:
     """How often all boxes together decode an input voxel and compute an output voxel on average.
 
-    Only outputs of the last convolution count. `in_chunk`: voxels of an input chunk.
+    Only outputs of the last node count. `in_chunk`: voxels of an input chunk.
     """
-    axes = work_by_axis(chain, partition, in_chunk)
-    size, out_size = chain.problems[0].in_size, chain.problems[-1].out_size
+    axes = work_by_axis(graph, partition, in_chunk)
     return Redundancy(
-        math.prod(one.decoded / n for one, n in zip(axes, size, strict=True)),
-        math.prod(one.computed[-1] / n for one, n in zip(axes, out_size, strict=True)),
+        math.prod(one.decoded / n for one, n in zip(axes, graph.in_size, strict=True)),
+        math.prod(one.computed[-1] / n for one, n in zip(axes, graph.size, strict=True)),
     )
 
 
-def decoded_sizes(chain: LayerChain, box: Box, chunk: Triple) -> Triple:
+def decoded_sizes(graph: BoxGraph, box: Box, chunk: Triple) -> Triple:
     """Voxels decoded for an independent box along depth, height and width: whole input chunks."""
     depth, height, width = (
         count_positions(
-            align_runs(
-                required_runs(chain, axis, span)[0], chunk[axis], chain.problems[0].in_size[axis]
-            )
+            align_runs(required_runs(graph, axis, span)[0], chunk[axis], graph.in_size[axis])
         )
         for axis, span in enumerate(box)
     )

@@ -11,15 +11,16 @@ from functools import cached_property
 from conv3d_cli.convolution.prepared import SLAB_COPIES, Convolution
 from conv3d_cli.engine import Team
 from conv3d_cli.model.volume import BoxAccess, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.pipeline.boxes.compute import BoxInput, BoxSource, compute_box, layer_chain
+from conv3d_cli.pipeline.boxes.compute import BoxInput, BoxSource, compute_box
 from conv3d_cli.pipeline.boxes.partition import (
-    LayerChain,
+    BoxGraph,
     Partition,
     Redundancy,
     choose_partition,
     redundancy,
     work_by_axis,
 )
+from conv3d_cli.pipeline.graph import ConvolutionNode, Graph
 from conv3d_cli.pipeline.memory import PROCESS, SLABS_READ, MemoryUse
 from conv3d_cli.pipeline.stream import StageTimes, overlap, progress_counter
 from conv3d_cli.system.machine import give_back_at_once
@@ -35,14 +36,14 @@ POOLED_BYTES = 1 << 20
 class BoxJob:
     """A job that can be computed box by box.
 
-    convolutions : sequence             in order
+    graph : Graph                       its nodes
     source, output : VolumeHeader       of input and output
     reading, writing : BoxAccess        of the input's reader and the output's writer
     channels : int                      output channels written for one part of the volume
     weights : dict                      see `memory.weight_memory`
     """
 
-    convolutions: Sequence[Convolution]
+    graph: Graph
     source: VolumeHeader
     output: VolumeHeader
     reading: BoxAccess
@@ -50,10 +51,15 @@ class BoxJob:
     channels: int
     weights: Mapping[str, int]
 
+    @property
+    def convolutions(self) -> Sequence[Convolution]:
+        """The convolutions, in order."""
+        return self.graph.convolutions
+
     @cached_property
-    def chain(self) -> LayerChain:
-        """The convolutions, as far as a partition depends on them."""
-        return layer_chain(self.convolutions)
+    def nodes(self) -> BoxGraph:
+        """The graph, as far as a partition depends on it."""
+        return self.graph.boxes(self.source.axes.canonical_shape[1:4])
 
     @cached_property
     def chunk(self) -> tuple[int, int, int]:
@@ -75,23 +81,39 @@ class BoxJob:
 
     def memory(self, partition: Partition) -> MemoryUse:
         """The peak of the process."""
-        axes = work_by_axis(self.chain, partition, self.reading.unit)
-        first, last = self.convolutions[0], self.convolutions[-1]
+        axes = work_by_axis(self.nodes, partition, self.reading.unit)
         in_voxels = math.prod(axis.most_buffered for axis in axes)
-        in_voxel_bytes = first.problem.in_channels * self.source.dtype.itemsize
+        in_voxel_bytes = self.source.shape[4] * self.source.dtype.itemsize
+        if len(self.graph.nodes) == 1:
+            in_voxel_bytes = self.graph.last.problem.in_channels * self.source.dtype.itemsize
         box_voxels = math.prod(partition.block)
-        layers = previous = scratch = 0  # a layer's arrays are alive together with its input
-        for position, convolution in enumerate(self.convolutions):
+        scratch = 0
+        layers = 0  # the most that arrays of nodes take at a time
+        held: dict[
+            int, int
+        ] = {}  # node -> bytes of its array, until the last that takes it is done
+        final = {source: max(taken)[0] for source, taken in self.graph.consumers.items() if taken}
+        for position, node in enumerate(self.graph.nodes):
             depth, height, width = (axis.most_computed[position] for axis in axes)
-            scratch += convolution.plan.scratch_for((depth, height, width))
-            voxel_bytes = convolution.problem.filters * convolution.plan.dtype.itemsize
-            sums = depth * height * width * voxel_bytes
-            copies = 0 if convolution is last else sums
-            if convolution.on_slabs:
-                copies += SLAB_COPIES * sums
-            elif convolution is last and not self._is_aligned(partition):
-                copies += sums + box_voxels * voxel_bytes  # an aligned larger box, and the box
-            layers, previous = max(layers, previous + copies), sums
+            result = depth * height * width * node.channels * node.dtype.itemsize
+            more = 0
+            if isinstance(node, ConvolutionNode):
+                convolution = node.convolution
+                scratch += convolution.plan.scratch_for((depth, height, width))
+                voxel_bytes = convolution.problem.filters * convolution.plan.dtype.itemsize
+                sums = depth * height * width * voxel_bytes
+                is_last = position == len(self.graph.nodes) - 1
+                result = 0 if is_last else max(sums, result)
+                if convolution.on_slabs:
+                    more = SLAB_COPIES * sums
+                elif is_last and not self._is_aligned(partition):
+                    # an aligned larger box, and the box
+                    more = sums + box_voxels * voxel_bytes
+            layers = max(layers, sum(held.values()) + result + more)
+            held[position] = result
+            held = {
+                source: count for source, count in held.items() if final.get(source, -1) > position
+            }
         return PROCESS.plus(
             **self.weights,
             scratch=scratch,
@@ -117,7 +139,7 @@ class BoxJob:
     def choose_partition(self, limit: int) -> Partition | None:
         """The partition within `limit` bytes that decodes and computes least; None if none fits."""
         return choose_partition(
-            self.chain,
+            self.nodes,
             self.reading.unit,
             self.chunk,
             lambda partition: self.memory(partition).total <= limit,
@@ -126,11 +148,11 @@ class BoxJob:
 
     def redundancy(self, partition: Partition) -> Redundancy:
         """How often boxes decode an input voxel and compute an output voxel on average."""
-        return redundancy(self.chain, partition, self.reading.unit)
+        return redundancy(self.nodes, partition, self.reading.unit)
 
 
 def stream_boxes(
-    convolutions: Sequence[Convolution],
+    graph: Graph,
     partition: Partition,
     parts: Sequence[tuple[int, slice]],
     reader: VolumeReader,
@@ -138,19 +160,19 @@ def stream_boxes(
     team: Team,
     progress: Callable[[int, int], None] | None = None,
 ) -> StageTimes:
-    """Move every box from reader to writer through the convolutions: one read ahead, one written.
+    """Move every box from reader to writer through the graph: one read ahead, one written.
 
     reader, writer : with `box_access`
     parts : sequence                (n, input channels of the last convolution) of each part, in
                                     the order of streaming
     progress : callable or None     called with (values finished, values in all), from any thread
-    Returns the times. Raises: whatever reader, convolutions or writer raise.
+    Returns the times. Raises: whatever reader, nodes or writer raise.
     """
     give_back_at_once(POOLED_BYTES)
-    first, last = convolutions[0], convolutions[-1]
+    last = graph.last
     access = reader.box_access()
     assert access is not None, reader.path
-    chain, boxes = layer_chain(convolutions), list(partition.boxes())
+    nodes, boxes = graph.boxes(reader.header.shape[1:4]), list(partition.boxes())
     steps = [(part, number) for part in range(len(parts)) for number in range(len(boxes))]
     times = StageTimes()
     advance = progress_counter(progress, len(parts) * math.prod(last.problem.out_shape))
@@ -161,9 +183,9 @@ def stream_boxes(
         n, channels = parts[part]
         if part not in sources:
             sources.clear()
-            if len(convolutions) > 1:
-                channels = slice(0, first.problem.in_channels)
-            sources[part] = BoxSource(reader, n, channels, chain, partition, access.unit)
+            if len(graph.nodes) > 1:
+                channels = slice(0, reader.header.shape[4])
+            sources[part] = BoxSource(reader, n, channels, nodes, partition, access.unit)
         following = boxes[number + 1] if number + 1 < len(boxes) else None
         return sources[part].read(boxes[number], following)
 
@@ -174,7 +196,7 @@ def stream_boxes(
         out = writer.header.axes.empty((*box.size, stored.stop - stored.start), writer.header.dtype)
         started = time.perf_counter()
         times.clipped += compute_box(
-            convolutions, box_input, reader.header.scale, channels, box, out, team, advance
+            graph, box_input, reader.header.scale, channels, box, out, team, advance
         )
         times.compute += time.perf_counter() - started
         return lambda: writer.write_box(n, box.start, stored.start, out)

@@ -11,7 +11,7 @@ import pytest
 from conv3d_cli.engine import Team
 from conv3d_cli.model.box import Box
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
+from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
@@ -77,15 +77,16 @@ def test_same_bits(name: str, bad: bool, tmp_path: Path, monkeypatch: pytest.Mon
         report = run_job(job)
         whole = np.load("whole.npy")
         with prepare_job(job) as prepared, Team(2) as team:
-            convolutions = [stage.convolution for stage in prepared.stages]
+            graph = prepared.graph
+            nodes = graph.boxes(prepared.reader.header.shape[1:4])
             n, channels = prepared.stream_plan.parts[0]
             every = slice(0, prepared.reader.header.shape[4])
-            everything = Box(*((0, size) for size in convolutions[-1].problem.out_size))
+            everything = Box(*((0, size) for size in graph.last.problem.out_size))
             for box in [everything, *random_boxes(everything.size, 12, numbers)]:
                 filters = prepared.header.shape[4]
                 out = np.empty((*box.size, filters), prepared.header.dtype)
-                given = BoxSource(prepared.reader, n, every, layer_chain(convolutions)).read(box)
-                clipped = compute_box(convolutions, given, (1.0, 0.0), channels, box, out, team)
+                given = BoxSource(prepared.reader, n, every, nodes).read(box)
+                clipped = compute_box(graph, given, (1.0, 0.0), channels, box, out, team)
                 expected = whole.reshape(*everything.size, filters)[
                     tuple(slice(*span) for span in box)
                 ]

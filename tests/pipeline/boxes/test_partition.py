@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conv3d_cli.model.box import Box
+from conv3d_cli.model.box import Box, Runs
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 from conv3d_cli.pipeline.boxes.partition import (
-    LayerChain,
+    BoxGraph,
+    BoxNode,
     Partition,
     buffered_runs,
     choose_partition,
     decoded_sizes,
+    input_runs,
     redundancy,
     required_runs,
 )
@@ -36,8 +39,17 @@ def problem(
     )
 
 
-def layer_chain(*problems: ConvProblem, alignment: int = 1) -> LayerChain:
-    return LayerChain(problems, ((alignment, alignment, alignment),) * len(problems))
+def layer_chain(*problems: ConvProblem, alignment: int = 1) -> BoxGraph:
+    units = (alignment, alignment, alignment)
+
+    def runs(problem: ConvProblem) -> Callable[[int, int, Runs], Runs]:
+        return lambda number, axis, outputs: input_runs(problem, axis, outputs)
+
+    nodes = (
+        BoxNode((number - 1,), problem.out_size, units, runs(problem))
+        for number, problem in enumerate(problems)
+    )
+    return BoxGraph(tuple(nodes), problems[0].in_size)
 
 
 @given(

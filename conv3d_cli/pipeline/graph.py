@@ -1,0 +1,194 @@
+"""The graph of a job: its convolutions and other operations, in the order of computation.
+
+A node takes the outputs of nodes before it, or the volume (-1). The last node is a convolution,
+whose output is written. A chain of layers is the simplest graph: each node takes the one before it.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.convolution.prepared import Convolution
+from conv3d_cli.convolution.slabs import first_needed, last_needed
+from conv3d_cli.model.box import Runs, merge
+from conv3d_cli.model.spec import Triple
+from conv3d_cli.network.operations.base import Operation
+from conv3d_cli.pipeline.boxes.partition import GAP, BoxGraph, BoxNode, input_runs
+
+VOLUME = -1  # the job's volume, as an input of a node
+
+
+@dataclass(frozen=True, eq=False)
+class GraphNode(abc.ABC):
+    """A node of a graph.
+
+    inputs : tuple of int   positions of nodes before it, or `VOLUME`
+    """
+
+    inputs: tuple[int, ...]
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> Triple:
+        """Voxels of the output along D, H, W."""
+
+    @property
+    @abc.abstractmethod
+    def channels(self) -> int:
+        """Channels of the output."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> np.dtype[Any]:
+        """Of the output, unless it is written."""
+
+    @property
+    def alignment(self) -> Triple:
+        """A box that begins and ends at multiples of this has the bits of the whole volume."""
+        return 1, 1, 1
+
+    @property
+    def step(self) -> int:
+        """Output planes that are computed together."""
+        return 1
+
+    @abc.abstractmethod
+    def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
+        """The positions of an input that outputs are computed from, along an axis."""
+
+    @abc.abstractmethod
+    def planes(self, number: int, start: int, stop: int) -> tuple[int, int]:
+        """The planes of an input that output planes start to stop - 1 are computed from.
+
+        In a forward pass: from the first plane that these or later outputs need.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ConvolutionNode(GraphNode):
+    """A convolution in a graph."""
+
+    convolution: Convolution
+
+    @property
+    def size(self) -> Triple:
+        return self.convolution.problem.out_size
+
+    @property
+    def channels(self) -> int:
+        return self.convolution.channels_out
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.convolution.plan.dtype
+
+    @property
+    def alignment(self) -> Triple:
+        return self.convolution.plan.block_alignment
+
+    @property
+    def step(self) -> int:
+        return self.convolution.plan.depth_step
+
+    def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
+        return input_runs(self.convolution.problem, axis, outputs)
+
+    def planes(self, number: int, start: int, stop: int) -> tuple[int, int]:
+        problem = self.convolution.problem
+        return first_needed(problem)[start], last_needed(problem)[stop - 1]
+
+
+@dataclass(frozen=True, eq=False)
+class OperationNode(GraphNode):
+    """Another operation in a graph.
+
+    real : dtype        of its output
+    """
+
+    operation: Operation
+    real: np.dtype[Any]
+
+    @property
+    def size(self) -> Triple:
+        return self.operation.shape.size
+
+    @property
+    def channels(self) -> int:
+        return self.operation.shape.channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.real
+
+    def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
+        return merge((self.operation.span(number, axis, span) for span in outputs), GAP)
+
+    def planes(self, number: int, start: int, stop: int) -> tuple[int, int]:
+        return self.operation.span(number, 0, (start, stop))
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The nodes of a job. Its last node is a convolution.
+
+    >>> Graph(()).convolutions
+    []
+    """
+
+    nodes: tuple[GraphNode, ...]
+
+    @classmethod
+    def chain(cls, convolutions: Sequence[Convolution]) -> Graph:
+        """The graph in which each convolution takes the output of the one before."""
+        return cls(
+            tuple(ConvolutionNode((position - 1,), c) for position, c in enumerate(convolutions))
+        )
+
+    @cached_property
+    def convolutions(self) -> list[Convolution]:
+        """All convolutions, in order."""
+        return [node.convolution for node in self.nodes if isinstance(node, ConvolutionNode)]
+
+    @property
+    def last(self) -> Convolution:
+        """The convolution whose output is written."""
+        return self.convolutions[-1]
+
+    @cached_property
+    def consumers(self) -> dict[int, list[tuple[int, int]]]:
+        """For every node and `VOLUME`, the (node, number of its input) that take its output."""
+        found: dict[int, list[tuple[int, int]]] = {n: [] for n in range(-1, len(self.nodes))}
+        for position, node in enumerate(self.nodes):
+            for number, source in enumerate(node.inputs):
+                found[source].append((position, number))
+        return found
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether a node needs its whole input at once."""
+        return any(
+            isinstance(node, OperationNode) and node.operation.needs_whole for node in self.nodes
+        )
+
+    def use_threads(self, threads: int) -> None:
+        """Plan all convolutions for another number of threads."""
+        for convolution in self.convolutions:
+            convolution.use_threads(threads)
+
+    def boxes(self, in_size: Triple) -> BoxGraph:
+        """The graph, as far as a partition into boxes depends on it.
+
+        in_size : (D, H, W)     of the volume
+        """
+        return BoxGraph(
+            tuple(
+                BoxNode(node.inputs, node.size, node.alignment, node.runs) for node in self.nodes
+            ),
+            in_size,
+        )
