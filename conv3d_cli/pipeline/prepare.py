@@ -42,7 +42,6 @@ from conv3d_cli.pipeline.memory import (
     SlabJob,
     check_planning,
     megabytes,
-    reading_kernels,
     weight_memory,
 )
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
@@ -50,6 +49,7 @@ from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
+from conv3d_cli.system.room import ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes = list(reader.notes)
     if mask is not None:
         notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
-    with reading_kernels(_ceiling(job)):
+    with ceiling_of_memory(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
-from conv3d_cli.system.room import JSON_BYTES, check_tree
+from conv3d_cli.system.room import JSON_BYTES, check_tree, require_weights
 
 Array = NDArray[Any]
 
@@ -285,7 +285,7 @@ def require_shape(shape: Sequence[int], what: str, path: str) -> int:
             f"{what} in {path} has {count:,} weights, shape {tuple(shape)}; "
             f"at most {MAX_WEIGHTS:,} are allowed"
         )
-    require_memory(count, path)
+    require_weights(count, path)
     return count
 
 
