@@ -415,7 +415,9 @@ def _unused_pages(opened: OpenSeries) -> list[str]:
         opened.image is None and len(opened.tiff.series) > 1
     ):
         return []
+    levels = opened.series.levels if opened.series.is_pyramidal else ()
     used = {page.offset for page in opened.pages}
+    used |= {page.offset for level in levels for page in level.pages if page is not None}
     count = sum(not (d.beside or d.offset in used) for d in opened.directories)
     if not count or (opened.series.is_truncated and len(opened.pages) == 1):
         return []
