@@ -720,7 +720,7 @@ class SpooledWriter(VolumeWriter):
 
     def __init__(self, writer: VolumeWriter) -> None:
         self.writer, self.header, self.path = writer, writer.header, writer.path
-        self.notes = writer.notes
+        self.notes, self.remarks = writer.notes, writer.remarks
         try:
             with self._errors():
                 self._file = unnamed_file(self.path)  # closed by abort
@@ -859,6 +859,7 @@ class ScaledWriter(VolumeWriter):
                         writer.write(n, start, channels.start, whole)
                         reader.release(n, depth.stop)
             writer.commit()
+            self.remarks = writer.remarks
             self.notes = (
                 *self.notes,
                 *(note for note in writer.notes if note not in self.notes),

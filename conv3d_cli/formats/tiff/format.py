@@ -440,6 +440,7 @@ class FileLayout:
     dtype : numpy dtype     as stored, little-endian
     big : bool              64-bit offsets (BigTIFF)
     notes : tuple of str    what the file cannot store unchanged
+    remarks : tuple of str  what it stores unchanged in another dialect
     """
 
     dialect: str
@@ -447,6 +448,7 @@ class FileLayout:
     dtype: np.dtype[Any]
     big: bool
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 class StackWriter(RawWriter):
@@ -518,13 +520,12 @@ def create_tiff(
     except BaseException:
         output.abort()
         raise
-    notes = [*layout.notes, *([note] if note else [])]
+    writer.notes = (*layout.notes, *([note] if note else []))
+    writer.remarks = layout.remarks
     if compression == "zstd" and layout.dialect == "imagej":
-        notes.append(
-            "ImageJ itself opens no zstd, other programs do; "
-            f"{setting('compression', 'deflate')} suits all"
-        )
-    writer.notes = tuple(notes)
+        deflate = setting("compression", "deflate")
+        remark = f"ImageJ itself opens no zstd, other programs do; {deflate} suits all"
+        writer.remarks = (*writer.remarks, remark)
     return writer
 
 
@@ -563,6 +564,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     big = asked or math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
 
     dialect, reason = "imagej", ""
+    remarks: tuple[str, ...] = ()
     if suffix_of(path).startswith(".ome."):
         dialect = "ome"
         if dtype.name not in tiff_ome.OME_TYPES:
@@ -580,7 +582,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         dialect = "ome" if dtype.name in tiff_ome.OME_TYPES and len(batch) < 2 else "shaped"
         written = "OME-TIFF" if dialect == "ome" else "plain TIFF with its axes in the description"
     if reason:
-        notes.append(f"{reason}: written as {written}{' (BigTIFF)' if big else ''}")
+        remarks = (f"{reason}: written as {written}{' (BigTIFF)' if big else ''}",)
 
     letters = "tzcyx"
     if dialect == "shaped":
@@ -592,7 +594,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     if dialect != "shaped" and batch not in ("", "t"):
         notes.append(f"axes {batch} are stored as t")
     axes = Axes(letters, tuple(sizes[a] for a in letters))
-    return FileLayout(dialect, axes, dtype.newbyteorder("<"), big, tuple(notes))
+    return FileLayout(dialect, axes, dtype.newbyteorder("<"), big, tuple(notes), remarks)
 
 
 def kept_facts(path: str, header: VolumeHeader) -> frozenset[str]:
