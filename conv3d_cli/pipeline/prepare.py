@@ -30,7 +30,7 @@ from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import Grid, Spacing, grid_after, triple_text
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.model.missing import NOTHING
+from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
@@ -285,6 +285,8 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
                 f"{setting('like', job.preset.name)} takes lengths by pixdim: voxels of "
                 f"{grid.spacing_words}"
             )
+    # masks and missing voxels are of the input, the coverage of a mean is of each layer
+    later = Missing(min_coverage=job.missing.min_coverage)
     for number, stage in enumerate(job.stages):
         try:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number, job.given)
@@ -295,7 +297,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
                 activations=[get_activation(identifier) for identifier in stage.activations],
                 channels_first=job.channels_first,
                 magnitude=stage.magnitude,
-                missing=job.missing if number == 0 else NOTHING,
+                missing=later if number else job.missing,
             )
         except ShapeError as error:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""

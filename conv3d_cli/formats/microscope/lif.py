@@ -97,8 +97,8 @@ def _open(file: Any, name: str, path: str, part: str, axes: str | None) -> Volum
     found = Axes(letters, tuple(sizes[d] for d in kept))
     if "m" in letters:
         notes.append(
-            f"it is a mosaic of {sizes['M']} tiles, which are not stitched: each is a volume of its "
-            "own along the axis m, with the borders of its own"
+            f"it is a mosaic of {sizes['M']} tiles, which are not stitched: each is a volume of "
+            "its own, along the axis m"
         )
     header = VolumeHeader(
         found,

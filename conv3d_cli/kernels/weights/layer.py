@@ -494,6 +494,13 @@ def require_match(layer: SavedLayer, path: str) -> SavedLayer:
             f"cannot read {path}: layer {layer.name} has {filters} filters of {size} in its "
             f"config, but weights of shape {kernel.shape}"
         )
+    if "use_bias" in config and bool(config["use_bias"]) != (bias is not None):
+        told = "says that it has a bias" if bias is None else "says that it has no bias"
+        found = "no bias" if bias is None else "one"
+        raise FormatError(
+            f"cannot read {path}: layer {layer.name}: its config {told}, and its weights hold "
+            f"{found}; save the model again"
+        )
     return layer
 
 
