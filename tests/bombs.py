@@ -24,6 +24,7 @@ SIZE = 1 << 29
 EDGE = 8  # voxels along each axis of a volume of float32
 VOXELS = np.zeros((EDGE, EDGE, EDGE), np.float32)
 PIECE = bytes(1 << 20)
+LARGE = 13_000  # edge of the largest pictures that Pillow decodes
 
 
 @lru_cache
@@ -164,10 +165,10 @@ def lzma_stream() -> bytes:
     return b"".join([*(stream.compress(PIECE) for _ in range(SIZE >> 20)), stream.flush()])
 
 
-def jpeg_head() -> bytes:
-    """The head of a JPEG of 65,500 x 65,500 grey voxels, which breaks off."""
+def jpeg_head(edge: int = 65500) -> bytes:
+    """The head of a JPEG of so many rows and columns of grey voxels, which breaks off."""
     tables = b"\xff\xdb\0\x43\0" + bytes([1] * 64)
-    frame = struct.pack(">HHBHHB3B", 0xFFC0, 11, 8, 65500, 65500, 1, 1, 0x11, 0)
+    frame = struct.pack(">HHBHHB3B", 0xFFC0, 11, 8, edge, edge, 1, 1, 0x11, 0)
     codes = b"\xff\xc4\0\x14\0" + bytes([1] + [0] * 15) + b"\0"
     codes += b"\xff\xc4\0\x14\x10" + bytes([1] + [0] * 15) + b"\0"
     return b"\xff\xd8" + tables + frame + codes + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(99)
@@ -207,6 +208,44 @@ def dicom(folder: Path) -> str:
     packed = deflated(-zlib.MAX_WBITS, content)
     (folder / "a.dcm").write_bytes(written.getvalue()[:start] + packed)
     return "a.dcm"
+
+
+def _packed_dicom(name: str, syntax: str, pack: Callable[[], bytes]) -> Any:
+    """One image, packed in a frame of an encapsulated pixel sequence."""
+
+    def make(folder: Path) -> str:
+        import pydicom
+        from pydicom.data import get_testdata_file
+        from pydicom.encaps import encapsulate
+
+        data = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
+        data.file_meta.TransferSyntaxUID = syntax
+        data.PixelData = encapsulate([pack()])
+        data["PixelData"].VR = "OB"
+        data["PixelData"].is_undefined_length = True
+        data.BitsAllocated = data.BitsStored = 8 if "jpeg" in name else 16
+        data.HighBit, data.PixelRepresentation = data.BitsStored - 1, 0
+        data.save_as(folder / name, enforce_file_format=True)
+        return name
+
+    return make
+
+
+def rle() -> bytes:
+    """RLE of DICOM: two segments of zeros, 128 bytes of each two."""
+    head = struct.pack("<16I", 2, 64, 64 + SIZE // 64, *[0] * 13)
+    return head + b"\x81\0" * (SIZE // 64)
+
+
+def jpeg2000_head() -> bytes:
+    """The head of a JPEG 2000 codestream of `LARGE` x `LARGE` grey voxels in one tile."""
+    sizes = (LARGE, LARGE, 0, 0) * 2
+    size = struct.pack(">HH8IHBBB", 41, 0, *sizes, 1, 15, 1, 1)
+    style = struct.pack(">HBBHBBBBBB", 12, 0, 0, 1, 0, 5, 4, 4, 0, 1)
+    steps = struct.pack(">HB", 19, 0x40) + bytes(16)
+    tile = b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 0, 0, 1) + b"\xff\x93" + bytes(64)
+    packed = b"\xff\x4f\xff\x51" + size + b"\xff\x52" + style + b"\xff\x5c" + steps + tile
+    return packed + b"\xff\xd9"
 
 
 def zarr_attributes(folder: Path) -> str:
@@ -282,6 +321,9 @@ BOMBS: dict[str, Callable[[Path], str]] = {
     "TOML config": _lines("c.toml", "", "[k%x.a.b]\n", 300_000),
     "JSON config": _lines("c.json", "[", "[],%.0s", 9_000_000, "1]"),
     "DICOM deflated": dicom,
+    "DICOM RLE": _packed_dicom("rle.dcm", "1.2.840.10008.1.2.5", rle),
+    "DICOM JPEG": _packed_dicom("jpeg.dcm", "1.2.840.10008.1.2.4.50", lambda: jpeg_head(LARGE)),
+    "DICOM JPEG 2000": _packed_dicom("j2k.dcm", "1.2.840.10008.1.2.4.90", jpeg2000_head),
     "OME-XML": ome_xml,
     "CZI JPEG": czi_jpeg,
 }

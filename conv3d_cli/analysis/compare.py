@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from conv3d_cli.formats import open_volume
 from conv3d_cli.formats.base import spool_reader
+from conv3d_cli.formats.passes import blocks_of
 from conv3d_cli.model.grid import Grid, Spacing
 from conv3d_cli.model.units import UNITS
-from conv3d_cli.model.volume import VolumeHeader, VolumeReader, parts_in_storage_order
+from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, parts_in_storage_order
 
 GRID_TOLERANCE = 1e-5  # fraction of a voxel
-PLANES = 8  # read at a time
+BYTES_EACH = 88  # of memory for a voxel while two are compared
 
 
 @dataclass
@@ -119,27 +120,25 @@ def _compare_voxels(
     result: Comparison, a: VolumeReader, b: VolumeReader, rtol: float, atol: float
 ) -> None:
     squares, beyond, largest_value = 0.0, 0, 0.0
-    for n, channels in parts_in_storage_order(a.header.axes, channels_together=False):
-        for start in range(0, a.header.shape[1], PLANES):
-            depth = slice(start, min(start + PLANES, a.header.shape[1]))
-            left, right = (stored_values(r, n, depth, channels) for r in (a, b))
-            difference = _difference(left, right)
-            with np.errstate(invalid="ignore", over="ignore"):
-                allowed = atol + rtol * np.abs(right.astype(np.float64))
-                squares += float(np.sum(difference**2))
-            finite = np.abs(right[np.isfinite(right)].astype(np.float64))
-            largest_value = max(largest_value, float(finite.max(initial=0)))
-            # no tolerance makes NaN or an infinity agree with another value
-            nonfinite = (difference > 0) & ~(np.isfinite(left) & np.isfinite(right))
-            beyond += int(np.count_nonzero(nonfinite | (difference > allowed)))
-            result.unequal += int(np.count_nonzero(difference))
-            result.voxels += difference.size
-            worst = float(difference.max(initial=0))
-            if worst > result.largest:
-                d, h, w, c = (
-                    int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape)
-                )
-                result.largest, result.largest_at = worst, (n, start + d, h, w, channels.start + c)
+    for block in blocks_of((a, b), BYTES_EACH):
+        left, right = map(values_of, block.stored, (a.header, b.header))
+        difference = _difference(left, right)
+        with np.errstate(invalid="ignore", over="ignore"):
+            allowed = atol + rtol * np.abs(right.astype(np.float64))
+            squares += float(np.sum(difference**2))
+        finite = np.abs(right[np.isfinite(right)].astype(np.float64))
+        largest_value = max(largest_value, float(finite.max(initial=0)))
+        # no tolerance makes NaN or an infinity agree with another value
+        nonfinite = (difference > 0) & ~(np.isfinite(left) & np.isfinite(right))
+        beyond += int(np.count_nonzero(nonfinite | (difference > allowed)))
+        result.unequal += int(np.count_nonzero(difference))
+        result.voxels += difference.size
+        worst = float(difference.max(initial=0))
+        if worst > result.largest:
+            place = np.unravel_index(int(difference.argmax()), difference.shape)
+            starts = (*block.starts, block.channel)
+            within = (first + int(i) for first, i in zip(starts, place, strict=True))
+            result.largest, result.largest_at = worst, (block.n, *within)
     for reader in (a, b):
         reader.finish()
     result.largest_value = largest_value
@@ -184,10 +183,9 @@ def rounding_notes(result: Comparison, a: VolumeHeader, b: VolumeHeader) -> list
     return notes
 
 
-def stored_values(reader: VolumeReader, n: int, depth: slice, channels: slice) -> NDArray[Any]:
+def values_of(stored: Array, header: VolumeHeader) -> NDArray[Any]:
     """Voxel values as float64; unscaled 64-bit integers, which float64 would round, as stored."""
-    slope, intercept = reader.header.scale
-    stored = reader.read(n, depth, channels)
+    slope, intercept = header.scale
     if (slope, intercept) == (1.0, 0.0) and stored.dtype in (np.int64, np.uint64):
         return stored
     return stored.astype(np.float64) * slope + intercept

@@ -34,6 +34,7 @@ from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.pipeline.prepare import naming, open_job_mask, open_source
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import run_job
+from conv3d_cli.system.room import require_room
 from conv3d_cli.system.scratch import scratch_folder
 
 BLOCK_BYTES = 32 << 20  # memory for a block of planes and its sums over time
@@ -85,7 +86,10 @@ def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
     """
     count, depth, height, width, channels = reader.header.shape
     values, steps = Moments(), (Moments(), Moments(), Moments())
-    planes = max(1, BLOCK_BYTES // (8 * BUFFERS_PER_PLANE * height * width))
+    plane = 8 * BUFFERS_PER_PLANE * height * width
+    planes = max(1, BLOCK_BYTES // plane)
+    held = min(planes + 1, depth)
+    require_room(held * plane + reader.buffer_bytes(held, 1), "a pair of its planes", reader.path)
     for channel in range(channels):
         for start in range(0, depth, planes):
             stop = min(start + planes, depth)

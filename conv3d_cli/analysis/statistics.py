@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conv3d_cli.analysis.compare import stored_values
-from conv3d_cli.model.volume import VolumeReader, parts_in_storage_order
+from conv3d_cli.analysis.compare import values_of
+from conv3d_cli.formats.passes import blocks_of
+from conv3d_cli.model.volume import VolumeReader
 
-PLANES = 8  # read at a time
+BYTES_EACH = 64  # of memory for a voxel meanwhile
 
 
 @dataclass
@@ -36,23 +37,21 @@ def value_statistics(volume: VolumeReader) -> Statistics:
     Raises: FormatError if it is truncated or damaged.
     """
     found, count, mean, squares = Statistics(), 0, 0.0, 0.0
-    for n, channels in parts_in_storage_order(volume.header.axes, channels_together=False):
-        for start in range(0, volume.header.shape[1], PLANES):
-            depth = slice(start, min(start + PLANES, volume.header.shape[1]))
-            values = stored_values(volume, n, depth, channels).astype(np.float64)
-            finite = values[np.isfinite(values)]
-            found.voxels += values.size
-            found.nonfinite += values.size - finite.size
-            if finite.size:
-                found.low = float(np.fmin(found.low, finite.min()))
-                found.high = float(np.fmax(found.high, finite.max()))
-                # means of parts are joined, since a sum of squares would lose digits
-                own = float(finite.mean())
-                apart, together = own - mean, count + finite.size
-                squares += float(((finite - own) ** 2).sum())
-                squares += apart * apart * count * finite.size / together
-                mean += apart * finite.size / together
-                count = together
+    for block in blocks_of([volume], BYTES_EACH):
+        values = values_of(block.stored[0], volume.header).astype(np.float64)
+        finite = values[np.isfinite(values)]
+        found.voxels += values.size
+        found.nonfinite += values.size - finite.size
+        if finite.size:
+            found.low = float(np.fmin(found.low, finite.min()))
+            found.high = float(np.fmax(found.high, finite.max()))
+            # means of parts are joined, since a sum of squares would lose digits
+            own = float(finite.mean())
+            apart, together = own - mean, count + finite.size
+            squares += float(((finite - own) ** 2).sum())
+            squares += apart * apart * count * finite.size / together
+            mean += apart * finite.size / together
+            count = together
     volume.finish()
     if count:
         found.mean, found.deviation = mean, math.sqrt(squares / count)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError, setting
 from conv3d_cli.formats import lies_within, volume_files
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.network.graph import Node
@@ -319,6 +319,7 @@ class FolderLog:
     def add(self, record: Record) -> None:
         """Add a line. Raises: WriteError."""
         line = json.dumps(record).encode() + b"\n"
+        self._require_plain_file()
         with self._lock, write_errors(self.path), open(self.path, "a+b", buffering=0) as file:
             if fcntl is not None:
                 try:
@@ -333,8 +334,17 @@ class FolderLog:
             while written < len(line):
                 written += file.write(line[written:])
 
+    def _require_plain_file(self) -> None:
+        """Raises: FormatError if something else is in its place, such as a FIFO, which waits."""
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise FormatError(
+                f"cannot read {self.path}: the log of {setting('resume', True)} must be a plain "
+                "file; remove what is in its place"
+            )
+
     def _read_on(self) -> None:
         """Read the lines added since the last call."""
+        self._require_plain_file()
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())

@@ -9,6 +9,7 @@ import click
 from conv3d_cli.cli.parameters import (
     FileName,
     UnitOption,
+    memory_option,
     refuse_both,
     spacing_option,
     timeout_option,
@@ -44,6 +45,7 @@ from conv3d_cli.system.words import TERMINAL, plain_text
 )
 @spacing_option()
 @timeout_option()
+@memory_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print nothing; tell the result by the exit code."

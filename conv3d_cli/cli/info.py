@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.layout import facts
-from conv3d_cli.cli.parameters import FileName, spacing_option, timeout_option
+from conv3d_cli.cli.parameters import FileName, memory_option, spacing_option, timeout_option
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
 from conv3d_cli.settings.option import File
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @spacing_option()
 @timeout_option()
+@memory_option()
 @click.option(
     "--mask",
     metavar="FILE",

@@ -11,7 +11,13 @@ import click
 from conv3d_cli.cli import layout
 from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import table_options
-from conv3d_cli.cli.parameters import FileName, check_overwrite, spacing_option, timeout_option
+from conv3d_cli.cli.parameters import (
+    FileName,
+    check_overwrite,
+    memory_option,
+    spacing_option,
+    timeout_option,
+)
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.needs import no_effect
@@ -72,7 +78,7 @@ def list_() -> None:
 
 
 def grid_options(command: Any) -> Any:
-    """The options that set the voxel spacing: --like VOLUME, which may be a URL, and --spacing."""
+    """--like VOLUME, which may be a URL, and --spacing set the voxel spacing; and --max-memory."""
     spacing = spacing_option(
         "Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it. With --like: "
         "for a volume that stores none or no unit."
@@ -83,7 +89,7 @@ def grid_options(command: Any) -> Any:
         type=FileName(File.READ),
         help="Take the voxel spacing from the header of this volume.",
     )
-    return like(spacing(timeout_option()(command)))
+    return like(spacing(timeout_option()(memory_option()(command))))
 
 
 # The options of `apply` that adapt a kernel file to a volume.
@@ -217,6 +223,7 @@ def make(
 @click.argument("source", metavar="SRC[::NAME]", type=FileName(File.READ))
 @click.argument("target", metavar="DST", type=FileName(File.WRITTEN))
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@memory_option()
 def convert(source: str, target: str, overwrite: bool) -> None:
     """Convert trained layers between Keras, PyTorch and ONNX.
 

@@ -108,6 +108,33 @@ def timeout_option() -> Callable[[Any], Any]:
     return decorate
 
 
+def memory_option() -> Callable[[Any], Any]:
+    """A decorator that adds --max-memory to another command than `apply`, and obeys it."""
+    from conv3d_cli.settings.options import OPTION
+
+    option = OPTION["max_memory"]
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        @wraps(command)
+        def obeying(*arguments: Any, max_memory: str | None, **values: Any) -> Any:
+            from conv3d_cli.system.machine import byte_size
+            from conv3d_cli.system.room import ceiling_of_memory
+
+            with ceiling_of_memory(None if max_memory is None else byte_size(max_memory)):
+                return command(*arguments, **values)
+
+        return click.option(
+            "--max-memory",
+            cls=UnitOption,
+            unit=option.unit,
+            type=Text(),
+            metavar=option.metavar,
+            help=option.help,
+        )(obeying)
+
+    return decorate
+
+
 def spacing_option(
     text: str = (
         "Voxel spacing with its unit, e.g. 0.3,0.1,0.1um, for files that store none or no unit."

@@ -14,6 +14,7 @@ from conv3d_cli.cli.parameters import (
     FileName,
     UnitOption,
     check_overwrite,
+    memory_option,
     spacing_option,
     timeout_option,
 )
@@ -77,6 +78,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
 )
 @spacing_option()
 @timeout_option()
+@memory_option()
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 def view(
     files: tuple[str, ...],

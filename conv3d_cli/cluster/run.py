@@ -265,7 +265,7 @@ def run_on_cluster(
             all_done = time.perf_counter()
             writer.commit()
             seconds[2] += time.perf_counter() - all_done
-    notes = [*cleanup_notes(), *prepared.notes, *writer.notes]
+    notes = [*cleanup_notes(), *prepared.notes, *writer.remarks, *writer.notes]
     block, plural = "x".join(map(str, partition.block)), "s" if len(tasks) > 1 else ""
     notes.append(
         f"{len(tasks)} task{plural} of {block} voxels, "

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError
+from conv3d_cli.formats.passes import blocks_of
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.units import UNITS
@@ -29,7 +30,7 @@ LABEL_TOLERANCE, LARGEST_TOLERANCE = 0.01, 0.05
 # Values up to this fraction of the intercept are 0: slope and intercept are rounded to float32.
 ROUNDED_ZERO = 2.0**-22
 MASK_TOLERANCE = 0.01  # voxels between a corner of the mask and that of the volume
-PLANES = 16  # planes checked at a time
+BYTES_EACH = 24  # of memory for a voxel while it is checked
 PIECE = 1 << 16  # voxels scaled at a time: they fit into the caches
 
 
@@ -150,9 +151,8 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
     scale = reader.header.scale
     low, high = math.inf, -math.inf
     binary = scale == (1.0, 0.0) and not labels
-    depth = reader.header.shape[1]
-    for start in range(0, depth, PLANES):
-        stored = reader.read(0, slice(start, min(start + PLANES, depth)), slice(0, 1))
+    for block in blocks_of([reader], BYTES_EACH):
+        (stored,) = block.stored
         ends = _scaled(np.array([stored.min(), stored.max()]), scale, labels)
         if not np.isfinite(ends).all():
             raise ShapeError(
@@ -169,7 +169,7 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
             )
         if labels:
             _check_labels(reader, stored)
-        reader.release(0, start)
+        reader.release(0, block.starts[0])
     if low < 0:
         raise ShapeError(
             f"the mask {reader.path} holds numbers below 0 ({low:g}); a mask holds numbers "

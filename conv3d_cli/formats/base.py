@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.formats.passes import blocks_of
 from conv3d_cli.formats.signatures import Signature
 from conv3d_cli.model.volume import (
     SPATIAL,
@@ -695,13 +696,8 @@ def spool_reader(reader: VolumeReader, beside: str | None = None) -> VolumeReade
     try:
         with reader, write_errors(f"a temporary copy of {reader.path} in {folder}"):
             reserve_space(file, header.nbytes)
-            for n, channels in parts_in_storage_order(header.axes, channels_together=False):
-                for start in range(0, header.shape[1], 8):
-                    depth = slice(start, min(start + 8, header.shape[1]))
-                    block = reader.read(n, depth, channels)
-                    write_block(
-                        file, header.axes, header.dtype, 0, n, (start, 0, 0), channels.start, block
-                    )
+            for n, starts, channel, (block,) in blocks_of([reader], header.dtype.itemsize):
+                write_block(file, header.axes, header.dtype, 0, n, starts, channel, block)
             reader.finish()
         copy = RawReader(file, header, reader.path, header.dtype, 0)
         copy.notes = reader.notes
@@ -724,7 +720,7 @@ class SpooledWriter(VolumeWriter):
 
     def __init__(self, writer: VolumeWriter) -> None:
         self.writer, self.header, self.path = writer, writer.header, writer.path
-        self.notes = writer.notes
+        self.notes, self.remarks = writer.notes, writer.remarks
         try:
             with self._errors():
                 self._file = unnamed_file(self.path)  # closed by abort
@@ -863,6 +859,7 @@ class ScaledWriter(VolumeWriter):
                         writer.write(n, start, channels.start, whole)
                         reader.release(n, depth.stop)
             writer.commit()
+            self.remarks = writer.remarks
             self.notes = (
                 *self.notes,
                 *(note for note in writer.notes if note not in self.notes),

@@ -24,7 +24,6 @@ from conv3d_cli.kernels.lengths import (
     Lengths,
     Sizes,
     axis_numbers,
-    require_memory,
     voxels,
 )
 from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
@@ -41,6 +40,7 @@ from conv3d_cli.kernels.world import (
 from conv3d_cli.model.kernel import Kernel, Weights
 from conv3d_cli.model.spec import triple
 from conv3d_cli.system import elementary, linear
+from conv3d_cli.system.room import require_weights
 
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 # Lengths divided by decimal or float32 spacings miss whole voxels by rounding: 3 mm / 0.1 mm is not
@@ -667,7 +667,7 @@ def _require_size(shape: Sequence[int], name: str, parameter: str) -> None:
             f"{name} would have {d} x {h} x {w} weights, more than {MAX_WEIGHTS:,}; "
             f"{_size_cure(parameter)}"
         )
-    require_memory(math.prod(shape), name)
+    require_weights(math.prod(shape), name)
 
 
 def _size_cure(parameter: str) -> str:

@@ -28,12 +28,12 @@ from conv3d_cli.kernels.lengths import (
     Kind,
     parse_lengths,
     read_lengths,
-    require_memory,
     voxels,
 )
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.system import elementary, linear
+from conv3d_cli.system.room import require_weights
 
 Array = NDArray[np.float64]
 Names = Mapping[str, Any]
@@ -353,7 +353,7 @@ def expr(formula: FormulaText, radius: Radius, shape: Literal["ball", "box"] = "
             f"expr would have {' x '.join(map(str, size))} weights, more than {MAX_WEIGHTS:,}; "
             "give a smaller radius (is the unit right?)"
         )
-    require_memory(math.prod(size), "expr")
+    require_weights(math.prod(size), "expr")
     weights = np.empty(size)
     offsets = [np.arange(-n, n + 1.0) * step for n, step in zip(reach, radius.spacing, strict=True)]
     planes = max(1, _SLAB_WEIGHTS // (size[1] * size[2]))

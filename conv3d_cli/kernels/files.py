@@ -42,14 +42,15 @@ from conv3d_cli.formats import (
     write_volume,
 )
 from conv3d_cli.formats.npy import read_array_header
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel, not_real
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.machine import format_bytes
 from conv3d_cli.system.parts import file_of
-from conv3d_cli.system.room import JSON_BYTES, TOML_BYTES, check_tree
+from conv3d_cli.system.room import JSON_BYTES, TOML_BYTES, check_tree, require_weights
 from conv3d_cli.system.words import unknown_suffix
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ BuildKernel = Callable[[str], Kernel]
 
 # bytes; parsed text takes about twenty times its size, and large arrays have better formats
 MAX_TEXT = 16 << 20
+TEXT_WEIGHT_BYTES = 100  # while a weight is written as text
 KERNELS_PAGE = "see conv3d help kernels"
 """Where messages send a reader who wants the list of all kernel files."""
 _MAX_RANK = 5  # axes of a layer's weights
@@ -234,7 +236,7 @@ def _require_weights(count: int, shape: tuple[int, ...], path: str) -> None:
             f"kernel {path} has {count:,} weights, shape {shape}; at most {MAX_WEIGHTS:,} are "
             "allowed"
         )
-    require_memory(count, path)
+    require_weights(count, path)
 
 
 def _require_real(dtype: np.dtype[Any], path: str) -> None:
@@ -300,6 +302,19 @@ def _read_up_to(file: Any, count: int) -> bytes:
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
+
+
+def _encode_text(kernel: Kernel, write: Callable[[Kernel], str]) -> bytes:
+    """The bytes of a text. Raises: MemoryLimitError; WriteError for one that could not be read."""
+    require_weights(kernel.weights.size, kernel.name, TEXT_WEIGHT_BYTES)
+    content = write(kernel).encode()
+    if len(content) > MAX_TEXT:
+        raise WriteError(
+            f"kernel {kernel.name} has {kernel.weights.size:,} weights, a text of "
+            f"{format_bytes(len(content))}, and kernel files of text hold at most "
+            f"{format_bytes(MAX_TEXT)}; write .npz instead"
+        )
+    return content
 
 
 def _encode_array(array: Array) -> bytes:
@@ -544,12 +559,20 @@ def _table_items(kernel: Kernel, indent: str) -> list[tuple[str, str]]:
 
 
 def _encode_json(kernel: Kernel) -> bytes:
+    return _encode_text(kernel, _json_text)
+
+
+def _json_text(kernel: Kernel) -> str:
     lines = [f'  "{key}": {text}' for key, text in _table_items(kernel, "    ")]
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _encode_toml(kernel: Kernel) -> bytes:
-    return "".join(f"{key} = {text}\n" for key, text in _table_items(kernel, "  ")).encode()
+    return _encode_text(kernel, _toml_text)
+
+
+def _toml_text(kernel: Kernel) -> str:
+    return "".join(f"{key} = {text}\n" for key, text in _table_items(kernel, "  "))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -606,12 +629,16 @@ def _text_rows(path: str) -> Iterator[tuple[int, list[float], bool]]:
 
 
 def _encode_txt(kernel: Kernel) -> bytes:
+    return _encode_text(kernel, _plain_text)
+
+
+def _plain_text(kernel: Kernel) -> str:
     d, h, w = kernel.size
     planes = [
         "\n".join(" ".join(map(repr, row)) for row in plane) for plane in kernel.weights.tolist()
     ]
     header = f"# {d} planes (depth) of {h} rows (height) of {w} numbers (width)\n"
-    return (header + "\n\n".join(planes) + "\n").encode()
+    return header + "\n\n".join(planes) + "\n"
 
 
 def _read_minc(path: str, build: BuildKernel) -> Kernel:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import (
-    MemoryLimitError,
     ShapeError,
     SpecError,
     UnknownNameError,
@@ -31,54 +28,10 @@ from conv3d_cli.errors import (
 from conv3d_cli.model.grid import Grid, Spacing
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.model.units import UNITS, unit_name
-from conv3d_cli.system.machine import format_bytes
 
 Floats = tuple[float, float, float]
 
 MAX_WEIGHTS = 100_000_000  # 800 MB of float64; a larger kernel is a mistake in a unit
-# memory in bytes per weight while a kernel is read or built: three float64 copies, and flags
-READING_BYTES = 26
-# (ceiling, process) as in `memory_for_weights`
-_limits: ContextVar[tuple[int, int] | None] = ContextVar("memory_for_weights", default=None)
-
-
-@contextmanager
-def memory_for_weights(ceiling: int, process: int) -> Iterator[None]:
-    """Limit the memory of kernels read or built in this context.
-
-    Kernels that are too large are refused as soon as their size is known (`require_memory`).
-
-    ceiling : int       bytes that the whole process may use
-    process : int       bytes that the process uses without any kernel
-    """
-    token = _limits.set((ceiling, process))
-    try:
-        yield
-    finally:
-        _limits.reset(token)
-
-
-def require_memory(weights: int, name: str) -> None:
-    """Check that a kernel of this many weights fits the limit of `memory_for_weights`, if any.
-
-    name : str      of the kernel, for the message
-    Raises: MemoryLimitError.
-
-    >>> with memory_for_weights(1000, 0):
-    ...     require_memory(1000, "box")
-    Traceback (most recent call last):
-    ...
-    conv3d_cli.errors.MemoryLimitError: kernel box has 1,000 weights, for which ...
-    """
-    ceiling, process = _limits.get() or (math.inf, 0)
-    needed = process + weights * READING_BYTES
-    if needed > ceiling:
-        raise MemoryLimitError(
-            f"kernel {name} has {weights:,} weights, for which the whole process needs at least "
-            f"{format_bytes(needed)} of memory; the ceiling is {format_bytes(ceiling)}: pass "
-            f"{setting('max_memory', f'{-(-needed >> 20)}M')} or more, or a smaller kernel"
-        )
-
 
 VOXEL = "vox"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Floats, require_memory
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Floats
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system.room import require_weights
 
 Array = NDArray[np.float64]
 
@@ -96,7 +97,7 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
             f"{kernel.title} would have {math.prod(size):.3g} weights at the volume's "
             f"spacing, more than {MAX_WEIGHTS:,}; are the units of both right?"
         )
-    require_memory(math.prod(size), kernel.name)
+    require_weights(math.prod(size), kernel.name)
     weights = kernel.weights
     # axes that shrink most come first, so that later ones handle fewer weights
     for a in sorted(axes, key=lambda a: size[a] / kernel.size[a]):

@@ -517,7 +517,8 @@ class VolumeWriter(abc.ABC):
     path : str              for messages
     sequential : bool       takes slabs only in storage order and without gaps
     notes : tuple of str    short sentences on what the format could not store (no spacing in .npy,
-                            no float64 in ImageJ TIFF)
+                            no float64 in ImageJ TIFF): errors under --strict
+    remarks : tuple of str  on what is stored in an unusual way, and whole
 
     Used as a context manager, it aborts unless `commit` was called.
     """
@@ -526,6 +527,7 @@ class VolumeWriter(abc.ABC):
     path: str
     sequential: bool = False
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:

@@ -19,12 +19,14 @@ from conv3d_cli.formats import open_volume
 from conv3d_cli.model.grid import Spacing
 from conv3d_cli.model.units import UNITS, unit_name
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+from conv3d_cli.system.room import require_room
 from conv3d_cli.system.words import count_of
 
 Values = NDArray[np.float64]
 
 MAX_SAMPLES = 1024  # along an axis
 PIECE_BYTES = 32 << 20  # read from a file at once
+PIECES = 3  # at most: as read, copied, and as values
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +166,11 @@ def read_slices(
         place = middle if at is None else at.voxel(header, path)
         steps = tuple(-(-size // max_samples) for size in sizes)
         cut = _Cut(n, slice(channel, channel + 1), place, (steps[0], steps[1], steps[2]))
-        planes = _read_planes(reader, cut) if reader.box_access() is None else _boxes(reader, cut)
+        access = reader.box_access()
+        plane = sizes[1] * sizes[2] * header.dtype.itemsize
+        held = reader.buffer_bytes(1, 1) + plane if access is None else access.buffer_bytes
+        require_room(held + PIECES * PIECE_BYTES, "a plane of it", path)
+        planes = _read_planes(reader, cut) if access is None else _boxes(reader, cut)
         if not reader.sequential or (n, channel) == (count - 1, channels - 1):
             reader.finish()  # a stream's checksum follows the last volume
         notes = reader.notes

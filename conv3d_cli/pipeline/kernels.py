@@ -11,7 +11,7 @@ import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError, named, setting
 from conv3d_cli.kernels import read_kernel
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.layer import get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
@@ -19,6 +19,7 @@ from conv3d_cli.model.spec import triple
 from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 from conv3d_cli.pipeline.request import DRAWN_KERNEL, Stage
 from conv3d_cli.settings.needs import no_effect
+from conv3d_cli.system.room import require_weights
 from conv3d_cli.system.words import count_of
 
 
@@ -156,7 +157,7 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
             f"a drawn kernel must have at most {MAX_WEIGHTS:,} weights, received the shape "
             f"{shape}; give a smaller kernel_size or fewer filters"
         )
-    require_memory(math.prod(shape), "drawn by its initializer")
+    require_weights(math.prod(shape), "drawn by its initializer")
 
     def draw(identifier: Any, which: str, shape: tuple[int, ...]) -> np.ndarray:
         # The same numbers as a `Conv3D` with this seed; None draws glorot_uniform, as in Keras.

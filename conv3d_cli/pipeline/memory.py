@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ import numpy as np
 
 from conv3d_cli.convolution.slabs import Slab, cut_slabs, most_planes
 from conv3d_cli.errors import MemoryLimitError, setting
-from conv3d_cli.kernels.lengths import memory_for_weights
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph
 from conv3d_cli.pipeline.held import SPOOLED_PLANES, count_held
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
@@ -121,16 +119,6 @@ def check_planning(
             "or a smaller kernel"
         )
     return use
-
-
-@contextmanager
-def reading_kernels(max_memory: int | None) -> Iterator[None]:
-    """A context that refuses kernels too large for the ceiling before they are read or built.
-
-    max_memory : int or None    ceiling of the whole process in bytes; None: see `memory_ceiling`
-    """
-    with memory_for_weights(max(memory_ceiling(max_memory), PROCESS_BYTES), READING_BYTES):
-        yield
 
 
 def megabytes(count: int) -> str:

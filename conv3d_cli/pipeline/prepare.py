@@ -32,7 +32,7 @@ from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import Grid, Spacing, grid_after, triple_text
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.model.missing import NOTHING
+from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.network.operations.base import Operation, Shape
@@ -48,7 +48,6 @@ from conv3d_cli.pipeline.memory import (
     SlabJob,
     check_planning,
     megabytes,
-    reading_kernels,
     weight_memory,
 )
 from conv3d_cli.pipeline.request import (
@@ -63,6 +62,7 @@ from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
+from conv3d_cli.system.room import ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes = list(reader.notes)
     if mask is not None:
         notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
-    with reading_kernels(_ceiling(job)):
+    with ceiling_of_memory(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)
@@ -430,6 +430,8 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
                 f"{setting('like', job.preset.name)} takes lengths by pixdim: voxels of "
                 f"{grid.spacing_words}"
             )
+    # masks and missing voxels are of the input, the coverage of a mean is of each layer
+    later = Missing(min_coverage=job.missing.min_coverage)
     shapes, grids = {-1: header.shape}, {-1: grid}
     for number, stage in enumerate(job.stages):
         inputs = inputs_of(stage, number)
@@ -453,7 +455,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
                 activations=[get_activation(identifier) for identifier in stage.activations],
                 channels_first=job.channels_first,
                 magnitude=stage.magnitude,
-                missing=job.missing if of_volume else NOTHING,
+                missing=job.missing if of_volume else later,
             )
         except ShapeError as error:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""

@@ -285,6 +285,7 @@ def run_job(
             *cleanup_notes(),
             *prepared.notes,
             *late_notes,
+            *writer.remarks,
             *writer.notes,
             *coverage_notes,
             *clipped_notes,

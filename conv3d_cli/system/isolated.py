@@ -283,8 +283,9 @@ def bounded_memory(count: int, path: str) -> Iterator[None]:
         words = str(error).lower()
         if isinstance(error, MemoryError | MemoryLimitError) or "allocat" in words:
             raise FormatError(
-                f"cannot read {path}: damaged: it unpacks to more than its header says "
-                f"({count >> 20} MiB)"
+                f"cannot read {path}: a part of it took more than the {count >> 20} MiB of memory "
+                "that its header accounts for: it is damaged, or its library needs more; if "
+                "another program reads it, save it there as another format, such as NIfTI"
             ) from error
         raise
     finally:

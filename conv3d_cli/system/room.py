@@ -17,6 +17,8 @@ from conv3d_cli.system.machine import format_bytes, memory_ceiling
 HEADER_BYTES = 4 << 20  # a header with the gradients of a diffusion scan has some 100 kB
 HEADER_ENTRIES = 50_000
 READING_BYTES = 100 << 20  # of the process while headers and kernels are read: 89 to 99 MiB
+# Memory in bytes per weight while a kernel is read or built: three float64 copies, and flags.
+WEIGHT_BYTES = 26
 # The interpreter and its libraries before the first voxel: 209 to 221 MiB once loops are compiled.
 # No job runs below it; where a ceiling is below, the job is refused with what it needs as a whole.
 PROCESS_BYTES = 222 << 20
@@ -37,6 +39,16 @@ def ceiling_of_memory(requested: int | None) -> Iterator[None]:
         _ceiling.reset(token)
 
 
+def room_left() -> int:
+    """Bytes that the ceiling of memory leaves beside the process itself.
+
+    >>> with ceiling_of_memory(300 << 20):
+    ...     room_left() >> 20
+    200
+    """
+    return max(memory_ceiling(_ceiling.get()), PROCESS_BYTES) - READING_BYTES
+
+
 def require_room(needed: int, what: str, path: str, whole: int = 0) -> None:
     """Check that something of `needed` bytes fits into the ceiling beside the process itself.
 
@@ -50,14 +62,38 @@ def require_room(needed: int, what: str, path: str, whole: int = 0) -> None:
     ...
     conv3d_cli.errors.MemoryLimitError: cannot read a.lif: its XML needs 350.0 MiB of memory ...
     """
-    limit = memory_ceiling(_ceiling.get())
-    if needed + READING_BYTES > max(limit, PROCESS_BYTES):
-        needed = max(needed, whole) + READING_BYTES
+    if needed > room_left():
+        raise MemoryLimitError(f"cannot read {path}: {what} needs {_beyond(max(needed, whole))}")
+
+
+def require_weights(count: int, name: str, each: int = WEIGHT_BYTES) -> None:
+    """Check that a kernel of so many weights fits beside the process, before it is read or built.
+
+    name : str      of the kernel, for the message
+    each : int      bytes that a weight takes
+    Raises: MemoryLimitError.
+
+    >>> with ceiling_of_memory(300 << 20):
+    ...     require_weights(20_000_000, "box")
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.MemoryLimitError: kernel box has 20,000,000 weights, which need 595.9 MiB ...
+    """
+    needed = count * each
+    if needed > room_left():
         raise MemoryLimitError(
-            f"cannot read {path}: {what} needs {format_bytes(needed)} of memory for the whole "
-            f"process, the ceiling is {format_bytes(limit)}; pass "
-            f"{setting('max_memory', f'{-(-needed >> 20)}M')} or more"
+            f"kernel {name} has {count:,} weights, which need {_beyond(needed)}, or a smaller "
+            "kernel"
         )
+
+
+def _beyond(needed: int) -> str:
+    """Words for what needs more room than there is, and the ceiling that would do."""
+    limit, needed = memory_ceiling(_ceiling.get()), needed + READING_BYTES
+    return (
+        f"{format_bytes(needed)} of memory for the whole process, the ceiling is "
+        f"{format_bytes(limit)}; pass {setting('max_memory', f'{-(-needed >> 20)}M')} or more"
+    )
 
 
 def check_entries(count: int, path: str) -> None:

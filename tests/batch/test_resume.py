@@ -25,7 +25,7 @@ from conv3d_cli.batch.resume import (
     is_settled,
     settings_of,
 )
-from conv3d_cli.errors import OutputExistsError, SpecError
+from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.pipeline.request import Job, Stage
@@ -360,3 +360,15 @@ def test_stores_and_pairs(tmp_path: Path, rng: np.random.Generator) -> None:
     )
     change(str(chunk))
     assert why(job) == "its input changed since"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs of POSIX")
+def test_a_log_that_is_no_file_is_refused_at_once(job: Job, tmp_path: Path) -> None:
+    """To open a FIFO waits for somebody who writes."""
+    run(job)
+    os.remove(tmp_path / LOG_NAME)
+    os.mkfifo(tmp_path / LOG_NAME)
+    for action in (lambda: run(job), lambda: why(job)):
+        with pytest.raises(FormatError, match="the log of resume=True must be a plain file"):
+            action()
+    assert (tmp_path / LOG_NAME).is_fifo()

@@ -146,3 +146,42 @@ def test_values_of_a_surface_are_told(tmp_path: Path, name: str, shape: tuple[in
     saved(tmp_path / "a.mgh")
     with open_volume(str(tmp_path / "a.mgh")) as reader:
         assert not reader.notes
+
+
+def test_a_footer_that_is_lost_is_named(tmp_path: Path, run: Any) -> None:
+    """Tags of FreeSurfer's utils/tags.h: 3 a command line, 31 a transform, 41 a direction, 30 one
+    whose length has 4 bytes, and a number that nobody knows."""
+    saved(tmp_path / "a.mgh", (5, 4, 3))
+    footer = struct.pack(">5f", 2500, 0, 12, 0, 256)
+    for tag, form, content in ((3, ">iq", b"mri_x --y"), (30, ">ii", b"old"), (41, ">iq", b"ROW")):
+        footer += struct.pack(form, tag, len(content)) + content
+    footer += struct.pack(">iq", 77, 1) + b"x"
+    data = (tmp_path / "a.mgh").read_bytes()[: 284 + 60 * 4]
+    (tmp_path / "a.mgh").write_bytes(data + footer)
+    source = str(tmp_path / "a.mgh")
+    told = run("apply", source, "-k", "box:size=3", "-o", str(tmp_path / "o.nii.gz")).stderr
+    told = " ".join(told.split())
+    assert "does not hold the footer's repetition time, echo time, transform and 2 more" in told
+    assert "does not hold the footer's command lines" in told
+    strict = ("apply", source, "-k", "box:size=3", "-o", str(tmp_path / "s.nii.gz"), "--strict")
+    assert "the footer's repetition time" in run(*strict, code=4).stderr
+    kept = run("apply", source, "-k", "box:size=3", "-o", str(tmp_path / "o.mgh"), "--strict")
+    assert "footer" not in kept.stderr
+    assert (tmp_path / "o.mgh").read_bytes().endswith(footer)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0" * 20, b"\0" * 20 + b"\0\0\0\3\xff", b"\1" * 30])
+def test_a_footer_that_is_cut_off(rest: bytes, tmp_path: Path, run: Any) -> None:
+    saved(tmp_path / "a.mgh", (5, 4, 3))
+    data = (tmp_path / "a.mgh").read_bytes()[: 284 + 60 * 4]
+    (tmp_path / "a.mgh").write_bytes(data + rest)
+    run("info", str(tmp_path / "a.mgh"))
+
+
+def test_what_may_stand_behind_packed_voxels_is_said(tmp_path: Path, run: Any) -> None:
+    saved(tmp_path / "a.mgz", (5, 4, 3))
+    options = ("-k", "box:size=3", "--strict", "-o")  # it may be nothing
+    told = run("apply", str(tmp_path / "a.mgz"), *options, str(tmp_path / "o.nii.gz")).stderr
+    assert "does not hold what may stand behind its packed voxels" in " ".join(told.split())
+    told = run("apply", str(tmp_path / "a.mgz"), *options, str(tmp_path / "o.mgz")).stderr
+    assert "behind" not in told

@@ -1,7 +1,7 @@
 """CZI, LIF and ND2: files written by hand from the published layouts, and read by other libraries, too.
 
 No file of a microscope is small enough to be kept here, so that what only the vendors' own programs
-write is not seen: JPEG XR in CZI, mosaics of LIF, ND2 before version 3.
+write is not seen, such as ND2 before version 3.
 """
 
 from __future__ import annotations
@@ -123,6 +123,20 @@ class TestCzi:
         )
         np.testing.assert_array_equal(read_volume(path).data, self.values)
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_jpeg_xr(self, dtype: Any, tmp_path: Path) -> None:
+        """Without loss, packed by imagecodecs, which also decodes what ZEN packs."""
+        imagecodecs = pytest.importorskip("imagecodecs")
+        planes = np.random.default_rng(0).integers(0, 255, (3, 32, 48)).astype(dtype)
+        left = iter(planes)
+        path = microscopes.czi(
+            tmp_path / "a.czi",
+            [({"X": 0, "Y": 0, "Z": z, "M": 0}, plane) for z, plane in enumerate(planes)],
+            pack=lambda _: imagecodecs.jpegxr_encode(next(left), level=None),
+            compression=4,
+        )
+        np.testing.assert_array_equal(read_volume(path).data, planes)
+
     def test_compressions_are_named(self, tmp_path: Path) -> None:
         path = microscopes.czi(tmp_path / "a.czi", self.tiles(), XML, compression=99)
         assert "packed in an unknown way (number 99)" in error_of(path)
@@ -192,6 +206,14 @@ class TestLif:
         assert volume.grid.spacing is not None
         assert volume.grid.spacing[1:] == (0.25, 0.25)
         np.testing.assert_array_equal(np.squeeze(volume.data), self.values[0, 0, 0])
+
+    def test_tiles_of_a_mosaic_are_not_stitched(self, tmp_path: Path) -> None:
+        tiles = np.arange(3 * 2 * 4 * 5, dtype=np.uint16).reshape(3, 2, 4, 5)
+        path = microscopes.lif(tmp_path / "a.lif", {"x": ("MZYX", tiles)}, self.steps)
+        with open_volume(path) as reader:
+            assert reader.header.axes.letters == "mzyx"
+            assert "a mosaic of 3 tiles, which are not stitched" in reader.notes[0]
+        np.testing.assert_array_equal(read_volume(path).data, tiles)
 
     def test_damage(self, tmp_path: Path) -> None:
         path = Path(microscopes.lif(tmp_path / "a.lif", {"x": ("TZCYX", self.values)}, self.steps))

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from processes import LIMIT
 from profiles import examples
 
-from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.api.files import convolve_file
+from conv3d_cli.errors import FormatError, OutputExistsError, ShapeError, SpecError, WriteError
 from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
 from conv3d_cli.formats.tiff import FORMAT
 from conv3d_cli.formats.tiff import format as tiff
@@ -101,7 +102,7 @@ def write_like(
         for i in range(n):
             writer.write(i, 0, 0, data[i])
         writer.commit()
-    return writer.notes
+    return (*writer.remarks, *writer.notes)
 
 
 def whole(reader: VolumeReader) -> Array:
@@ -1331,3 +1332,19 @@ def test_round_trip(
         assert read.grid.unit == unit
         np.testing.assert_allclose(read.grid.spacing, spacing, rtol=1e-7)
         np.testing.assert_allclose(read.grid.affine, grid.affine, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int8", "int64"])
+def test_another_dialect_is_no_loss_under_strict(dtype: str, tmp_path: Path) -> None:
+    """ImageJ has no such integers; the file of another dialect holds each of them, and is told."""
+    data = np.arange(-60, 60).reshape(4, 5, 6).astype(dtype)
+    np.save(tmp_path / "a.npy", data)
+    result = convolve_file(
+        tmp_path / "a.npy", tmp_path / "b.tif", "identity", dtype=dtype, strict=True
+    )
+    assert any(f"{dtype} does not fit ImageJ TIFF: written as " in note for note in result.notes)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), data)
+    hyperstack(tmp_path / "h.tif")
+    lossy = {"kernel": "identity", "dtype": dtype, "strict": True}
+    with pytest.raises(ShapeError, match="labels"):  # what is lost is still refused
+        convolve_file(tmp_path / "h.tif", tmp_path / "c.tif", **lossy)

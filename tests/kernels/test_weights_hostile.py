@@ -797,3 +797,40 @@ def test_onnx_floats(dtype: str, raw: bool, tmp_path: Path) -> None:
             tensor.int32_data.extend([bits[dtype]] * 96)
 
     assert (read_layers(onnx_file(tmp_path / "net.onnx", change))[0].kernel == 1.5).all()
+
+
+@pytest.mark.parametrize(
+    ("says", "holds", "words"),
+    [
+        (True, False, "its config says that it has a bias, and its weights hold no bias"),
+        (False, True, "its config says that it has no bias, and its weights hold one"),
+        (True, True, ""),
+        (False, False, ""),
+        (None, True, ""),
+        (None, False, ""),
+    ],
+)
+def test_a_bias_that_the_config_contradicts(
+    says: bool | None, holds: bool, words: str, tmp_path: Path
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    config = {"name": "conv", "filters": 2, "kernel_size": [3, 3, 3]}
+    config |= {} if says is None else {"use_bias": says}
+    model = {"class_name": "Sequential", "config": {"layers": [
+        {"class_name": "Conv3D", "config": config}
+    ]}}  # fmt: skip
+    with h5py.File(content := io.BytesIO(), "w") as file:
+        group = file.create_group("layers/conv3d")
+        group.attrs["name"] = "conv"
+        group["vars/0"] = np.ones((3, 3, 3, 1, 2), np.float32)
+        if holds:
+            group["vars/1"] = np.ones(2, np.float32)
+    path = tmp_path / "a.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(model))
+        archive.writestr("model.weights.h5", content.getvalue())
+    if words:
+        assert words in refused(path)
+    else:
+        (layer,) = read_layers(str(path))
+        assert (layer.bias is not None) == holds

@@ -17,7 +17,7 @@ READ = {"CZI zstd", "TIFF deflate", "TIFF LZMA", "TIFF PackBits"}
 TOO_LARGE = {"CZI XML", "LIF XML", "OME-XML", "DICOM deflated", "Zarr attributes"}
 TOO_LARGE |= {"JSON kernel", "JSON config", "TOML config"}
 QUICK = {"HDF5 lzf", "ND2 frame", "TIFF PackBits", "MRtrix packed", "Zarr attributes"}
-QUICK |= {"TOML config"}
+QUICK |= {"TOML config", "DICOM RLE"}
 LIBRARIES = {"HDF5": "h5py", "Imaris": "h5py", "MINC": "h5py", "ND2": "nd2", "LIF": "liffile"}
 LIBRARIES |= {"DICOM": "pydicom", "Zarr": "zarr", "TIFF": "tifffile", "OME-XML": "tifffile"}
 

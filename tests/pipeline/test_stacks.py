@@ -282,3 +282,28 @@ def test_wrong_stacks(tmp_path: Path, rng: np.random.Generator, run: Any) -> Non
         in run("apply", tmp_path / "x.npy", "-c", tmp_path / "c.toml", "-o", out, code=2).stderr
     )
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "boundaries", [("zeros", "renormalize"), ("renormalize", "zeros"), ("renormalize",) * 2]
+)
+def test_min_coverage_is_obeyed_by_every_layer(
+    boundaries: tuple[str, str], tmp_path: Path, run: Any, rng: np.random.Generator
+) -> None:
+    """Counted by SciPy: where less than half of a box lies inside, a mean becomes NaN."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    x = rng.random((5, 6, 7)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    layer = '[[layers]]\nkernel = "box:size=3"\nboundary = "{}"\n'
+    (tmp_path / "c.toml").write_text("".join(map(layer.format, boundaries)))
+    options = ("-c", tmp_path / "c.toml", "--min-coverage", "0.5", "-o", tmp_path / "o.npy")
+    told = run("apply", tmp_path / "x.npy", *options).stderr
+    box = np.full((3, 3, 3), 1 / 27)
+    inside = ndimage.convolve(np.ones(x.shape), box, mode="constant")
+    expected = x.astype(float)
+    for boundary in boundaries:
+        expected = ndimage.convolve(expected, box, mode="constant")
+        if boundary == "renormalize":
+            expected = np.where(inside < 0.5, np.nan, expected / inside)
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), expected, rtol=1e-5)
+    assert "had too little of the kernel's weight" in told

@@ -17,10 +17,10 @@ import numpy as np
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import library_errors
 from conv3d_cli.formats.dicom import FORMAT
+from conv3d_cli.formats.dicom.images import DECODERS, Images
 from conv3d_cli.formats.dicom.series import (
     AXIS_KEYS,
     CURE,
-    DEFLATED,
     Frame,
     Series,
     find_series,
@@ -33,8 +33,6 @@ from conv3d_cli.model.volume import Array, Axes, Facts, VolumeHeader, VolumeRead
 SAME_DIRECTION = 1e-3  # difference of cosines
 SAME_PLACE = 1e-3  # difference of positions, in voxels of a plane
 EVEN = 0.01  # deviation of a slice from its place, in slices
-DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-LIBRARY_BYTES = 4 << 20  # headers and buffers of pydicom
 MODALITY_WORDS = {"MONOCHROME1": "the file shows 0 as white; its values are used unchanged"}
 
 
@@ -81,16 +79,18 @@ def open_dicom(name: str, *, axes: str | None = None, channels_first: bool = Fal
     count = header.shape[0]
     table = ordered.reshape(count, header.shape[1])
 
-    def fetch(n: int, depth: int, channel: int) -> Array:
-        return _pixels(table[n, depth], stored, samples, DEFLATED in series.syntaxes)
+    images = Images(name, stored, samples, series.syntaxes, rows * columns)
 
-    bytes_held = 3 * rows * columns * samples * stored.itemsize + LIBRARY_BYTES
+    def fetch(n: int, depth: int, channel: int) -> Array:
+        return images.image(table[n, depth])
+
     reader: VolumeReader = PlaneReader(
         name,
         header,
         fetch,
-        bytes_held,
+        images.held,
         samples > 1,
+        images.close,
         stored_as={"series": f"{series.number} {series.title}".strip()},
     )
     reader.notes = tuple(notes)
@@ -328,32 +328,3 @@ def _check_syntax(name: str, series: Series) -> None:
                 raise FormatError(
                     f"cannot read {name}: {shown} needs a decoder: {DECODERS}; or {cure}"
                 )
-
-
-def _pixels(frame: Frame, stored: np.dtype[Any], samples: int, deflated: bool) -> Array:
-    """The voxels of a frame, (H, W) or (H, W, samples). Raises: FormatError."""
-    from pydicom import dcmread
-    from pydicom.pixels.utils import pixel_array
-
-    with library_errors(frame.file, "DICOM"):
-        source: Any = frame.file
-        if deflated:  # the whole file is one stream
-            source = dcmread(frame.file, force=True)
-        try:
-            found: Array = np.asarray(pixel_array(source, index=frame.index))
-        except RuntimeError as error:  # of a decoder
-            cause = " ".join(str(error).split()).rpartition("plugins: ")[2][:120]
-            raise FormatError(
-                f"cannot read {frame.file}: its image is damaged, or packed in a way that the "
-                f"installed decoders lack ({cause}); {DECODERS}, or gdcmconv --raw FILE NEW"
-            ) from error
-    rows, columns, _, bits, used, high = frame.kind[:6]
-    expected = (rows, columns, samples) if samples > 1 else (rows, columns)
-    if found.shape != expected:
-        raise FormatError(f"cannot read {frame.file}: damaged DICOM: an image of {found.shape}")
-    if stored.kind in "iu" and found.dtype == stored and used and high and used < bits:
-        # bits above those in use may hold an overlay
-        left, right = bits - 1 - high, bits - used
-        if 0 <= left <= right < bits:
-            found = (found << left) >> right
-    return found.astype(stored, copy=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conv3d_cli.formats.base import VolumeFormat, late, one_extra_axis
+from conv3d_cli.formats.base import VolumeFormat, late, one_extra_axis, repeated
 from conv3d_cli.formats.signatures import Start
 
 HEADER_BYTES = 284
@@ -32,8 +32,9 @@ FORMAT = VolumeFormat(
     reads_packed=True,
     names_axes=False,
     holds_affine=True,
-    keeps=lambda path, header: frozenset(
-        {"time_step"} if header.facts.seconds and "t" in header.axes.letters else ()
+    keeps=lambda path, header: (
+        frozenset({"time_step"} if header.facts.seconds and "t" in header.axes.letters else ())
+        | repeated(header, "MGH")
     ),
     holds_history=False,
     holds_float64=False,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions
+from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions, entries_of
 from conv3d_cli.formats.codecs import codec_named, codec_within
 from conv3d_cli.formats.mgh import FORMAT, HEADER_BYTES
 from conv3d_cli.formats.nifti.header import surface_notes
@@ -36,6 +36,19 @@ from conv3d_cli.model.volume import SPATIAL, Axes, Facts, VolumeHeader, VolumeRe
 
 FIELDS = struct.Struct(">7i h 15f")
 MAX_FOOTER = 16 << 20  # tags hold command lines and tables of colours
+FOOTER_NUMBERS = 20  # bytes of the times below, and of the field of view
+TIMES = ("repetition time", "flip angle", "echo time", "inversion time")
+COMMAND = "command lines"
+# The tags of a footer; a tag is followed by the length of its content in 8 bytes.
+# Source: FreeSurfer's utils/tags.h and tags.cpp
+TAGS = {
+    **{1: "table of colours", 5: "table of colours", 3: COMMAND, 31: "transform", 30: "transform"},
+    **{32: "surface area of a group", 33: "automatic alignment", 40: "scalar"},
+    **{41: "direction of phase encoding", 42: "parameters of frames", 43: "field strength"},
+    **{2: "real coordinates", 4: "real coordinates", 44: "original geometry"},
+}
+BEHIND = "what may stand behind its packed voxels (times, transforms, command lines)"
+WITHOUT_LENGTH, OLD_TRANSFORM = (1, 2, 20), 30
 TYPES = {0: np.uint8, 1: np.int32, 3: np.float32, 4: np.int16, 10: np.uint16}
 OTHER_TYPES = {2: "long", 5: "bitmap", 6: "tensor", 7: "complex", 8: "complex", 9: "RGB"}
 # FreeSurfer before version 7 and nibabel do not know the type of uint16
@@ -61,6 +74,24 @@ class MghSource:
             return None
         step = float(struct.unpack_from(">f", self.footer)[0])
         return (step / 1000, "s") if 0 < step < LARGEST else None
+
+    @property
+    def entries(self) -> list[str]:
+        """Names of what the footer holds: times that are not 0, and tags, as far as it is whole."""
+        times = struct.unpack(f">{len(TIMES)}f", self.footer[: 4 * len(TIMES)].ljust(16, b"\0"))
+        found = [name for name, value in zip(TIMES, times, strict=True) if value]
+        at = FOOTER_NUMBERS
+        while len(self.footer) >= at + 4:
+            (tag,) = struct.unpack_from(">i", self.footer, at)
+            if tag == 0:
+                break
+            found.append(TAGS.get(tag, f"tag {tag}"))
+            width = dict.fromkeys(WITHOUT_LENGTH, 0).get(tag, 4 if tag == OLD_TRANSFORM else 8)
+            length = self.footer[at + 4 : at + 4 + width]
+            if not width or len(length) < width:
+                break
+            at += 4 + width + max(0, int.from_bytes(length, "big", signed=True))
+        return list(dict.fromkeys(found))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -109,13 +140,21 @@ def open_mgh(path: str, *, axes: str | None = None, channels_first: bool = False
         with open(path, "rb") as file:
             file.seek(HEADER_BYTES + math.prod(sizes) * stored.itemsize)
             source.footer = file.read(MAX_FOOTER)
+    step = source.time_step if frames > 1 else None
+    entries = source.entries
+    made = [name for name in entries if name == COMMAND]
+    kept = [n for n in entries if n != COMMAND and not (step is not None and n == TIMES[0])]
     header = VolumeHeader(
         volume_axes,
         stored.newbyteorder("="),
         grid,
         format=FORMAT.name,
         metadata=source,
-        facts=Facts(time_step=source.time_step if frames > 1 else None),
+        facts=Facts(
+            time_step=step,
+            others=entries_of("the footer's", kept),
+            provenance=entries_of("the footer's", made) if codec is None else (BEHIND,),
+        ),
     )
     reader = open_stored(path, header, stored, HEADER_BYTES, codec)
     if isinstance(reader, PackedReader):

@@ -95,6 +95,11 @@ def _open(file: Any, name: str, path: str, part: str, axes: str | None) -> Volum
     if together and "C" in kept:
         raise FormatError(f"cannot read {path}::{number}: colours in several channels; save it new")
     found = Axes(letters, tuple(sizes[d] for d in kept))
+    if "m" in letters:
+        notes.append(
+            f"it is a mosaic of {sizes['M']} tiles, which are not stitched: each is a volume of "
+            "its own, along the axis m"
+        )
     header = VolumeHeader(
         found,
         real_dtype(np.dtype(image.dtype), path),

@@ -25,7 +25,10 @@ FORMAT = VolumeFormat(
         *(".tiff", ".tif", *BIG_SUFFIXES),
     ),
     # files of microscopes and slide scanners
-    read_suffixes=(".companion.ome", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff"),
+    read_suffixes=(
+        *(".companion.ome", ".lsm", ".stk"),
+        *(".svs", ".ndpi", ".scn", ".bif", ".qptiff"),
+    ),
     target_suffix=".ome.tif",
     summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",
     open=late("conv3d_cli.formats.tiff.format:open_tiff"),

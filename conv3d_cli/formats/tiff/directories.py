@@ -34,7 +34,7 @@ LAYOUT_TAGS = {
 }
 PLANE_TAGS = (256, 257, 258, 277, 339, 32997)
 SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4
-NDPI_TAG = 65420
+NDPI_TAG, NDPI_SUFFIX = 65420, ".ndpi"
 INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 # tags whose values must lie within the file: ImageDescription, offsets and byte counts of strips
 # and tiles
@@ -80,6 +80,9 @@ def read_directories(path: str) -> list[Directory]:
         version = struct.unpack(order + "H", start[2:4])[0] if order and len(start) >= 8 else 0
         if version == 43 and len(start) == 16:
             count_format, entry_format, next_format, where = "Q", "HHQ8s", "Q", start[8:16]
+        elif version == 42 and order == "<" and path.lower().endswith(NDPI_SUFFIX):
+            # Hamamatsu's offsets have 64 bits; the upper halves of values follow the directory
+            count_format, entry_format, next_format, where = "H", "HHI4s", "Q", start[4:12]
         elif version == 42:
             count_format, entry_format, next_format, where = "H", "HHI4s", "I", start[4:8]
         else:
@@ -111,18 +114,19 @@ def read_directories(path: str) -> list[Directory]:
                     f"the file has {size} bytes"
                 )
             tags = list(struct.iter_unpack(order + entry_format, entries))
-            if next_format == "I" and any(tag[0] == NDPI_TAG for tag in tags):
-                # Hamamatsu's files have 64-bit offsets between directories
+            if next_format == "I" and any(tag[0] == NDPI_TAG for tag in tags):  # renamed
                 next_format, next_bytes, tail = "Q", 8, tail + file.read(4)
-            for code, kind, count, value in tags:
+            halves = file.read(4 * len(tags)) if version == 42 and next_format == "Q" else b""
+            tags = [(*tag, tag[3] + halves[4 * i : 4 * i + 4]) for i, tag in enumerate(tags)]
+            for code, kind, count, value, pointer in tags:
                 length = count * TYPE_BYTES.get(kind, 1)
-                outside = length > len(value) and _pointer(order, value) + length > size
+                outside = length > len(value) and _pointer(order, pointer) + length > size
                 if code in ESSENTIAL_TAGS and outside:
                     raise FormatError(
                         f"cannot read {path}: truncated or damaged: {page} points beyond the end "
                         f"of the file ({size} bytes)"
                     )
-            kinds = [_pointer(order, value) for code, _, _, value in tags if code == SUBFILE_TYPE]
+            kinds = [_pointer(order, tag[3]) for tag in tags if tag[0] == SUBFILE_TYPE]
             beside = bool(kinds) and bool(kinds[0] & (REDUCED | MASK))
             directories.append(Directory(offset, _layout(file, order, tags), beside))
             (offset,) = struct.unpack(order + next_format, tail)
@@ -139,12 +143,12 @@ def _layout(
     file: BinaryIO, order: str, tags: Sequence[tuple[Any, ...]]
 ) -> tuple[tuple[int, ...], ...]:
     found: dict[int, tuple[int, ...]] = {code: (default,) for code, default in LAYOUT_TAGS.items()}
-    for code, kind, count, value in tags:
+    for code, kind, count, value, pointer in tags:
         if code not in found or kind not in INTEGER_TYPES or not 0 < count <= 64:
             continue
         form = f"{order}{count}{INTEGER_TYPES[kind]}"
         if struct.calcsize(form) > len(value):
-            file.seek(_pointer(order, value))
+            file.seek(min(_pointer(order, pointer), 1 << 62))
             value = file.read(struct.calcsize(form))
         if len(value) >= struct.calcsize(form):
             # one value for all samples of a pixel, or one value for each

@@ -415,7 +415,9 @@ def _unused_pages(opened: OpenSeries) -> list[str]:
         opened.image is None and len(opened.tiff.series) > 1
     ):
         return []
+    levels = opened.series.levels if opened.series.is_pyramidal else ()
     used = {page.offset for page in opened.pages}
+    used |= {page.offset for level in levels for page in level.pages if page is not None}
     count = sum(not (d.beside or d.offset in used) for d in opened.directories)
     if not count or (opened.series.is_truncated and len(opened.pages) == 1):
         return []
@@ -438,6 +440,7 @@ class FileLayout:
     dtype : numpy dtype     as stored, little-endian
     big : bool              64-bit offsets (BigTIFF)
     notes : tuple of str    what the file cannot store unchanged
+    remarks : tuple of str  what it stores unchanged in another dialect
     """
 
     dialect: str
@@ -445,6 +448,7 @@ class FileLayout:
     dtype: np.dtype[Any]
     big: bool
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 class StackWriter(RawWriter):
@@ -516,13 +520,12 @@ def create_tiff(
     except BaseException:
         output.abort()
         raise
-    notes = [*layout.notes, *([note] if note else [])]
+    writer.notes = (*layout.notes, *([note] if note else []))
+    writer.remarks = layout.remarks
     if compression == "zstd" and layout.dialect == "imagej":
-        notes.append(
-            "ImageJ itself opens no zstd, other programs do; "
-            f"{setting('compression', 'deflate')} suits all"
-        )
-    writer.notes = tuple(notes)
+        deflate = setting("compression", "deflate")
+        remark = f"ImageJ itself opens no zstd, other programs do; {deflate} suits all"
+        writer.remarks = (*writer.remarks, remark)
     return writer
 
 
@@ -561,6 +564,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     big = asked or math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
 
     dialect, reason = "imagej", ""
+    remarks: tuple[str, ...] = ()
     if suffix_of(path).startswith(".ome."):
         dialect = "ome"
         if dtype.name not in tiff_ome.OME_TYPES:
@@ -578,7 +582,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         dialect = "ome" if dtype.name in tiff_ome.OME_TYPES and len(batch) < 2 else "shaped"
         written = "OME-TIFF" if dialect == "ome" else "plain TIFF with its axes in the description"
     if reason:
-        notes.append(f"{reason}: written as {written}{' (BigTIFF)' if big else ''}")
+        remarks = (f"{reason}: written as {written}{' (BigTIFF)' if big else ''}",)
 
     letters = "tzcyx"
     if dialect == "shaped":
@@ -590,7 +594,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     if dialect != "shaped" and batch not in ("", "t"):
         notes.append(f"axes {batch} are stored as t")
     axes = Axes(letters, tuple(sizes[a] for a in letters))
-    return FileLayout(dialect, axes, dtype.newbyteorder("<"), big, tuple(notes))
+    return FileLayout(dialect, axes, dtype.newbyteorder("<"), big, tuple(notes), remarks)
 
 
 def kept_facts(path: str, header: VolumeHeader) -> frozenset[str]:

@@ -229,9 +229,11 @@ class ZarrReader(VolumeReader):
         depth, height, width = self.header.shape[1:4]
         unit, concurrent = self._units(channels)
         # two runs of planes that meet, rounded out to whole rows
-        rows = min(-(-(2 * min(planes, depth) - 1) // self._row) + 1, -(-depth // self._row))
+        all_rows = -(-depth // self._row)
+        rows = min(-(-(2 * min(planes, depth) - 1) // self._row) + 1, all_rows)
         held = min(rows * self._row, depth) * height * width * channels
-        encoded = 2 * concurrent * self._rows_at_once(channels) * math.prod(unit)
+        at_once = min(self._rows_at_once(channels), all_rows)
+        encoded = 2 * concurrent * at_once * math.prod(unit)
         return (held + encoded) * self._itemsize + LIBRARY_BYTES
 
     def take_missing(self) -> int:

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
-from conv3d_cli.system.room import JSON_BYTES, check_tree
+from conv3d_cli.system.room import JSON_BYTES, check_tree, require_weights
 
 Array = NDArray[Any]
 
@@ -285,7 +285,7 @@ def require_shape(shape: Sequence[int], what: str, path: str) -> int:
             f"{what} in {path} has {count:,} weights, shape {tuple(shape)}; "
             f"at most {MAX_WEIGHTS:,} are allowed"
         )
-    require_memory(count, path)
+    require_weights(count, path)
     return count
 
 
@@ -525,6 +525,13 @@ def require_match(layer: SavedLayer, path: str) -> SavedLayer:
         raise FormatError(
             f"cannot read {path}: layer {layer.name} has {filters} filters of {size} in its "
             f"config, but weights of shape {kernel.shape}"
+        )
+    if "use_bias" in config and bool(config["use_bias"]) != (bias is not None):
+        told = "says that it has a bias" if bias is None else "says that it has no bias"
+        found = "no bias" if bias is None else "one"
+        raise FormatError(
+            f"cannot read {path}: layer {layer.name}: its config {told}, and its weights hold "
+            f"{found}; save the model again"
         )
     return layer
 
