@@ -264,7 +264,7 @@ def bfloat16(array: np.ndarray) -> np.ndarray:
         ("bfloat16", np.float32, np.float32, bfloat16),
         (np.float64, np.float64, np.float64, lambda x: x),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_dtype_policies(
     dtype: object, variables: type, output: type, rounded: Callable[[np.ndarray], np.ndarray]
