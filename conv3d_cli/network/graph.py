@@ -129,6 +129,10 @@ class Network:
         """The network with the paths that it was read from."""
         return replace(self, files=files)
 
+    def with_notes(self, notes: tuple[str, ...]) -> Network:
+        """The network with other notes."""
+        return replace(self, notes=notes)
+
 
 def _ordered(
     nodes: Mapping[str, Node], inputs: Mapping[str, Any], outputs: Mapping[str, str]
