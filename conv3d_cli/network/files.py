@@ -34,6 +34,7 @@ class NetworkFile(NamedTuple):
 
 
 NETWORK_FILES = (
+    NetworkFile((".onnx",), (), "conv3d_cli.network.onnx:read_onnx_network"),
     NetworkFile((".json",), ("modelTopology",), "conv3d_cli.network.tfjs:read_tfjs_network"),
 )
 

@@ -47,6 +47,7 @@ def shape_network(network: Network, shape: Shape) -> ShapedNetwork:
         operations = _operations(network, shape)
     except SizesDiffer as error:
         raise ShapeError(f"{error}; {_sizes_that_join(network, shape, error)}") from None
+    _require_the_same(network, shape)
     transforms = {name: VoxelTransform()}
     apart = []
     for node in network.nodes:
@@ -59,6 +60,19 @@ def shape_network(network: Network, shape: Shape) -> ShapedNetwork:
         first = whole[0] if len(found) > 1 and whole else found[0]
         transforms[node.name] = first.then(operations[node.name].transform)
     return ShapedNetwork(network, operations, transforms, tuple(apart))
+
+
+def _require_the_same(network: Network, shape: Shape) -> None:
+    """Refuse a volume for which the file describes another network. Raises: ShapeError."""
+    if network.at is None:
+        return
+    other = {node.name: node for node in network.at(shape).nodes}
+    for node in network.nodes:
+        if difference := node.difference(other.get(node.name)):
+            raise ShapeError(
+                f"{node.title} has other arguments for a volume of {shape} than the network is "
+                f"read for: {difference}; give a volume of the size that the model is made for"
+            )
 
 
 def _only_input(network: Network) -> tuple[str, int | None]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import FormatError, SpecError
+from conv3d_cli.errors import FormatError
 from conv3d_cli.kernels.weights.layer import parse_json, read_exactly, require_shape
 from conv3d_cli.network.graph import Network
 from conv3d_cli.network.keras import read_keras_network
@@ -34,7 +35,8 @@ _QUANTIZED = {"uint8": "|u1", "uint16": "<u2", "float16": "<f2"}
 _OPTIMIZER = "optimizer"  # group of tensors that only training uses
 
 
-class _Tensor(NamedTuple):
+@dataclass(frozen=True)
+class _Tensor:
     """A tensor in the manifest.
 
     stored : dtype          of its bytes
