@@ -91,13 +91,27 @@ def _counted(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def unrepeated(values: Array) -> Array:
+    """An array with one of the equal parts along each axis that repeats a part without a copy.
+
+    >>> unrepeated(np.broadcast_to(np.ones((2, 1)), (2, 1000))).shape
+    (2, 1)
+    """
+    return values[tuple(slice(0, None if step else 1) for step in values.strides)]
+
+
 def _pointwise(function: Callable[..., Array]) -> Fold:
+    """A function of the numbers at one place. Constants of a volume's size stay as they repeat."""
+
     def folded(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
         given = [value for value in values if value is not None]
-        _counted(np.broadcast_shapes(*(value.shape for value in given)))
-        result = np.asarray(function(*given))
-        kept = given[0].dtype
-        return result if result.dtype == bool else result.astype(kept, copy=False)
+        shape = np.broadcast_shapes(*(value.shape for value in given))
+        parts = [unrepeated(value) for value in given]
+        _counted(np.broadcast_shapes(*(part.shape for part in parts)))
+        result = np.asarray(function(*parts))
+        if result.dtype != bool:
+            result = result.astype(given[0].dtype, copy=False)
+        return np.broadcast_to(result, shape)
 
     return folded
 
@@ -138,7 +152,9 @@ def _axes(
 
 
 def _cast(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
-    return _first(values).astype(DTYPES[attributes.integer("to", 0)])
+    data = _first(values)
+    dtype = DTYPES[attributes.integer("to", 0)]
+    return np.broadcast_to(unrepeated(data).astype(dtype), data.shape)
 
 
 def _first(values: list[Array | None]) -> Array:
@@ -228,13 +244,14 @@ def reshaped(source: Sequence[int], target: Sequence[int], allow_zero: bool) -> 
 def _reshape(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     data = _first(values)
     zero = bool(attributes.integer("allowzero", 0))
-    return data.reshape(reshaped(data.shape, _integers(values[1]), zero))
+    return data.reshape(_counted(reshaped(data.shape, _integers(values[1]), zero)))
 
 
 def _flatten(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     data, axis = _first(values), attributes.integer("axis", 1)
     axis = axis + data.ndim if axis < 0 else axis
-    return data.reshape(math.prod(data.shape[:axis]), -1)
+    rows = math.prod(data.shape[:axis])
+    return data.reshape(_counted((rows, data.size // max(1, rows))))
 
 
 def _transpose(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
@@ -243,8 +260,7 @@ def _transpose(attributes: Attributes, values: list[Array | None], opset: int) -
 
 def _expand(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     data = _first(values)
-    shape = np.broadcast_shapes(data.shape, _counted(_integers(values[1])))
-    return np.broadcast_to(data, _counted(shape)).copy()
+    return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(_integers(values[1]))))
 
 
 def _tile(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
@@ -261,9 +277,11 @@ def _range(attributes: Attributes, values: list[Array | None], opset: int) -> Ar
 
 
 def _where(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
-    chosen, first, second = (value for value in values if value is not None)
+    given = [value for value in values if value is not None]
+    chosen, first, second = (unrepeated(value) for value in given)
     _counted(np.broadcast_shapes(chosen.shape, first.shape, second.shape))
-    return np.where(chosen.astype(bool), first, second)
+    result = np.where(chosen.astype(bool), first, second)
+    return np.broadcast_to(result, np.broadcast_shapes(*(value.shape for value in given)))
 
 
 def _reduce(function: Callable[..., Array]) -> Fold:
@@ -273,6 +291,7 @@ def _reduce(function: Callable[..., Array]) -> Fold:
             if attributes.integer("noop_with_empty_axes", 0):
                 return data
             axes = list(range(data.ndim))
+        _counted(data.shape)
         keeps = bool(attributes.integer("keepdims", 1))
         return np.asarray(function(data, axis=tuple(axes), keepdims=keeps)).astype(data.dtype)
 

@@ -25,7 +25,7 @@ from conv3d_cli.kernels.weights.onnx_constants import (
 )
 from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.network.onnx.flow import Array, AxesError, Flow, OnnxNode
-from conv3d_cli.network.onnx.folding import FOLDS, Attributes, fold
+from conv3d_cli.network.onnx.folding import FOLDS, Attributes, fold, unrepeated
 from conv3d_cli.network.onnx.operators import ERF, OPERATORS
 from conv3d_cli.network.onnx.windows import WINDOWS
 from conv3d_cli.network.operations.base import Shape
@@ -204,7 +204,7 @@ class _Graph:
         return self.constants[name]
 
     def _keep(self, name: str, value: Array) -> None:
-        self._size += value.nbytes
+        self._size += unrepeated(value).nbytes
         require_room(self._size, "its weights", self.path)
         self.constants[name] = value
 
@@ -391,6 +391,7 @@ class _Reading:
     )  # outputs that are not computed -> of what
     by_name: dict[str, Node] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    size: int = 0  # bytes of constants
 
     def take(self, number: int, node: Any) -> None:
         """Read the next node of the graph."""
@@ -418,6 +419,8 @@ class _Reading:
         if inputs and len(values) == len(inputs):
             result = self.graph.folded(node, values, where)
             if result is not None:
+                self.size += unrepeated(result).nbytes
+                require_room(self.size, "what it computes of sizes", self.graph.path)
                 self._store(node, [result], where)
                 return
         translator = TRANSLATORS.get(node.op_type)

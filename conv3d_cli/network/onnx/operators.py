@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from conv3d_cli.network.onnx.flow import SPATIAL, Array, Flow, OnnxNode, without_axes
-from conv3d_cli.network.onnx.folding import reshaped
+from conv3d_cli.network.onnx.folding import reshaped, unrepeated
 from conv3d_cli.network.operations.base import Shape
 
 Translator = Callable[[OnnxNode], Flow | list[Flow]]
@@ -63,7 +63,7 @@ def thresholded_relu(op: OnnxNode) -> Flow:
     alpha = op.attributes.number("alpha", 1.0)
     if alpha == 0:
         return _bent(op, op.flow(), "relu")
-    return _bent(op, op.flow(), f"threshold:threshold={alpha!r},default_value=0.0")
+    return _bent(op, op.flow(), f"threshold:threshold={alpha!r}:default_value=0.0")
 
 
 def hard_sigmoid(op: OnnxNode) -> Flow:
@@ -180,16 +180,21 @@ def _per_channel(op: OnnxNode, source: Flow, values: Array) -> Array:
         if any(n != 1 for n in values.shape[: values.ndim - len(source.layout)]):
             op.refuse(f"joins a constant of shape {values.shape} with a tensor of fewer axes")
         values = values.reshape(values.shape[values.ndim - len(source.layout) :])
+    whole = values.shape
+    values = unrepeated(values)
     letters = source.layout[len(source.layout) - values.ndim :]
+    for letter, length in zip(letters, whole, strict=True):
+        if letter != "c" and length not in (1, source.length(letter)):
+            op.refuse(f"has a constant of shape {whole}, larger than its tensor {source.shape}")
+    if "c" in letters and values.shape[letters.index("c")] != whole[letters.index("c")]:
+        values = np.repeat(values, whole[letters.index("c")], axis=letters.index("c"))
     for axis, (letter, length) in enumerate(zip(letters, values.shape, strict=True)):
         if letter == "c" or length == 1:
             continue
         first = np.take(values, [0], axis=axis)
-        if source.length(letter) != length or not np.array_equal(
-            np.broadcast_to(first, values.shape), values
-        ):
+        if not np.array_equal(np.broadcast_to(first, values.shape), values):
             op.refuse(
-                f"has a constant of shape {values.shape}, other along the axis {letter.upper()}; "
+                f"has a constant of shape {whole}, other along the axis {letter.upper()}; "
                 "it is taken of one number, or one for each channel"
             )
         values = first
@@ -361,10 +366,12 @@ def power(op: OnnxNode) -> Flow:
     """x ** 1, 2 or 3"""
     source = op.flow(0)
     exponent = op.constant(1, "exponents")
-    value = float(exponent.reshape(-1)[0]) if exponent.size == 1 else math.nan
-    if value not in (1, 2, 3):
-        op.refuse(f"has the exponent {value:g}; it is taken with 1, 2 and 3")
-    return source if value == 1 else op.add("Multiply", [source] * int(value))
+    values = np.unique(exponent)
+    if len(values) != 1 or values[0] not in (1, 2, 3):
+        told = ", ".join(f"{value:g}" for value in values[:4])
+        op.refuse(f"has the exponent {told}; it is taken with 1, 2 and 3")
+    value = int(values[0])
+    return source if value == 1 else op.add("Multiply", [source] * value)
 
 
 def negate(op: OnnxNode) -> Flow:

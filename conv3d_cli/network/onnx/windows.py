@@ -141,11 +141,9 @@ def conv_transpose(op: OnnxNode) -> Flow:
                 strides, lengths, more, extents, wanted, strict=True
             )
         ]
-        if min(totals) < 0:
-            op.refuse(
-                "needs outputs that no input reaches, to have the sizes "
-                f"{tuple(wanted)}; export it with output_padding"
-            )
+        # outputs that no input reaches are the bias alone
+        more = [added + max(0, -total) for added, total in zip(more, totals, strict=True)]
+        totals = [max(0, total) for total in totals]
         upper = auto == "SAME_UPPER"
         padding: Padding = [
             [half, total - half] if upper else [total - half, half]
@@ -200,16 +198,16 @@ def pool(op: OnnxNode) -> Flow:
                 op.refuse(f"pads {max(pair)} voxels, which a window of {k} must exceed")
     # under VALID and SAME the number of windows is told without it
     if op.attributes.integer("ceil_mode", 0) and not isinstance(padding, str):
-        if counts and any(map(any, padding)):  # these count, and the voxels beyond them do not
-            source = op.add("ZeroPadding3D", [source], {"padding": padding})
-            padding = [[0, 0]] * 3
-        counts = False
         for pair, k, stride in zip(padding, size, strides, strict=True):
             if stride > 1 and pair[1] + stride > k:
                 op.refuse(
                     f"has ceil_mode with windows of {k} every {stride} voxels and {pair[1]} after "
                     "the volume, of which the last may lie outside"
                 )
+        if counts and any(map(any, padding)):  # these count, and the voxels beyond them do not
+            source = op.add("ZeroPadding3D", [source], {"padding": padding})
+            padding = [[0, 0]] * 3
+        counts = False
         padding = [
             [before, after + stride - 1]
             for (before, after), stride in zip(padding, strides, strict=True)

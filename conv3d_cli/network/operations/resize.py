@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
@@ -64,6 +64,15 @@ class Resize(Operation):
                 for n, by in zip(source.size, self.scales, strict=True)
             ]
             self.require_sizes(sizes)
+            if self.coordinates == "align_corners" and any(
+                abs(n * by - new) > 1e-4
+                for n, by, new in zip(source.size, self.scales, sizes, strict=True)
+            ):
+                raise ShapeError(
+                    f"{self.where} aligns corners, and its scales {tuple(self.scales)} make no "
+                    f"whole sizes of a volume of {source}, which runtimes round in other ways; "
+                    "give sizes that they make whole"
+                )
         self.neighbours = [
             self._along(length, new, scale)
             for length, new, scale in zip(source.size, sizes, self.scales, strict=True)
