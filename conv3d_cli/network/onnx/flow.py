@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import SpecError
+from conv3d_cli.network.graph import Node
 from conv3d_cli.network.onnx.folding import Attributes
 from conv3d_cli.network.operations.base import Shape
 
@@ -52,6 +53,17 @@ class Flow:
         lengths = dict(zip("dhwc", shape, strict=True))
         sizes = tuple(lengths.get(x, n) for x, n in zip(self.layout, self.shape, strict=True))
         return Flow(source, self.layout, sizes)
+
+
+class Made(NamedTuple):
+    """A node of the network, and the tensors that it takes."""
+
+    node: Node
+    inputs: tuple[Flow, ...]
+
+    @property
+    def operation(self) -> str:
+        return self.node.operation
 
 
 class OnnxNode(abc.ABC):
@@ -157,8 +169,8 @@ class OnnxNode(abc.ABC):
         """Tell the user something, once."""
 
     @abc.abstractmethod
-    def made(self, flow: Flow) -> tuple[str, Mapping[str, Any], tuple[Flow, ...]] | None:
-        """Operation, attributes and inputs of the node that gives a tensor; None for an input."""
+    def made(self, flow: Flow) -> Made | None:
+        """The node that gives a tensor; None for the network's input."""
 
     @abc.abstractmethod
     def of_size(self, sizes: Sequence[int]) -> Flow | None:

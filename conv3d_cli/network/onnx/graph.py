@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from conv3d_cli.kernels.weights.onnx_constants import (
     read_tensor,
 )
 from conv3d_cli.network.graph import Network, Node
-from conv3d_cli.network.onnx.flow import Array, AxesError, Flow, OnnxNode
+from conv3d_cli.network.onnx.flow import Array, AxesError, Flow, Made, OnnxNode
 from conv3d_cli.network.onnx.folding import FOLDS, Attributes, fold, unrepeated
-from conv3d_cli.network.onnx.operators import ERF, OPERATORS
+from conv3d_cli.network.onnx.operators import OPERATORS, PARTS
 from conv3d_cli.network.onnx.windows import WINDOWS
 from conv3d_cli.network.operations.base import Shape
 from conv3d_cli.network.operations.catalogue import make_operation
@@ -112,6 +113,7 @@ class _Graph:
                 "convert it with onnx.version_converter"
             )
         self.constants: dict[str, Array] = {}
+        self.files: dict[str, None] = {}  # external data that were read
         self._size = 0
         graph = model.graph
         if len(graph.sparse_initializer):
@@ -200,6 +202,9 @@ class _Graph:
         if name not in self.constants:
             tensor = self._tensors[name]
             self._keep(name, self._decoded(tensor, f"tensor '{name}'"))
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    self.files[str(Path(self.path).parent / entry.value)] = None
             tensor.ClearField("raw_data")  # it would be held twice
         return self.constants[name]
 
@@ -486,11 +491,8 @@ class _Reading:
             if node.name in wanted:
                 wanted |= set(node.inputs)
         for node in nodes:
-            if node.name in wanted and node.operation == ERF:
-                raise SpecError(
-                    f"{node.title} is no part of GELU, x · (1 + erf(x / √2)) / 2; it is taken only "
-                    "as such"
-                )
+            if node.name in wanted and node.operation in PARTS:
+                raise SpecError(f"{node.title} is taken only as a part of {PARTS[node.operation]}")
         first = self.tensors[self.graph.source.name]
         assert isinstance(first, Flow)
         last = "channels_first" if first.layout[1:2] == "c" else "channels_last"
@@ -499,7 +501,7 @@ class _Reading:
             inputs=inputs,
             outputs=outputs,
             data_format=last,
-            files=(self.graph.path,),
+            files=(self.graph.path, *self.graph.files),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
@@ -551,11 +553,9 @@ class _Taken(OnnxNode):
     def note(self, text: str) -> None:
         self.reading.notes.append(text)
 
-    def made(self, flow: Flow) -> tuple[str, Mapping[str, Any], tuple[Flow, ...]] | None:
-        if flow.source not in self.reading.flows:
-            return None
-        node = self.reading.by_name[flow.source]
-        return node.operation, node.attributes, self.reading.flows[flow.source]
+    def made(self, flow: Flow) -> Made | None:
+        node = self.reading.by_name.get(flow.source)
+        return None if node is None else Made(node, self.reading.flows[node.name])
 
     def of_size(self, sizes: Sequence[int]) -> Flow | None:
         if self.reading.unique(self.name) not in self.reading.like:

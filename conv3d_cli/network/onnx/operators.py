@@ -19,7 +19,12 @@ from conv3d_cli.network.onnx.folding import reshaped, unrepeated
 from conv3d_cli.network.operations.base import Shape
 
 Translator = Callable[[OnnxNode], Flow | list[Flow]]
-ERF = "Erf"  # no operation of networks
+# operators that are no operations of networks, and what they may be a part of
+PARTS = {
+    "Erf": "GELU, x · (1 + erf(x / √2)) / 2",
+    "Sqrt": "layer normalization, (x - mean) / √(variance + epsilon), over the channels",
+    "Greater": "softplus, x where x > 20 or so",
+}
 
 
 def _activation(text: str) -> Translator:
@@ -307,28 +312,36 @@ def subtract(op: OnnxNode) -> Flow:
 
 
 def multiply(op: OnnxNode) -> Flow:
-    """a · b; x · sigmoid(x) is silu, and x · (1 + erf(x / √2)) twice gelu."""
+    """a · b; x · sigmoid(x) is silu, and x · (1 + erf(x / √2)) / 2 is gelu."""
     source, values, _ = _pair(op)
     if values is not None:
         return _scaled(op, source, values, 0.0)
     first, second = op.flow(0), op.flow(1)
-    for x, other in ((first, second), (second, first)):
-        made = op.made(other)
-        if made is not None and made[0] == "Activation" and made[2][0].source == x.source:
-            bent = {"sigmoid": "silu", "hard_sigmoid": "hard_silu"}
-            if made[1].get("activation") in bent:
-                return _bent(op, x, bent[made[1]["activation"]])
-        found = _gelu(op, x, other)
+    if first.layout == second.layout:
+        found = _gated(op, first, second) or _gated(op, second, first)
         if found is not None:
             return found
     return _joined(op, "Multiply", [first, second])
+
+
+def _gated(op: OnnxNode, x: Flow, other: Flow) -> Flow | None:
+    """x · sigmoid(x) as silu, and x · (1 + erf(x / √2)) as gelu; None if it is neither."""
+    made = op.made(other)
+    if made is not None and made.operation == "Activation" and made.inputs[0].source == x.source:
+        bent = {"sigmoid": "silu", "hard_sigmoid": "hard_silu"}
+        if (name := made.node.attributes["activation"]) in bent:
+            return _bent(op, x, bent[name])
+    return _gelu(op, x, other)
 
 
 def divide(op: OnnxNode) -> Flow:
     """a / b"""
     source, values, is_first = _pair(op)
     if values is None:
-        return _joined(op, "Divide", [op.flow(0), op.flow(1)])
+        flows = [op.flow(0), op.flow(1)]
+        same = flows[0].layout == flows[1].layout
+        found = _normalized(op, *flows) if same else None
+        return found or _joined(op, "Divide", flows)
     if is_first:
         op.refuse("divides a constant by a tensor; it is taken of tensors, or by a constant")
     if not values.all():
@@ -384,24 +397,30 @@ def absolute(op: OnnxNode) -> Flow:
     return _bent(op, op.flow(), "leaky_relu:negative_slope=-1.0")
 
 
-# GELU in parts, as exporters write it: x · 0.5 · (1 + erf(x / √2)), in any order
+# --------------------------------------------------------------------------------------------------
+# Activations and normalizations in parts, as exporters write them
 
 
-def erf(op: OnnxNode) -> Flow:
-    """erf(x), which only GELU may use; a node that is no part of one is refused at the end."""
-    source = op.flow()
-    return op.add(ERF, [source], shape=source.volume)
+def part(op: OnnxNode) -> Flow:
+    """An operator of `PARTS`; where it remains, it is refused at the end."""
+    source, attributes = op.flow(), {}
+    if op.given(1):
+        values = np.unique(op.constant(1, "constants"))
+        if len(values) != 1:
+            op.refuse("compares with several constants")
+        attributes["than"] = float(values[0])
+    return op.add(op.operator, [source], attributes, shape=source.volume)
 
 
 def _straight(op: OnnxNode, flow: Flow) -> tuple[Flow, float, float]:
     """A tensor as scale · x + offset of another: x, scale, offset."""
     scale, offset = 1.0, 0.0
-    while (made := op.made(flow)) is not None and made[0] == "Rescaling":
-        own, added = made[1].get("scale", 1.0), made[1].get("offset", 0.0)
+    while (made := op.made(flow)) is not None and made.operation == "Rescaling":
+        own, added = (made.node.attributes[key] for key in ("scale", "offset"))
         if not isinstance(own, float) or not isinstance(added, float):
             break
         scale, offset = scale * own, scale * added + offset
-        flow = made[2][0]
+        flow = replace(flow, source=made.inputs[0].source)  # its axes may lie otherwise
     return flow, scale, offset
 
 
@@ -409,13 +428,69 @@ def _gelu(op: OnnxNode, x: Flow, other: Flow) -> Flow | None:
     """x · (1 + erf(x / √2)), both perhaps scaled; None if two tensors are not that."""
     bent, scale, offset = _straight(op, other)
     made = op.made(bent)
-    if made is None or made[0] != ERF or scale != offset:
+    if made is None or made.operation != "Erf" or scale != offset:
         return None
-    inner, by, added = _straight(op, made[2][0])
+    inner, by, added = _straight(op, made.inputs[0])
     source, times, more = _straight(op, x)
     if source.source != inner.source or added or more or abs(by * math.sqrt(2) - 1) > 1e-6:
         return None
     return _scaled(op, _bent(op, source, "gelu"), 2 * scale * times, 0.0)
+
+
+def _mean_of(op: OnnxNode, flow: Flow) -> Flow | None:
+    """The tensor of whose channels another is the mean; None if it is not that."""
+    made = op.made(flow)
+    if made is None or made.operation != "Conv3D" or set(made.node.weights) != {"kernel"}:
+        return None
+    kernel = made.node.weights["kernel"]
+    is_mean = kernel.shape[:3] == (1, 1, 1) and kernel.shape[4] == 1 and not made.node.attributes
+    return made.inputs[0] if is_mean and np.all(kernel == 1 / kernel.shape[3]) else None
+
+
+def _normalized(op: OnnxNode, centred: Flow, deviation: Flow) -> Flow | None:
+    """(x - mean) / √(mean of (x - mean)² + epsilon) over the channels; None if it is not that."""
+    root, difference = op.made(deviation), op.made(centred)
+    if root is None or root.operation != "Sqrt" or difference is None:
+        return None
+    variance, scale, epsilon = _straight(op, root.inputs[0])
+    squares = _mean_of(op, variance)
+    squared = None if squares is None else op.made(squares)
+    if difference.operation != "Subtract" or squared is None or squared.operation != "Multiply":
+        return None
+    x, mean = difference.inputs
+    of = _mean_of(op, mean)
+    if (
+        scale != 1
+        or epsilon <= 0
+        or of is None
+        or of.source != x.source
+        or [flow.source for flow in squared.inputs] != [centred.source] * 2
+    ):
+        return None
+    count = x.volume.channels
+    return op.add(
+        "LayerNormalization",
+        [replace(centred, source=x.source)],
+        {"epsilon": epsilon},
+        {"gamma": np.ones(count), "beta": np.zeros(count)},
+    )
+
+
+def where(op: OnnxNode) -> Flow:
+    """Softplus that is x itself where x is large, as PyTorch computes it."""
+    condition, x, bent = op.flow(0), op.flow(1), op.flow(2)
+    greater, softplus = op.made(condition), op.made(bent)
+    if (
+        greater is not None
+        and softplus is not None
+        and greater.operation == "Greater"
+        and greater.node.attributes["than"] >= 15
+        and softplus.node.attributes.get("activation") == "softplus"
+        and greater.inputs[0].source == softplus.inputs[0].source == x.source
+        and condition.layout == x.layout == bent.layout
+    ):
+        return bent
+    op.refuse("chooses between tensors, which is taken only as a part of softplus")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -759,7 +834,7 @@ def cast(op: OnnxNode) -> Flow:
     to = op.attributes.integer("to", 0)
     if to in (10, 16):
         op.note("casts to half floats are left out: conv3d computes in float32")
-    if to in (1, 10, 11, 16) or (made is not None and made[0] == "ArgMax" and to in (6, 7)):
+    if to in (1, 10, 11, 16) or (made is not None and made.operation == "ArgMax" and to in (6, 7)):
         return source
     op.refuse(f"casts to ONNX data type {to}; it is taken to floats, and of ArgMax to integers")
 
@@ -796,7 +871,10 @@ OPERATORS: dict[str, Translator] = {
     "Shrink": shrink,
     "Gelu": gelu,
     "Swish": swish,
-    "Erf": erf,
+    "Erf": part,
+    "Sqrt": part,
+    "Greater": part,
+    "Where": where,
     "Clip": clip,
     "Softmax": softmax,
     "LogSoftmax": softmax,

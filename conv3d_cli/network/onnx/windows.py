@@ -249,6 +249,8 @@ def resize(op: OnnxNode) -> Flow:
     rounding = "floor" if old else attributes.text("nearest_mode", "round_prefer_floor")
     if rounding not in ROUNDING:
         op.refuse(f"has nearest_mode={rounding}; known are {', '.join(ROUNDING)}")
+    if coordinates == "tf_half_pixel_for_nn" and (mode, rounding) != ("nearest", "floor"):
+        op.refuse(f"has {coordinates}, which is taken with mode=nearest and nearest_mode=floor")
     if attributes.integer("antialias", 0):
         op.refuse("has antialias=1, which is not computed")
     axes = [n % rank for n in attributes.integers("axes") or range(rank)]
