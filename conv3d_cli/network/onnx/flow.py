@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.network.graph import Node
-from conv3d_cli.network.onnx.folding import Attributes
+from conv3d_cli.network.onnx.folding import Attributes, unrepeated
 from conv3d_cli.network.operations.base import Shape
 
 Array = NDArray[Any]
 SPATIAL = "dhw"
+MOST_CHANNELS = 1 << 16  # of a tensor; some operations list them
 
 
 class AxesError(SpecError):
@@ -123,6 +124,8 @@ class OnnxNode(abc.ABC):
                 "must be stored in the file"
             )
         assert found is not None
+        if found.size > MOST_CHANNELS and found.size > unrepeated(found).size:
+            self.refuse(f"has {what} of shape {found.shape}, which repeat one number")
         return found
 
     def vector(self, number: int, what: str, count: int) -> Array:

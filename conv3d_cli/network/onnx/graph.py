@@ -25,7 +25,7 @@ from conv3d_cli.kernels.weights.onnx_constants import (
     read_tensor,
 )
 from conv3d_cli.network.graph import Network, Node
-from conv3d_cli.network.onnx.flow import Array, AxesError, Flow, Made, OnnxNode
+from conv3d_cli.network.onnx.flow import MOST_CHANNELS, Array, AxesError, Flow, Made, OnnxNode
 from conv3d_cli.network.onnx.folding import FOLDS, Attributes, fold, unrepeated
 from conv3d_cli.network.onnx.operators import OPERATORS, PARTS
 from conv3d_cli.network.onnx.windows import WINDOWS
@@ -283,6 +283,11 @@ class _Graph:
     def _general(self, number: int, layouts: Mapping[int, str]) -> Network:
         layout = layouts[len(self.source.lengths)]
         channels = self._channels(number)
+        if (channels or 1) > MOST_CHANNELS:
+            raise SpecError(
+                f"the graph's input '{self.source.name}' has {channels:,} channels; they are at "
+                f"most {MOST_CHANNELS:,}"
+            )
         declared = dict(zip(layout, self.source.lengths, strict=True))
 
         def sizes(tried: tuple[int, int, int]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from conv3d_cli.network.onnx.flow import SPATIAL, Array, Flow, OnnxNode, without_axes
+from conv3d_cli.network.onnx.flow import MOST_CHANNELS, SPATIAL, Array, Flow, OnnxNode, without_axes
 from conv3d_cli.network.onnx.folding import reshaped, unrepeated
 from conv3d_cli.network.operations.base import Shape
 
@@ -191,6 +191,8 @@ def _per_channel(op: OnnxNode, source: Flow, values: Array) -> Array:
     for letter, length in zip(letters, whole, strict=True):
         if letter != "c" and length not in (1, source.length(letter)):
             op.refuse(f"has a constant of shape {whole}, larger than its tensor {source.shape}")
+    if math.prod(n for x, n in zip(letters, whole, strict=True) if x == "c") > MOST_CHANNELS:
+        op.refuse(f"has a constant of shape {whole}; channels are at most {MOST_CHANNELS:,}")
     if "c" in letters and values.shape[letters.index("c")] != whole[letters.index("c")]:
         values = np.repeat(values, whole[letters.index("c")], axis=letters.index("c"))
     for axis, (letter, length) in enumerate(zip(letters, values.shape, strict=True)):
@@ -286,13 +288,16 @@ def _joined(op: OnnxNode, operation: str, flows: Sequence[Flow]) -> Flow:
 
 def _pair(op: OnnxNode) -> tuple[Flow, Array | None, bool]:
     """A tensor and a constant of two inputs, and whether the constant is the first."""
-    first, second = op.inputs[0], op.inputs[1] if len(op.inputs) == 2 else None
+    if len(op.inputs) != 2:
+        op.refuse(f"takes 2 inputs, received {len(op.inputs)}")
+    first, second = op.inputs
     if isinstance(first, Flow) and isinstance(second, Flow):
         return op.flow(0), None, False
     number = 0 if isinstance(first, Flow) else 1
-    source = op.flow(number)
-    values = _per_channel(op, source, op.constant(1 - number, "constants"))
-    return source, values, number == 1
+    source, other = op.flow(number), op.inputs[1 - number]
+    if other is None or isinstance(other, Flow):
+        op.refuse("lacks an input")
+    return source, _per_channel(op, source, other), number == 1
 
 
 def add(op: OnnxNode) -> Flow:
@@ -816,6 +821,8 @@ def expand(op: OnnxNode) -> Flow:
         if n != length and (length != 1 or letter not in "cdhw"):
             op.refuse(f"makes {tuple(target)} of a tensor {source.shape}")
         if n != length and letter == "c":
+            if n > MOST_CHANNELS:
+                op.refuse(f"makes {n:,} channels; they are at most {MOST_CHANNELS:,}")
             flow = op.add("TakeChannels", [flow], {"channels": [0] * n})
     by_letter = dict(zip(source.layout, target, strict=True))
     sizes = [by_letter.get(letter, 1) for letter in SPATIAL]

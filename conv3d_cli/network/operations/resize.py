@@ -17,6 +17,7 @@ from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
 
+LONGEST = 1 << 20  # voxels along an axis, each of which has its neighbours listed
 COORDINATES = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
     "tf_half_pixel_for_nn",
@@ -73,6 +74,11 @@ class Resize(Operation):
                     f"whole sizes of a volume of {source}, which runtimes round in other ways; "
                     "give sizes that they make whole"
                 )
+        if max(sizes) > LONGEST:
+            raise ShapeError(
+                f"{self.where} makes {max(sizes):,} voxels of {source}; an axis has at most "
+                f"{LONGEST:,}"
+            )
         self.neighbours = [
             self._along(length, new, scale)
             for length, new, scale in zip(source.size, sizes, self.scales, strict=True)
