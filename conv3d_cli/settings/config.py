@@ -11,20 +11,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.errors import (
-    ConfigError,
-    FormatError,
-    ShapeError,
-    SpecError,
-    unknown_name,
-    words,
-)
-from conv3d_cli.network.files import find_network_file
+from conv3d_cli.errors import ConfigError, FormatError, ShapeError, SpecError, unknown_name, words
+from conv3d_cli.network.files import NetworkFile, find_network_file
 from conv3d_cli.settings.mask_rules import located_mask
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
@@ -74,10 +66,10 @@ def read_config(path: str, with_kernel: bool = False) -> Config:
     if path.lower().endswith(MODEL_SUFFIXES):
         return read_model_file(path)
     if (kind := find_network_file(path)) is not None:
-        return _network_config(path, kind.read)
+        return _read_network_file(path, kind)
     values = _parse(path)
     if (kind := find_network_file(path, values)) is not None:
-        return _network_config(path, kind.read)
+        return _read_network_file(path, kind)
     folder = Path(path).parent
     for key, file in FILE_KEYS.items():
         if isinstance(text := values.get(key), str):
@@ -105,6 +97,16 @@ def read_config(path: str, with_kernel: bool = False) -> Config:
     return Config(
         path, [layer_settings(Settings(**layer), folder) for layer in layers], Settings(**values)
     )
+
+
+def _read_network_file(path: str, kind: NetworkFile) -> Config:
+    """The config of a file that holds a network. Raises: FormatError, SpecError, ShapeError."""
+    try:
+        network = kind.read(path)
+    except (SpecError, ShapeError) as error:
+        raise type(error)(f"config {path}: {error}") from None
+    job = Settings(data_format=network.data_format) if network.data_format else Settings()
+    return Config(path, [], job, network)
 
 
 def is_kernel_file(value: Any) -> bool:
@@ -400,7 +402,7 @@ def read_model_file(path: str) -> Config:
     try:
         config = from_keras(model, path, trained=True)
     except SpecError:  # no chain of convolutions
-        return _keras_network_config(path, model)
+        return _network_config(path, model)
     saved = weights.read_layers(path)
     if len(saved) != len(config.stages):
         raise FormatError(
@@ -418,35 +420,22 @@ def read_model_file(path: str) -> Config:
     return replace(config, stages=stages)
 
 
-def _keras_network_config(path: str, model: dict[str, Any]) -> Config:
-    """The config of a saved Keras model that is more than a chain of convolutions.
+def _network_config(path: str, model: dict[str, Any]) -> Config:
+    """The config of a saved model that is more than a chain of convolutions.
 
     Raises: SpecError, whose message names a layer that can be run alone; FormatError.
     """
     from conv3d_cli.kernels import weights
     from conv3d_cli.network.keras import read_network
 
-    def read(path: str) -> Network:
-        try:
-            return read_network(path, model)
-        except SpecError as error:
-            try:
-                names = [layer.name for layer in weights.read_layers(path)]
-            except FormatError:
-                raise error from None
-            raise type(error)(
-                f"{error}; run a layer alone, as in -k {path}::{names[0]} (it holds "
-                f"{', '.join(names[:8])})"
-            ) from None
-
-    return _network_config(path, read)
-
-
-def _network_config(path: str, read: Callable[[str], Network]) -> Config:
-    """The config of a file that holds a network. Raises: what `read` raises."""
     try:
-        network = read(path)
-    except (SpecError, ShapeError) as error:
-        raise type(error)(f"config {path}: {error}") from None
+        network = read_network(path, model)
+    except SpecError as error:
+        try:
+            names = [layer.name for layer in weights.read_layers(path)]
+        except FormatError:
+            raise type(error)(f"config {path}: {error}") from None
+        cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
+        raise type(error)(f"config {path}: {error}; {cure}") from None
     job = Settings(data_format=network.data_format) if network.data_format else Settings()
     return Config(path, [], job, network)
