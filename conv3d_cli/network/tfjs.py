@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.kernels.weights.layer import parse_json, read_exactly, require_shape
+from conv3d_cli.model.keras_json import is_layer
 from conv3d_cli.network.graph import Network
 from conv3d_cli.network.keras import read_keras_network
 from conv3d_cli.network.keras_weights import KerasWeights
@@ -87,7 +88,7 @@ def read_tfjs_network(path: str) -> Network:
             "the Keras model with --output_format tfjs_layers_model"
         )
     model = topology.get("model_config", topology)
-    if not isinstance(model, Mapping) or "class_name" not in model:
+    if not is_layer(model):
         raise FormatError(f"cannot read {path}: its modelTopology has no Keras model")
     tensors, files = _read_tensors(content.get("weightsManifest"), path)
     weights: dict[tuple[str, str], dict[str, Array]] = {}
@@ -203,7 +204,7 @@ def _shards(names: Any, path: str) -> list[str]:
     folder = Path(path).parent
     shards = []
     for name in names if isinstance(names, list) else [names]:
-        if not isinstance(name, str) or not name or "\0" in name:
+        if not isinstance(name, str) or not name or not name.isprintable():
             raise FormatError(f"cannot read {path}: its weightsManifest names a shard {name!r:.60}")
         shard = str(folder / name)
         if "://" in name or not lies_beside(shard, path):

@@ -220,7 +220,9 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
         read_tfjs_network(path)
 
 
-@pytest.mark.parametrize("name", ["../w.bin", "https://host/w.bin", "/etc/hostname", "", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../w.bin", "https://host/w.bin", "/etc/hostname", "", "a\0b", "\ud800"]
+)
 def test_shards_elsewhere_are_not_read(name, tmp_path):
     (tmp_path / "w.bin").write_bytes(KERNEL.tobytes() + BIAS.tobytes())
     folder = tmp_path / "model"
@@ -250,6 +252,14 @@ def test_other_models_are_refused(content, kind, words, tmp_path):
     with pytest.raises(kind) as caught:
         read_config(str(path))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("nodes", [[3], ["a"], [True], [{"args": [], "kwargs": 3}]])
+def test_calls_that_are_none_are_refused(nodes, tmp_path):
+    groups, files = broken()
+    model = topology(VOLUME, {**CONV, "inbound_nodes": nodes})
+    with pytest.raises(SpecError):
+        read_tfjs_network(save(tmp_path, model, groups, files))
 
 
 def test_weights_beyond_memory_are_refused_before_they_are_read(tmp_path):

@@ -9,10 +9,11 @@ import numpy as np
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.network.operations.base import Array, Reals, Window
+from conv3d_cli.network.operations.planes import PlaneByPlane
 from conv3d_cli.network.operations.reshaping import Shift
 
 
-class BorderPadding3D(Shift):
+class BorderPadding3D(PlaneByPlane, Shift):
     """Add voxels around a volume as `mode` says.
 
     mode : "edge" (abc -> aabcc) or "reflect" (abc -> babcb; of fewer voxels than the volume has)

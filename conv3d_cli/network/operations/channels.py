@@ -8,10 +8,11 @@ import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.box import Box
-from conv3d_cli.network.operations.base import Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.base import Reals, Shape, Window
+from conv3d_cli.network.operations.planes import PlaneByPlane
 
 
-class TakeChannels(Operation):
+class TakeChannels(PlaneByPlane):
     """The channels at the positions `channels`, in this order; one may come several times."""
 
     attributes = ("channels",)
@@ -40,7 +41,7 @@ class TakeChannels(Operation):
         return self.define(errors, box)
 
 
-class ArgMax(Operation):
+class ArgMax(PlaneByPlane):
     """The position of the largest channel, from 0; of equal ones the first, or the last if `last`.
 
     A voxel with NaN gives the position of its first NaN, or its last.

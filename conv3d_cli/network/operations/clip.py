@@ -8,10 +8,11 @@ import numpy as np
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.model.box import Box
-from conv3d_cli.network.operations.base import Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.base import Reals, Shape, Window
+from conv3d_cli.network.operations.planes import PlaneByPlane
 
 
-class Clip(Operation):
+class Clip(PlaneByPlane):
     """min(max(x, least), largest); each a number or one for each channel. NaN stays NaN.
 
     Where `least` is above `largest`, the result is `largest`.

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import VoxelTransform
-from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.base import Array, Reals, Shape, Window
+from conv3d_cli.network.operations.planes import PlaneByPlane
 
 LONGEST = 1 << 20  # voxels along an axis, each of which has its neighbours listed
 COORDINATES = (
@@ -33,7 +34,7 @@ class _Neighbours(NamedTuple):
     weight: Reals
 
 
-class Resize(Operation):
+class Resize(PlaneByPlane):
     """Other sizes: by factors `scales` (D, H, W), by `sizes` (D, H, W), or those of a second input.
 
     mode : "nearest" or "linear"
