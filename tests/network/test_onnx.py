@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -666,6 +667,35 @@ def test_a_size_that_follows_in_no_known_way_is_refused(tmp_path):
         SpecError, match=r"node 'y' \(Resize\) has other arguments for other sizes.*sizes=.*becomes"
     ):
         read(tmp_path, nodes, {"more": np.array([0, 0, 1, 1, 1])})
+
+
+def test_a_unet_without_padding_is_cropped_as_computed(rng, tmp_path):
+    """Sizes 6 + 4 n: the skip is cropped by what the graph computes of sizes, as 2 before and after."""
+    x = rng.normal(size=(1, 1, 10, 6, 14)).astype(np.float32)
+    weights = {
+        "w": rng.normal(size=(1, 1, 3, 3, 3)).astype(np.float32),
+        "two": np.array(2),
+        "from": np.array([2]),
+        "to": np.array([5]),
+    }
+    scales = {"s": np.array([1, 1, 2, 2, 2], np.float32), "axes": np.array([2, 3, 4])}
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]), node("MaxPool", ["a"], ["p"], kernel_shape=[2] * 3, strides=[2] * 3), node("Resize", ["p", "", "s"], ["u"]),
+        node("Conv", ["u", "w"], ["v"]), node("Shape", ["x"], ["sx"]), node("Slice", ["sx", "from", "to"], ["big"]),
+        node("Shape", ["v"], ["sv"]), node("Slice", ["sv", "from", "to"], ["small"]), node("Sub", ["big", "small"], ["d"]),
+        node("Div", ["d", "two"], ["begin"]), node("Add", ["begin", "small"], ["end"]), node("Slice", ["x", "begin", "end", "axes"], ["c"]),
+        node("Concat", ["v", "c"], ["y"], axis=1),
+    ]  # fmt: skip
+    found = output_of(tmp_path, x, nodes, {**weights, **scales})
+    assert found.shape == (1, 2, 6, 2, 10)
+    np.testing.assert_array_equal(found[:, 1:], x[:, :, 2:-2, 2:-2, 2:-2])
+
+
+def test_a_network_is_sent_to_other_processes(x, rng, tmp_path):
+    small = rng.normal(size=(1, 2, 5, 7, 9)).astype(np.float32)
+    network = read(tmp_path, [HALVED, *sized()], NUMBERS, ("n", 2, "d", "h", "w"))
+    sent = pickle.loads(pickle.dumps(network))
+    np.testing.assert_array_equal(evaluate(sent, small)["y"], evaluate(network, small)["y"])
 
 
 def test_constants_of_the_volumes_size_take_no_memory(x, tmp_path):

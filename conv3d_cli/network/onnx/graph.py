@@ -7,7 +7,7 @@ network meets a volume, it is read for the volume's shape, and must be the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,9 +40,11 @@ LAYOUTS = (
     {2: "nc", 3: "ncw", 4: "nchw", 5: "ncdhw"},
     {2: "nc", 3: "nwc", 4: "nhwc", 5: "ndhwc"},
 )
-# sizes (D, H, W) that are tried for axes whose length is open: even ones, which halve often, and
-# odd ones, at which a network that resizes to another tensor's size differs from one by factors
-EVEN, ODD, LARGER = (960, 1152, 1344), (963, 1157, 1351), (1920, 2304, 2688)
+# sizes (D, H, W) that are tried for axes whose length is open: even ones, which can be divided by 2
+# to 8 several times, and odd ones, at which a network that resizes to another tensor's size differs
+# from one by factors. Networks without padding take others, some voxels more.
+EVEN, ODD, LARGER = (13440, 26880, 40320), (13443, 26885, 40327), (26880, 53760, 80640)
+MORE = 32
 BATCH = 2
 _FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _WEIGHTED = ("Conv", "ConvTranspose")  # their second input tells the channels of the first
@@ -294,32 +296,50 @@ class _Graph:
             chosen = {**dict(zip("dhw", tried, strict=True)), "c": channels or 1}
             return {key: declared.get(key) or value for key, value in chosen.items()}
 
-        def read(tried: tuple[int, int, int], like: frozenset[str]) -> _Reading:
-            return self.read(layouts, sizes(tried), like)
+        def read(tried: tuple[int, int, int], more: int, like: frozenset[str]) -> _Reading:
+            a, b, c = tried
+            return self.read(layouts, sizes((a + more, b + more, c + more)), like)
+
+        more = self._first_fit(lambda more: read(EVEN, more, frozenset()))
+
+        def others(like: frozenset[str]) -> tuple[_Reading, list[str]]:
+            """A reading, and the nodes that have other arguments for other sizes."""
+            one = read(EVEN, more, like)
+            try:
+                differing = _differing(one.nodes, read(ODD, more, like).nodes)
+            except ShapeError:  # it takes no odd sizes
+                differing = _differing(one.nodes, read(LARGER, more, like).nodes)
+            return one, differing
 
         like: frozenset[str] = frozenset()
-        one = read(EVEN, like)
-        try:
-            two = read(ODD, like)
-        except ShapeError:  # it takes no odd sizes
-            two = read(LARGER, like)
-        differing = frozenset(_differing(one.nodes, two.nodes))
+        one, differing = others(like)
         if differing:
-            like = differing
-            one = read(EVEN, like)
-            try:
-                two = read(ODD, like)
-            except ShapeError:
-                two = read(LARGER, like)
-            for name in _differing(one.nodes, two.nodes):
+            like = frozenset(differing)
+            one, differing = others(like)
+        if differing:  # perhaps other odd sizes only, which `Network.at` refuses
+            larger = read(LARGER, more, like)
+            for name in _differing(one.nodes, larger.nodes):
                 raise SpecError(
                     f"{one.by_name[name].title} has other arguments for other sizes of the volume: "
-                    f"{one.by_name[name].difference(two.by_name.get(name))}; export the model for "
-                    "volumes of one size"
+                    f"{one.by_name[name].difference(larger.by_name.get(name))}; export the model "
+                    "for volumes of one size"
                 )
         known = {self.source.name: channels}
         network = one.network(known).for_sizes(AtShape(self.path, number, like))
         return network.with_notes((*self.notes, *network.notes, *self._told_notes(layout)))
+
+    def _first_fit(self, read: Callable[[int], _Reading]) -> int:
+        """How many voxels more than `EVEN` a network takes. Raises: ShapeError if it takes none."""
+        first: ShapeError | None = None
+        for more in range(MORE):
+            try:
+                read(more)
+            except ShapeError as error:
+                first = first or error
+            else:
+                return more
+        assert first is not None
+        raise first
 
     def _told_notes(self, layout: str) -> list[str]:
         notes = []
