@@ -108,7 +108,10 @@ class OnnxNode(abc.ABC):
             self.refuse(f"lacks its input {number + 1}")
         found = self.inputs[number]
         if not isinstance(found, Flow):
-            self.refuse("acts on a constant, which is not computed before")
+            self.refuse(
+                f"takes a stored tensor as its input {number + 1}; it is taken of tensors that "
+                "follow from the volume"
+            )
         if found.groups:
             self.refuse("takes a tensor whose voxels are reshaped into groups")
         return found

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import FormatError, ShapeError
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 
 Array = NDArray[Any]
 
@@ -54,6 +53,7 @@ class Attributes:
         return [float(n) for n in self.found[name].floats] if name in self.found else None
 
 
+HARMLESS = 1 << 22  # numbers that any node may make
 Fold = Callable[[Attributes, list[Array | None], int], Array]
 
 
@@ -81,12 +81,16 @@ def fold(
         raise FormatError(f"{where} has constants that it does not take: {error}") from None
 
 
-def _counted(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape whose elements may be made. Raises: ShapeError, ValueError."""
+def _counted(shape: Sequence[int], values: Sequence[Array | None]) -> tuple[int, ...]:
+    """A shape whose elements may be made: not many more than those of the inputs.
+
+    Raises: ShapeError, ValueError.
+    """
     sizes = tuple(int(n) for n in shape)
     if min(sizes, default=0) < 0:
         raise ValueError(f"shape {sizes}")
-    if math.prod(sizes) > MAX_WEIGHTS:
+    inputs = {id(value): unrepeated(value).size for value in values if value is not None}
+    if math.prod(sizes) > max(HARMLESS, sum(inputs.values())):
         raise ShapeError(f"it makes {math.prod(sizes):,} numbers of constants, more than weights")
     return sizes
 
@@ -107,7 +111,7 @@ def _pointwise(function: Callable[..., Array]) -> Fold:
         given = [value for value in values if value is not None]
         shape = np.broadcast_shapes(*(value.shape for value in given))
         parts = [unrepeated(value) for value in given]
-        _counted(np.broadcast_shapes(*(part.shape for part in parts)))
+        _counted(np.broadcast_shapes(*(part.shape for part in parts)), parts)
         result = np.asarray(function(*parts))
         if result.dtype != bool:
             result = result.astype(given[0].dtype, copy=False)
@@ -141,6 +145,7 @@ def _integers(values: Array | None) -> list[int]:
         return []
     if values.dtype.kind not in "iu":
         raise TypeError(f"whole numbers are needed, received {values.dtype}")
+    _counted(values.shape, [values])
     return [int(n) for n in values.reshape(-1)]
 
 
@@ -165,7 +170,7 @@ def _first(values: list[Array | None]) -> Array:
 
 def _concat(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     given = [value for value in values if value is not None]
-    _counted([sum(value.size for value in given)])
+    _counted([sum(value.size for value in given)], given)
     return np.concatenate(given, axis=attributes.integer("axis", 0))
 
 
@@ -173,7 +178,7 @@ def _gather(attributes: Attributes, values: list[Array | None], opset: int) -> A
     data, indices = _first(values), values[1]
     assert indices is not None
     axis = attributes.integer("axis", 0)
-    _counted([*indices.shape, data.size // max(1, data.shape[axis])])
+    _counted([*indices.shape, data.size // max(1, data.shape[axis])], [data, indices])
     return np.take(data, indices.astype(np.int64), axis=axis)
 
 
@@ -244,14 +249,14 @@ def reshaped(source: Sequence[int], target: Sequence[int], allow_zero: bool) -> 
 def _reshape(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     data = _first(values)
     zero = bool(attributes.integer("allowzero", 0))
-    return data.reshape(_counted(reshaped(data.shape, _integers(values[1]), zero)))
+    return data.reshape(_counted(reshaped(data.shape, _integers(values[1]), zero), [data]))
 
 
 def _flatten(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     data, axis = _first(values), attributes.integer("axis", 1)
     axis = axis + data.ndim if axis < 0 else axis
     rows = math.prod(data.shape[:axis])
-    return data.reshape(_counted((rows, data.size // max(1, rows))))
+    return data.reshape(_counted((rows, data.size // max(1, rows)), [data]))
 
 
 def _transpose(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
@@ -265,21 +270,21 @@ def _expand(attributes: Attributes, values: list[Array | None], opset: int) -> A
 
 def _tile(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     data, times = _first(values), _integers(values[1])
-    _counted([n * by for n, by in zip(data.shape, times, strict=True)])
+    _counted([n * by for n, by in zip(data.shape, times, strict=True)], [data])
     return np.tile(data, times)
 
 
 def _range(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     start, limit, step = (value.reshape(-1)[0] for value in values if value is not None)
     count = max(0, math.ceil((float(limit) - float(start)) / float(step)))
-    _counted([count])
+    _counted([count], [])
     return np.asarray(start + np.arange(count) * step).astype(start.dtype)
 
 
 def _where(attributes: Attributes, values: list[Array | None], opset: int) -> Array:
     given = [value for value in values if value is not None]
     chosen, first, second = (unrepeated(value) for value in given)
-    _counted(np.broadcast_shapes(chosen.shape, first.shape, second.shape))
+    _counted(np.broadcast_shapes(chosen.shape, first.shape, second.shape), [chosen, first, second])
     result = np.where(chosen.astype(bool), first, second)
     return np.broadcast_to(result, np.broadcast_shapes(*(value.shape for value in given)))
 
@@ -291,7 +296,7 @@ def _reduce(function: Callable[..., Array]) -> Fold:
             if attributes.integer("noop_with_empty_axes", 0):
                 return data
             axes = list(range(data.ndim))
-        _counted(data.shape)
+        _counted(data.shape, [data])
         keeps = bool(attributes.integer("keepdims", 1))
         return np.asarray(function(data, axis=tuple(axes), keepdims=keeps)).astype(data.dtype)
 

@@ -541,7 +541,8 @@ class _Reading:
 
 
 def _understood() -> str:
-    return ", ".join(sorted({*TRANSLATORS, "Constant", "DequantizeLinear"}))
+    parts = {*PARTS, "Where"}  # which are understood in a few places only
+    return ", ".join(sorted({*TRANSLATORS, "Constant", "DequantizeLinear"} - parts))
 
 
 class _Taken(OnnxNode):

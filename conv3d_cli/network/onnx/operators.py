@@ -593,7 +593,9 @@ def reduce(op: OnnxNode) -> Flow:
     axes = sorted({n % rank for n in axes})
     letters = {source.layout[n] for n in axes if source.shape[n] > 1 or source.layout[n] == "c"}
     voxels = {x for x in SPATIAL if source.length(x) > 1}
-    if letters == {"c"} and op.operator in ("ReduceMean", "ReduceSum"):
+    if not letters:  # of one voxel
+        flow = source
+    elif letters == {"c"} and op.operator in ("ReduceMean", "ReduceSum"):
         count = source.volume.channels
         each = 1 / count if op.operator == "ReduceMean" else 1.0
         kernel = np.full((1, 1, 1, count, 1), each)
