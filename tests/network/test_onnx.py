@@ -193,6 +193,38 @@ def test_pooling(what, k, s, before, ceil, x, tmp_path):
         np.testing.assert_allclose(found, pooled(part, k, s, before, ceil, what), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("k", "s", "rate", "before"), [(2, 1, 2, 0), (3, 2, 2, 1), (2, 3, 4, 1)])
+@pytest.mark.parametrize("what", ["max", "mean", "all"])
+def test_dilated_pooling(what, k, s, rate, before, run, x, tmp_path):
+    given = {
+        "kernel_shape": [k, 1, 1],
+        "strides": [s, 1, 1],
+        "pads": [before, 0, 0] * 2,
+        "dilations": [rate, 1, 1],
+    }
+    if what != "max":
+        given["count_include_pad"] = int(what == "all")
+    planes = []
+    for start in range(-before, 5 + before - (k - 1) * rate, s):
+        inside = [
+            x[:, :, at].astype(np.float64)
+            for at in range(start, start + k * rate, rate)
+            if 0 <= at < 5
+        ]
+        planes.append(
+            np.max(inside, 0)
+            if what == "max"
+            else np.sum(inside, 0) / (k if what == "all" else len(inside))
+        )
+    nodes = [node("MaxPool" if what == "max" else "AveragePool", ["x"], ["y"], **given)]
+    path = save_graph(tmp_path, nodes, shape=("n", 4, "d", "h", "w"))
+    (found,) = evaluate(read_onnx_network(path), x).values()
+    np.testing.assert_allclose(found, np.stack(planes, 2), rtol=1e-12)
+    np.save(tmp_path / "x.npy", x)
+    run("apply", tmp_path / "x.npy", "-c", path, "-o", tmp_path / "y.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), np.stack(planes, 2), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("operator", "function"),
     [("GlobalAveragePool", np.mean), ("GlobalMaxPool", np.max), ("ReduceMean", np.mean)],
@@ -797,7 +829,6 @@ REFUSED: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "auto_pad": ([node("Conv", ["x", "w"], ["y"], auto_pad="SAME")], W, "auto_pad=SAME"),
     "strides": ([node("Conv", ["x", "w"], ["y"], strides=[0, 1, 1])], W, r"strides=\[0, 1, 1\]"),
     "pads": ([node("Conv", ["x", "w"], ["y"], pads=[1, 1])], W, r"pads=\[1, 1\] for 6"),
-    "dilated pooling": ([node("MaxPool", ["x"], ["y"], kernel_shape=[2] * 3, dilations=[2] * 3)], {}, "dilations above 1"),
     "indices": ([node("MaxPool", ["x"], ["z", "i"], kernel_shape=[2] * 3), node("Relu", ["i"], ["y"])], {}, "an output of node 'z'"),
     "ceil beyond": ([node("MaxPool", ["x"], ["y"], kernel_shape=[2] * 3, strides=[2] * 3, pads=[1] * 6, ceil_mode=1)], {}, "may lie outside"),
     "cubic": ([node("Resize", ["x", "", "s"], ["y"], mode="cubic")], {"s": np.ones(5, np.float32)}, "mode=cubic; known are nearest and linear"),

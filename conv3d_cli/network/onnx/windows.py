@@ -184,8 +184,8 @@ def pool(op: OnnxNode) -> Flow:
         op.refuse("lacks its kernel_shape")
     size = op.on_axes(_numbers(op, "kernel_shape", count, 1), letters, 1)
     strides = op.on_axes(_numbers(op, "strides", count, 1), letters, 1)
-    if max(_numbers(op, "dilations", count, 1)) > 1:
-        op.refuse("has dilations above 1, which pooling is not taken with")
+    rates = op.on_axes(_numbers(op, "dilations", count, 1), letters, 1)
+    extents = [(k - 1) * rate + 1 for k, rate in zip(size, rates, strict=True)]
     padding = _padding(op, letters)
     if op.operator == "MaxPool":
         operation, counts = "MaxPooling3D", False
@@ -198,11 +198,11 @@ def pool(op: OnnxNode) -> Flow:
                 op.refuse(f"pads {max(pair)} voxels, which a window of {k} must exceed")
     # under VALID and SAME the number of windows is told without it
     if op.attributes.integer("ceil_mode", 0) and not isinstance(padding, str):
-        for pair, k, stride in zip(padding, size, strides, strict=True):
-            if stride > 1 and pair[1] + stride > k:
+        for pair, reach, stride in zip(padding, extents, strides, strict=True):
+            if stride > 1 and pair[1] + stride > reach:
                 op.refuse(
-                    f"has ceil_mode with windows of {k} every {stride} voxels and {pair[1]} after "
-                    "the volume, of which the last may lie outside"
+                    f"has ceil_mode with windows of {reach} every {stride} voxels and {pair[1]} "
+                    "after the volume, of which the last may lie outside"
                 )
         if counts and any(map(any, padding)):  # these count, and the voxels beyond them do not
             source = op.add("ZeroPadding3D", [source], {"padding": padding})
@@ -215,6 +215,8 @@ def pool(op: OnnxNode) -> Flow:
     attributes: dict[str, Any] = {"pool_size": size, "strides": strides, "padding": padding}
     if counts:
         attributes["count_include_pad"] = True
+    if max(rates) > 1:
+        operation, attributes["dilation_rate"] = f"Dilated{operation}", rates
     return op.add(operation, [source], attributes)
 
 
