@@ -80,10 +80,14 @@ class DilatedMaxPooling3D(Dilated, MaxPooling3D):
     """The largest voxel of each window; NaN if one of them is NaN."""
 
 
-class DilatedAveragePooling3D(Dilated, AveragePooling3D):
-    """The mean of the voxels of each window that lie in the volume, or of all."""
+class DilatedAveragePooling3D(Dilated):
+    """The mean of the voxels of each window that lie in the volume.
 
-    attributes: ClassVar[tuple[str, ...]] = (*Dilated.attributes, "count_include_pad")
+    `count_include_pad` divides by the whole window instead.
+    """
+
+    attributes = (*Dilated.attributes, "count_include_pad")
+    define = AveragePooling3D.define
 
     def counts(self, axis: int, outputs: Span) -> Array:
         if self.argument("count_include_pad", False):
