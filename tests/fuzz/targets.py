@@ -630,7 +630,7 @@ def read_network(path: str) -> None:
     network = read_config(path).network
     if network is not None and len(network.inputs) == 1:
         (channels,) = network.inputs.values()
-        shape_network(network, Shape(6, 7, 8, channels or 1))
+        shape_network(network, Shape(6, 8, 10, channels or 1))
         lower_network(network)
 
 

@@ -866,6 +866,16 @@ def test_refusals_name_the_node(case, tmp_path):
         read(tmp_path, nodes, stored, **settings)
 
 
+def test_weights_that_are_no_numbers(tmp_path):
+    """A NaN that signals would warn where it is widened."""
+    weights = np.frombuffer(bytes.fromhex("0100a07f") * 2, np.float32).reshape(2, 1, 1, 1, 1)
+    network = read(tmp_path, [node("Conv", ["x", "w"], ["y"])], {"w": weights})
+    with pytest.raises(
+        ShapeError, match=r"node 'y' \(Conv3D\) has NaN or infinite weights 'kernel'"
+    ):
+        evaluate(network, np.zeros((1, 1, 2, 2, 2)))
+
+
 def test_several_inputs_are_refused_by_name(tmp_path):
     model = graph_of([node("Add", ["x", "z"], ["y"])])
     model.graph.input.append(helper.make_tensor_value_info("z", 1, ["n", 1, "d", "h", "w"]))
