@@ -996,6 +996,27 @@ def test_one_line_and_nothing_written(nodes, shape, code, words, run, error_line
     assert not (tmp_path / "y.npy").exists()
 
 
+def test_channels_along_another_axis_are_told(run, error_line, tmp_path):
+    path = save_graph(tmp_path, [node("Relu", ["x"], ["y"])])
+    np.save(tmp_path / "x.npy", np.zeros((1, 4, 5, 6, 1), np.float32))
+    result = run("apply", tmp_path / "x.npy", "-c", path, "-o", tmp_path / "y.npy", code=4)
+    assert (
+        "if its channels are the last axis, pass --data-format channels_last; else"
+        in error_line(result.output)
+    )
+    run(
+        "apply",
+        tmp_path / "x.npy",
+        "-c",
+        path,
+        "-o",
+        tmp_path / "y.npy",
+        "--data-format",
+        "channels_last",
+    )
+    assert np.load(tmp_path / "y.npy").shape == (1, 4, 5, 6, 1)
+
+
 def test_explain_tells_the_nodes(run, rng, tmp_path):
     nodes, stored = small_unet(rng)
     path = save_graph(tmp_path, nodes, stored, ("n", 2, "d", "h", "w"))
