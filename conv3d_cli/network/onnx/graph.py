@@ -63,26 +63,28 @@ def read_onnx_network(path: str) -> Network:
     return _Graph(path).network()
 
 
-@dataclass(frozen=True)
 class AtShape:
-    """Reads a graph anew for a volume of a shape. It is sent to other processes by its path."""
+    """Reads a graph anew for a volume of a shape. It is sent to other processes by its path.
 
-    path: str
-    layouts: int
-    like: frozenset[str]
+    layouts : int           number of its `LAYOUTS`
+    like : frozenset        nodes that take their sizes from another tensor's
+    graph : _Graph or None  None: it is read from the path when it is needed
+    """
 
-    @cached_property
-    def graph(self) -> _Graph:
-        return _Graph(self.path)
+    def __init__(
+        self, path: str, layouts: int, like: frozenset[str], graph: _Graph | None = None
+    ) -> None:
+        self._path, self._layouts, self._like, self._graph = path, layouts, like, graph
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AtShape, (self.path, self.layouts, self.like)
+        return AtShape, (self._path, self._layouts, self._like)
 
     def __call__(self, shape: Shape) -> Network:
         """The network for an input of a shape. Raises: SpecError, ShapeError."""
-        graph = self.graph
-        sizes = dict(zip("dhwc", shape, strict=True))
-        return graph.read(LAYOUTS[self.layouts], sizes, self.like).network(graph.inputs_known)
+        if self._graph is None:
+            self._graph = _Graph(self._path)
+        graph, sizes = self._graph, dict(zip("dhwc", shape, strict=True))
+        return graph.read(LAYOUTS[self._layouts], sizes, self._like).network(graph.inputs_known)
 
 
 @dataclass
@@ -325,7 +327,7 @@ class _Graph:
                     "for volumes of one size"
                 )
         known = {self.source.name: channels}
-        network = one.network(known).for_sizes(AtShape(self.path, number, like))
+        network = one.network(known).for_sizes(AtShape(self.path, number, like, self))
         return network.with_notes((*self.notes, *network.notes, *self._told_notes(layout)))
 
     def _first_fit(self, read: Callable[[int], _Reading]) -> int:
