@@ -84,7 +84,9 @@ class AtShape:
         if self._graph is None:
             self._graph = _Graph(self._path)
         graph, sizes = self._graph, dict(zip("dhwc", shape, strict=True))
-        return graph.read(LAYOUTS[self._layouts], sizes, self._like).network(graph.inputs_known)
+        return graph.read(LAYOUTS[self._layouts], sizes, self._like).network(
+            {graph.source.name: None}
+        )
 
 
 @dataclass
@@ -244,17 +246,8 @@ class _Graph:
             )
         return found[0]
 
-    @property
-    def inputs_known(self) -> dict[str, int | None]:
-        """The network's input, with its channels."""
-        return {self.source.name: self.channels}
-
-    @cached_property
-    def channels(self) -> int | None:
-        """Channels of the input, as the file tells or as its first convolution needs."""
-        return self._channels(0)
-
     def _channels(self, layouts: int) -> int | None:
+        """Channels of the input, as the file tells or as its first convolution needs."""
         declared = self.source.lengths[LAYOUTS[layouts][len(self.source.lengths)].index("c")]
         if declared is not None:
             return declared
