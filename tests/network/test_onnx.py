@@ -753,6 +753,20 @@ def test_a_graph_of_channels_last(x, rng, tmp_path):
     np.testing.assert_allclose(evaluate(network, x)["y"], want, rtol=1e-9, atol=1e-12)
 
 
+def test_the_refusal_is_that_of_the_axes_that_the_file_has(tmp_path):
+    """Not that of channels last, which is tried next: there the weights would not fit, either."""
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Transpose", ["c"], ["t"], perm=[0, 2, 1, 3, 4]),
+        node("Conv", ["t", "w"], ["y"]),
+    ]
+    with pytest.raises(
+        SpecError,
+        match=r"node 'y' \(Conv\) takes \(batch, channels, ...\), received axes N-D-C-H-W",
+    ):
+        read(tmp_path, nodes, {"w": np.ones((2, 1, 1, 1, 1), np.float32)})
+
+
 def test_axes_in_another_order_turn_the_kernel(x, rng, tmp_path):
     weights = rng.normal(size=(1, 4, 1, 2, 3)).astype(np.float32)
     nodes = [

@@ -268,14 +268,13 @@ class _Graph:
 
     def network(self) -> Network:
         """The network for volumes of any shape that it takes."""
-        first: AxesError | None = None
-        for number, layouts in enumerate(LAYOUTS):
+        try:
+            return self._general(0, LAYOUTS[0])
+        except AxesError as error:
             try:
-                return self._general(number, layouts)
-            except AxesError as error:
-                first = first or error
-        assert first is not None
-        raise SpecError(str(first))
+                return self._general(1, LAYOUTS[1])
+            except (SpecError, ShapeError):  # of axes that the file does not have
+                raise SpecError(str(error)) from None
 
     def _general(self, number: int, layouts: Mapping[int, str]) -> Network:
         layout = layouts[len(self.source.lengths)]
