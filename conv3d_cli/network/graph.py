@@ -22,7 +22,7 @@ of that name; `operations/` lists them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,6 +60,21 @@ class Node:
         """
         return f"node '{self.name}' ({self.operation})"
 
+    def difference(self, other: Node | None) -> str:
+        """In what another node is not the same, but for weights; "" if it is.
+
+        >>> Node("up", "Resize", ("x",), {"scales": 2}).difference(Node("up", "Resize", ("x",)))
+        'scales=2 becomes None'
+        """
+        if other is None or (self.operation, self.inputs) != (other.operation, other.inputs):
+            return f"{self.operation} becomes {other.operation if other else 'nothing'}"
+        keys = dict.fromkeys([*self.attributes, *other.attributes])
+        return ", ".join(
+            f"{key}={self.attributes.get(key)!r:.60} becomes {other.attributes.get(key)!r:.60}"
+            for key in keys
+            if self.attributes.get(key) != other.attributes.get(key)
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -72,6 +87,8 @@ class Network:
                                 axes have their channels; None: nothing tells
     files : tuple of str        paths that it was read from
     notes : tuple of str        what its reader left out or assumed, for the user
+    at : callable or None       (Shape of the input) -> the network that its file describes for it,
+                                where the file computes arguments from sizes
 
     Nodes whose outputs nobody needs are dropped, and a note says so.
     Raises: SpecError for two nodes of one name, a name that no node has, and a cycle.
@@ -83,6 +100,7 @@ class Network:
     data_format: str | None = None
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    at: Callable[[Any], Network] | None = None
 
     def __init__(
         self,
@@ -92,6 +110,7 @@ class Network:
         data_format: str | None = None,
         files: tuple[str, ...] = (),
         notes: tuple[str, ...] = (),
+        at: Callable[[Any], Network] | None = None,
     ) -> None:
         given = list(nodes)
         by_name = {node.name: node for node in given}
@@ -118,6 +137,7 @@ class Network:
             ("data_format", data_format),
             ("files", files),
             ("notes", notes),
+            ("at", at),
         ):
             object.__setattr__(self, key, value)
 
@@ -128,6 +148,14 @@ class Network:
     def with_files(self, files: tuple[str, ...]) -> Network:
         """The network with the paths that it was read from."""
         return replace(self, files=files)
+
+    def with_notes(self, notes: tuple[str, ...]) -> Network:
+        """The network with other notes."""
+        return replace(self, notes=notes)
+
+    def for_sizes(self, at: Callable[[Any], Network]) -> Network:
+        """The network with a function that reads it for a volume's shape."""
+        return replace(self, at=at)
 
 
 def _ordered(

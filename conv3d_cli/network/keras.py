@@ -581,6 +581,8 @@ def _calls(nodes: Any) -> Iterator[_Call]:
     for node in nodes if isinstance(nodes, list) else []:
         if isinstance(node, Mapping):  # Keras 3
             args, kwargs = node.get("args", []), node.get("kwargs", {})
+            if not isinstance(kwargs, Mapping):
+                raise SpecError(f"the model calls a layer with kwargs={kwargs!r:.40}")
             references = [*_references(args), *_references(list(kwargs.values()))]
             rest = {key: value for key, value in kwargs.items() if not list(_references(value))}
             constants = []
@@ -592,11 +594,15 @@ def _calls(nodes: Any) -> Iterator[_Call]:
                     constants.append((value, not seen))
             yield _Call(tuple(references), rest, tuple(constants))
         else:  # Keras 2: a list of [name, call, output, kwargs], or one of these
+            if not isinstance(node, list):
+                raise SpecError(
+                    f"the model's inbound_nodes hold {node!r:.40}, which is no call of a layer"
+                )
             references = list(_references(node))
             kwargs = {}
             entries = node if node and isinstance(node[0], list) else [node]
             for entry in entries:
-                if len(entry) > 3 and isinstance(entry[3], Mapping):
+                if isinstance(entry, list) and len(entry) > 3 and isinstance(entry[3], Mapping):
                     kwargs.update(entry[3])
             tensors = [*_references(list(kwargs.values()))]
             rest = {key: value for key, value in kwargs.items() if not list(_references(value))}
@@ -610,7 +616,11 @@ def _references(value: Any) -> Iterator[_Reference]:
         config = value.get("config")
         if history is None and isinstance(config, Mapping):
             history = config.get("keras_history")
-        if isinstance(history, (list, tuple)) and len(history) >= 3:
+        if (
+            isinstance(history, (list, tuple))
+            and len(history) >= 3
+            and all(isinstance(n, int) for n in history[1:3])
+        ):
             yield str(history[0]), int(history[1]), int(history[2])
         else:
             for inner in value.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from conv3d_cli.errors import ShapeError
+from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.model.spec import AXIS_NAMES, VoxelTransform
 from conv3d_cli.network.graph import Network
 from conv3d_cli.network.operations.base import Operation, Shape
@@ -41,12 +41,14 @@ def shape_network(network: Network, shape: Shape) -> ShapedNetwork:
     if channels is not None and channels != shape.channels:
         raise ShapeError(
             f"the network takes {count_of(channels, 'channel')}, but the volume has "
-            f"{shape.channels}; pass a volume with as many, or another network"
+            f"{shape.channels}; {_other_axis(network, shape, channels)}pass a volume with as many, "
+            "or another network"
         )
     try:
         operations = _operations(network, shape)
     except SizesDiffer as error:
         raise ShapeError(f"{error}; {_sizes_that_join(network, shape, error)}") from None
+    _require_the_same(network, shape)
     transforms = {name: VoxelTransform()}
     apart = []
     for node in network.nodes:
@@ -59,6 +61,29 @@ def shape_network(network: Network, shape: Shape) -> ShapedNetwork:
         first = whole[0] if len(found) > 1 and whole else found[0]
         transforms[node.name] = first.then(operations[node.name].transform)
     return ShapedNetwork(network, operations, transforms, tuple(apart))
+
+
+def _other_axis(network: Network, shape: Shape, channels: int) -> str:
+    """What to pass if an array's channels seem to lie along another axis; or ""."""
+    axes = {"channels_first": (shape.width, "last"), "channels_last": (shape.depth, "first")}
+    length, place = axes.get(network.data_format or "", (0, ""))
+    if length != channels:
+        return ""
+    option = setting("data_format", f"channels_{place}")
+    return f"if its channels are the {place} axis, pass {option}; else "
+
+
+def _require_the_same(network: Network, shape: Shape) -> None:
+    """Refuse a volume for which the file describes another network. Raises: ShapeError."""
+    if network.at is None:
+        return
+    other = {node.name: node for node in network.at(shape).nodes}
+    for node in network.nodes:
+        if difference := node.difference(other.get(node.name)):
+            raise ShapeError(
+                f"{node.title} has other arguments for a volume of {shape} than the network is "
+                f"read for: {difference}; give a volume of the size that the model is made for"
+            )
 
 
 def _only_input(network: Network) -> tuple[str, int | None]:

@@ -8,9 +8,11 @@ reads weights.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.errors import (
     ConfigError,
     FormatError,
+    ShapeError,
     SpecError,
     setting,
     unknown_name,
     words,
 )
+from conv3d_cli.network.files import NetworkFile, find_network_file
 from conv3d_cli.settings.mask_rules import located_mask
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
@@ -70,14 +74,23 @@ def read_config(path: str, with_kernel: bool = False, weights: str | None = None
     Raises: FormatError if a file is missing or damaged; ConfigError or UnknownNameError if the
     config cannot be understood.
     """
+    values: dict[str, Any] = {}
+    read: Callable[[str], Config] | None
     if path.lower().endswith(MODEL_SUFFIXES):
+        read = read_model_file
+    elif (kind := find_network_file(path)) is not None:
+        read = functools.partial(_read_network_file, kind=kind)
+    else:
+        values = _parse(path)
+        kind = find_network_file(path, values)
+        read = None if kind is None else functools.partial(_read_network_file, kind=kind)
+    if read is not None:
         if weights is not None:
             raise ConfigError(
                 f"config {path} is a saved model, which brings its weights; leave out "
                 f"{setting('weights', weights)}"
             )
-        return read_model_file(path)
-    values = _parse(path)
+        return read(path)
     if weights is not None:
         return _with_weights(values, path, weights)
     folder = Path(path).parent
@@ -107,6 +120,16 @@ def read_config(path: str, with_kernel: bool = False, weights: str | None = None
     return Config(
         path, [layer_settings(Settings(**layer), folder) for layer in layers], Settings(**values)
     )
+
+
+def _read_network_file(path: str, kind: NetworkFile) -> Config:
+    """The config of a file that holds a network. Raises: FormatError, SpecError, ShapeError."""
+    try:
+        network = kind.read(path)
+    except (SpecError, ShapeError) as error:
+        raise type(error)(f"config {path}: {error}") from None
+    job = Settings(data_format=network.data_format) if network.data_format else Settings()
+    return Config(path, [], job, network)
 
 
 def is_kernel_file(value: Any) -> bool:

@@ -669,6 +669,140 @@ def read_weights(path: str) -> None:
     weights.model_config(path)
 
 
+def read_network(path: str) -> None:
+    """A network in a file, its sizes for a small volume, and its stages."""
+    from conv3d_cli.network.operations.base import Shape
+    from conv3d_cli.network.shapes import shape_network
+    from conv3d_cli.pipeline.lowering import lower_network
+    from conv3d_cli.settings.config import read_config
+
+    network = read_config(path).network
+    if network is not None and len(network.inputs) == 1:
+        (channels,) = network.inputs.values()
+        shape_network(network, Shape(6, 8, 10, channels or 1))
+        lower_network(network)
+
+
+SHARD = np.arange(40, dtype="<f4").tobytes()  # what the manifests of all seeds divide
+
+
+def _tfjs_models() -> dict[str, bytes]:
+    """Small TF.js layers models: stored floats, quantized ones, a normalization and a skip."""
+
+    def made(
+        layers: list[tuple[str, str, list[str], dict[str, Any]]], tensors: list[dict[str, Any]]
+    ) -> bytes:
+        topology = {
+            "keras_version": "2.7.0",
+            "model_config": {
+                "class_name": "Functional",
+                "config": {
+                    "name": "m",
+                    "layers": [
+                        {"class_name": kind, "name": name, "config": {"name": name, **config},
+                         "inbound_nodes": [[[source, 0, 0, {}] for source in sources]] if sources else []}
+                        for kind, name, sources, config in layers
+                    ],
+                    "input_layers": [["x", 0, 0]],
+                    "output_layers": [[layers[-1][1], 0, 0]],
+                },
+            },
+        }  # fmt: skip
+        groups = [{"paths": ["w.bin"], "weights": tensors}]
+        return json.dumps(
+            {"format": "layers-model", "modelTopology": topology, "weightsManifest": groups}
+        ).encode()
+
+    volume = ("InputLayer", "x", [], {"batch_input_shape": [None, None, None, None, 1]})
+    conv = (
+        "Conv3D",
+        "a",
+        ["x"],
+        {"filters": 2, "kernel_size": [3, 1, 2], "padding": "same", "activation": "relu"},
+    )
+    norm = ("BatchNormalization", "n", ["a"], {"epsilon": 0.001, "axis": [4]})
+    add = ("Add", "s", ["a", "n"], {})
+    floats = [
+        {"name": f"n/{leaf}", "shape": [2], "dtype": "float32"}
+        for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
+    ]
+    kernel = {"name": "a/kernel", "shape": [3, 1, 2, 1, 2], "dtype": "float32"}
+    bias = {"name": "a/bias", "shape": [2], "dtype": "float32"}
+    rest = {"name": "rest", "shape": [26], "dtype": "int32"}
+    byte = {"quantization": {"dtype": "uint8", "scale": 0.1, "min": -1.0}}
+    short = {"quantization": {"dtype": "uint16", "scale": 0.1, "min": -1.0}}
+    return {
+        "floats": made([volume, conv], [kernel, bias, rest]),
+        "skip": made([volume, conv, norm, add], [kernel, bias, *floats, {**rest, "shape": [18]}]),
+        "quantized": made(
+            [volume, conv],
+            [{**kernel, **byte}, {**bias, **short}, {"name": "r", "shape": [144], "dtype": "bool"}],
+        ),
+    }
+
+
+def _tfjs(data: bytes, folder: Path) -> Path:
+    (folder / "w.bin").write_bytes(SHARD)
+    (folder / "model.json").write_bytes(data)
+    return folder / "model.json"
+
+
+def _onnx_graphs() -> dict[str, bytes]:
+    """Small ONNX graphs: convolutions and pooling, sizes that follow from sizes, weights that are computed."""
+    from graphs import graph_of
+    from onnx.helper import make_node as node
+
+    ones = partial(np.ones, dtype=np.float32)
+    stored = {
+        "w": ones((2, 1, 3, 3, 3)), "b": ones(2), "u": ones((2, 2, 2, 2, 2)), "v": ones((2, 4, 1, 1, 1)), "zero": np.array([0]),
+        "two": np.array([2]), "five": np.array([5]), "codes": np.ones((2, 1, 3, 3, 3), np.int8), "s": np.float32(0.5),
+        "groups": np.array([0, 2, -1]), "pads": np.array([0, 0, 1, 1, 1, 0, 0, 1, 1, 1]), "scales": np.array([1, 1, 2, 2, 1.5], np.float32),
+        "root": np.float32(1.4142135), "one": np.float32(1), "axes": np.array([2, 3, 4]), "m": ones((2, 2)),
+    }  # fmt: skip
+    conv = node(
+        "Conv",
+        ["x", "w", "b"],
+        ["a"],
+        pads=[1] * 6,
+        strides=[1, 1, 1],
+        dilations=[1, 1, 1],
+        group=1,
+        kernel_shape=[3, 3, 3],
+    )
+    graphs = {
+        "unet": [
+            conv, node("Relu", ["a"], ["r"]), node("MaxPool", ["r"], ["p"], kernel_shape=[2] * 3, strides=[2] * 3, ceil_mode=0),
+            node("ConvTranspose", ["p", "u"], ["t"], strides=[2] * 3, output_padding=[0] * 3), node("Concat", ["t", "r"], ["c"], axis=1),
+            node("Conv", ["c", "v"], ["l"], auto_pad="SAME_UPPER"), node("Softmax", ["l"], ["y"], axis=1),
+        ],
+        "like": [
+            node("AveragePool", ["x"], ["p"], kernel_shape=[2] * 3, strides=[2] * 3, count_include_pad=1), node("Shape", ["x"], ["sx"]),
+            node("Slice", ["sx", "two", "five", "zero"], ["tail"]), node("Shape", ["p"], ["sp"]),
+            node("Slice", ["sp", "zero", "two", "zero"], ["head"]), node("Concat", ["head", "tail"], ["sizes"], axis=0),
+            node("Resize", ["p", "", "", "sizes"], ["y"], mode="linear", coordinate_transformation_mode="align_corners"),
+        ],
+        "computed": [
+            node("DequantizeLinear", ["codes", "s"], ["d"]), node("Identity", ["d"], ["k"]), node("Pad", ["x", "pads"], ["q"], mode="reflect"),
+            node("Conv", ["q", "k"], ["a"]), node("Reshape", ["a", "groups"], ["g"]), node("InstanceNormalization", ["g", "b", "b"], ["i"]),
+            node("Shape", ["a"], ["z"]), node("Reshape", ["i", "z"], ["n"]), node("Mul", ["n", "s"], ["e"]), node("ArgMax", ["e"], ["y"], axis=1),
+        ],
+        "gelu": [
+            conv, node("Div", ["a", "root"], ["f"]), node("Erf", ["f"], ["e"]), node("Add", ["e", "one"], ["o"]), node("Mul", ["a", "o"], ["h"]),
+            node("Transpose", ["h"], ["t"], perm=[0, 2, 3, 4, 1]), node("MatMul", ["t", "m"], ["k"]), node("Transpose", ["k"], ["y"], perm=[0, 4, 1, 2, 3]),
+        ],
+        "gate": [
+            conv, node("ReduceMean", ["a"], ["p"], axes=[2, 3, 4], keepdims=0), node("Gemm", ["p", "m", "b"], ["g"], transB=1),
+            node("HardSigmoid", ["g"], ["h"]), node("Unsqueeze", ["h", "axes"], ["u1"]), node("Mul", ["a", "u1"], ["w1"]),
+            node("Resize", ["w1", "", "scales"], ["r"], mode="nearest"), node("Clip", ["r", "s", "one"], ["y"]),
+        ],
+    }  # fmt: skip
+    made = {name: graph_of(nodes, stored).SerializeToString() for name, nodes in graphs.items()}
+    made["upsample"] = graph_of(
+        [node("Upsample", ["x", "scales"], ["y"])], stored, opset=9
+    ).SerializeToString()
+    return made
+
+
 def read_keras_here(path: str) -> None:
     """As `read_weights`, but in this process, where the fuzzer sees the code."""
     from conv3d_cli.kernels.weights import keras
@@ -699,7 +833,7 @@ def _networks() -> dict[str, bytes]:
     return {"unet": json.dumps(networks.unet()[0]).encode()}
 
 
-def read_network(path: str) -> None:
+def read_keras_model(path: str) -> None:
     """A model's JSON with the weights of a U-Net, made into the stages of a job and given a shape."""
     import networks
 
@@ -972,7 +1106,7 @@ TARGETS: tuple[Target, ...] = (
     Target("config-toml", ".toml", prepare_config, _configs(".toml"), _CONFIG, _CONFIG_WORDS),
     Target("config-json", ".json", prepare_config, _configs(".json"), _CONFIG, tuple(f'"{w}"' for w in _CONFIG_WORDS)),
     Target(
-        "network-keras", ".json", read_network, _networks, ("network/keras.py", "pipeline/lowering.py"),
+        "network-keras", ".json", read_keras_model, _networks, ("network/keras.py", "pipeline/lowering.py"),
         ("Add", "Conv3DTranspose", "Softmax", "inbound_nodes", "keras_history", "null", "-1", "99999999", "channels_first", "training"),
     ),
     Target(
@@ -1024,6 +1158,15 @@ TARGETS: tuple[Target, ...] = (
         layout=_beside(
             "model.index.json", "sharded.bin", "sharded2.bin", "sharded.safetensors", "sharded2.safetensors"
         ),
+    ),
+    Target(
+        "network-tfjs", "", read_network, _tfjs_models, ("network/tfjs.py", "network/keras.py", "network/graph.py"),
+        ('"uint8"', '"float16"', '"quantization"', '"scale"', '"min"', '"paths"', '"inbound_nodes"', '"class_name"'), layout=_tfjs,
+    ),
+    Target(
+        "network-onnx", ".onnx", read_network, _onnx_graphs,
+        ("network/onnx/graph.py", "network/onnx/folding.py", "network/onnx/operators.py", "network/onnx/windows.py", "network/onnx/flow.py"),
+        ("Conv", "Resize", "Pad", "Slice", "Concat", "Shape", "Gather", "Expand", "Reshape", "Split", "axis", "axes", "pads", "mode"),
     ),
     Target("sidecar", ".json", read_record, _records, ("provenance/record.py", "cli/rerun.py"), _RECORD_WORDS),
     Target(

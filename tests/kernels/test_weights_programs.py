@@ -238,31 +238,31 @@ def weights_of(table: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: table.pop("weightsManifest"), "damaged: its weightsManifest"),
-        (lambda table: table.update(weightsManifest=[3]), "damaged: its weightsManifest"),
+        (lambda table: table.pop("weightsManifest"), "it has no weightsManifest"),
+        (lambda table: table.update(weightsManifest=[3]), "has a group 3"),
         (lambda table: table.update(modelTopology={"node": []}), "it is a graph model"),
-        (lambda table: table.update(modelTopology=[]), "its modelTopology is no Keras model"),
+        (lambda table: table.update(modelTopology=[]), "its modelTopology is no JSON object"),
         (
             lambda table: table["weightsManifest"][0].update(paths=["../tfjs1.bin"]),
-            "only its own folder is read",
+            "only from the model's own folder",
         ),
         (
             lambda table: table["weightsManifest"][0].update(paths=["gone.bin"]),
-            "it names gone.bin, which is not in its folder",
+            "its weights are in gone.bin, which is not in its folder",
         ),
-        (lambda table: table["weightsManifest"][0]["paths"].pop(), "truncated: tensor one/"),
-        (lambda table: weights_of(table).pop(), r"its files have [\d,]+ bytes, and its tensors"),
+        (lambda table: table["weightsManifest"][0]["paths"].pop(), "its tensors need"),
+        (lambda table: weights_of(table).pop(), r"its tensors need [\d,]+ bytes, and its shards"),
         (lambda table: weights_of(table)[0].update(shape=[-1] * 5), "has the shape"),
-        (lambda table: weights_of(table)[0].update(shape=3), "damaged: its weightsManifest"),
-        (lambda table: weights_of(table)[0].update(dtype="string"), "holds string"),
+        (lambda table: weights_of(table)[0].update(shape=3), "has the shape 3"),
+        (lambda table: weights_of(table)[0].update(dtype="string"), "has the dtype 'string'"),
         (lambda table: weights_of(table)[0].update(dtype="int32"), "holds int32, not floats"),
         (
             lambda table: weights_of(table)[2].update(quantization={"dtype": "uint8"}),
-            "damaged: the quantization of tensor two/kernel",
+            "two/kernel is quantized with scale=None",
         ),
         (
             lambda table: weights_of(table)[2].update(quantization=3),
-            "damaged: its weightsManifest",
+            "quantized as None",
         ),
     ],
 )

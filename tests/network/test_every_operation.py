@@ -36,13 +36,22 @@ def positive(*shape: int) -> Array:
 
 
 def pooled(
-    x: Array, size: Any, strides: Any, before: Any, out: Any, of: Callable[..., Any]
+    x: Array,
+    size: Any,
+    strides: Any,
+    before: Any,
+    out: Any,
+    of: Callable[..., Any],
+    rates: Any = (1, 1, 1),
 ) -> Array:
     y = np.empty((*out, x.shape[3]))
     for place in np.ndindex(*out):
         window = []
         for tap in np.ndindex(*size):
-            at = [p * s - b + t for p, s, b, t in zip(place, strides, before, tap, strict=True)]
+            at = [
+                p * s - b + t * r
+                for p, s, b, t, r in zip(place, strides, before, tap, rates, strict=True)
+            ]
             if all(0 <= a < n for a, n in zip(at, x.shape[:3], strict=True)):
                 window.append(x[tuple(at)])
         y[place] = of(window, axis=0)
@@ -60,6 +69,16 @@ def transposed(x: Array, kernel: Array, strides: Any, dilation: Any, cut: Any, o
             full[at] += kernel[tap] @ x[place]
     d, h, w = (slice(c, c + o) for c, o in zip(cut, out, strict=True))
     return full[d, h, w]
+
+
+def between(x: Array, positions: list[Array]) -> Array:
+    """Linear between voxels; positions beyond the border are at it."""
+    for axis, at in enumerate(positions):
+        known = np.arange(x.shape[axis])
+        x = np.apply_along_axis(
+            lambda line, at=at, known=known: np.interp(at, known, line), axis, x
+        )
+    return x
 
 
 def normalized(x: Array, axes: Any, gamma: Any, beta: Any, epsilon: float = 1e-3) -> Array:
@@ -140,6 +159,33 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
     "up": ("UpSampling3D", {"size": [1, 2, 3]}, {}, [SIZE], lambda x: x.repeat(2, 1).repeat(3, 2)),
     "pads": ("ZeroPadding3D", {"padding": [[1, 0], [2, 3], [0, 1]]}, {}, [SIZE],
         lambda x: np.pad(x, ((1, 0), (2, 3), (0, 1), (0, 0)))),
+    "border": ("BorderPadding3D", {"padding": [[1, 0], [2, 3], [0, 9]]}, {}, [SIZE],
+        lambda x: np.pad(x, ((1, 0), (2, 3), (0, 9), (0, 0)), mode="edge")),
+    "mirror": ("BorderPadding3D", {"padding": [[4, 3], [0, 5], [6, 1]], "mode": "reflect"}, {}, [SIZE],
+        lambda x: np.pad(x, ((4, 3), (0, 5), (6, 1), (0, 0)), mode="reflect")),
+    "clip": ("Clip", {"least": [-0.5, 0, 2, -9], "largest": 0.75}, {}, [SIZE],
+        lambda x: np.minimum(np.maximum(x, [-0.5, 0, 2, -9]), 0.75)),
+    "channels": ("TakeChannels", {"channels": [3, 0, 0]}, {}, [SIZE], lambda x: np.stack([x[..., 3], x[..., 0], x[..., 0]], 3)),
+    "label": ("ArgMax", {}, {}, [SIZE],
+        lambda x: np.array([max(range(4), key=list(v).__getitem__) for v in x.reshape(-1, 4)]).reshape(5, 6, 7, 1)),
+    "last label": ("ArgMax", {"last": True}, {}, [SIZE],
+        lambda x: np.array([list(v).index(max(v)) for v in x.reshape(-1, 4)]).reshape(5, 6, 7, 1)),
+    "nearest": ("Resize", {"scales": [2.0, 0.5, 1.5], "coordinates": "asymmetric", "rounding": "floor"}, {}, [SIZE],
+        lambda x: x[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]][:, [0, 2, 4]][:, :, [0, 0, 1, 2, 2, 3, 4, 4, 5, 6]]),
+    "linear": ("Resize", {"sizes": [10, 3, 21], "mode": "linear"}, {}, [SIZE],
+        lambda x: between(x, [(np.arange(10) + 0.5) / 2 - 0.5, (np.arange(3) + 0.5) * 2 - 0.5, (np.arange(21) + 0.5) / 3 - 0.5])),
+    "linear, corners": ("Resize", {"sizes": [9, 1, 4], "mode": "linear", "coordinates": "align_corners"}, {}, [SIZE],
+        lambda x: between(x, [np.arange(9) / 2, np.zeros(1), np.arange(4) * 2.0])),
+    "to the size of another": ("Resize", {"coordinates": "asymmetric", "rounding": "floor"}, {}, [SIZE, (10, 6, 14, 2)],
+        lambda x, y: x.repeat(2, 0).repeat(2, 2)),
+    "max, gaps": ("DilatedMaxPooling3D", {"pool_size": [2, 3, 2], "strides": [1, 1, 2], "padding": "same", "dilation_rate": [3, 2, 1]},
+        {}, [SIZE], lambda x: pooled(x, (2, 3, 2), (1, 1, 2), (1, 2, 0), (5, 6, 4), np.max, (3, 2, 1))),
+    "mean, gaps": ("DilatedAveragePooling3D", {"pool_size": 2, "strides": [2, 1, 1], "padding": [[1, 1], [0, 0], [2, 0]],
+        "dilation_rate": [2, 1, 4]}, {}, [SIZE],
+        lambda x: pooled(x, (2, 2, 2), (2, 1, 1), (1, 0, 2), (3, 5, 5), np.mean, (2, 1, 4))),
+    "mean of all, gaps": ("DilatedAveragePooling3D", {"pool_size": 2, "strides": 1, "padding": [[1, 1], [0, 0], [2, 0]],
+        "dilation_rate": [2, 1, 4], "count_include_pad": True}, {}, [SIZE],
+        lambda x: pooled(np.pad(x, ((1, 1), (0, 0), (2, 0), (0, 0))), (2, 2, 2), (1, 1, 1), (0, 0, 0), (5, 5, 5), np.mean, (2, 1, 4))),
     "pads of a value": ("ZeroPadding3D", {"padding": 2, "value": 1.5}, {}, [SIZE],
         lambda x: np.pad(x, ((2, 2), (2, 2), (2, 2), (0, 0)), constant_values=1.5)),
     "crops": ("Cropping3D", {"cropping": [[1, 0], [0, 2], [1, 1]]}, {}, [SIZE], lambda x: x[1:, :-2, 1:-1]),

@@ -66,6 +66,14 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
     """Read the layers of an ONNX graph, in the order of its nodes.
 
+    Raises: as `read_onnx_model`.
+    """
+    return _read_graph(read_onnx_model(path), path)
+
+
+def read_onnx_model(path: str) -> Any:
+    """The onnx.ModelProto in a file; it has a graph.
+
     Raises: FormatError for a damaged or foreign file, or if onnx is not installed; ShapeError for
     tensors of too many elements.
     """
@@ -89,7 +97,7 @@ def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
         ) from error
     if not model.HasField("graph"):
         raise FormatError(f"cannot read {path}: not an ONNX model: it holds no graph")
-    return _read_graph(model, path)
+    return model
 
 
 def _read_graph(model: Any, path: str) -> list[SavedLayer | OtherLayer]:

@@ -36,7 +36,17 @@ _DTYPES = {
     17: "float8_e4m3fn",
     19: "float8_e5m2",
 }
-_INTEGERS = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
+_INTEGERS = {
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    12: "uint32",
+    13: "uint64",
+}
 _CASTS = {1: np.float32, 10: np.float16, 11: np.float64}
 _PASSIVE = ("Identity", "Dropout")  # a Dropout acts only in training
 _MAX_DEPTH = 16  # nodes between a convolution and a tensor
@@ -124,7 +134,7 @@ class Constants:
         if depth > _MAX_DEPTH:
             raise NotConstantError(f"are behind more than {_MAX_DEPTH} nodes")
         if name in self._tensors:
-            known[name] = _read_tensor(self._tensors[name], self._path)
+            known[name] = read_tensor(self._tensors[name], self._path)
             return known[name]
         node = self._producers.get(name)
         if node is None:
@@ -139,7 +149,7 @@ class Constants:
 
         result = None
         if node.domain in STANDARD and node.op_type == "Constant":
-            result = _constant(attributes, self._path)
+            result = constant(attributes, self._path)
         elif node.domain in STANDARD and node.op_type in _PASSIVE:
             result = operand(0)
         elif node.domain in STANDARD and node.op_type == "Cast" and attributes["to"].i in _CASTS:
@@ -150,7 +160,7 @@ class Constants:
                 raise NotConstantError(
                     f"are dequantized to bfloat16 by {_node_text(node)}, which is not computed"
                 )
-            result = _dequantized(operand(0), operand(1), operand(2), attributes, _node_text(node))
+            result = dequantized(operand(0), operand(1), operand(2), attributes, _node_text(node))
         if result is None:
             raise NotConstantError(f"are computed by the graph, by {_node_text(node)}")
         self.used |= set(node.output)
@@ -227,17 +237,17 @@ class Constants:
         return depth, height, width
 
 
-def _constant(attributes: dict[str, Any], path: str) -> Array | None:
+def constant(attributes: dict[str, Any], path: str) -> Array | None:
     """The value of a Constant node; None for kinds other than numbers and tensors."""
     if "value" in attributes:
-        return _read_tensor(attributes["value"].t, path)
+        return read_tensor(attributes["value"].t, path)
     for name, field, dtype in _CONSTANT_FIELDS:
         if name in attributes:
             return np.array(getattr(attributes[name], field), dtype)
     return None
 
 
-def _dequantized(
+def dequantized(
     values: Array | None,
     scale: Array | None,
     zero: Array | None,
@@ -281,7 +291,7 @@ def _dequantized(
 # Tensors
 
 
-def _read_tensor(tensor: Any, path: str) -> Array:
+def read_tensor(tensor: Any, path: str) -> Array:
     """Decode a stored tensor. Raises: as `Constants.value`."""
     what = f"tensor {tensor.name[:80]}"
     shape = [int(n) for n in tensor.dims]
@@ -313,14 +323,22 @@ def _decoded(raw: bytes, dtype: str) -> Array:
 
 def _read_fields(tensor: Any, dtype: str, count: int, what: str, path: str) -> Array:
     """Read numbers from the field of their type; integers store the bits of short floats."""
-    wide = {"float32": tensor.float_data, "float64": tensor.double_data, "int64": tensor.int64_data}
+    wide = {
+        "float32": tensor.float_data,
+        "float64": tensor.double_data,
+        "int64": tensor.int64_data,
+        "uint32": tensor.uint64_data,
+        "uint64": tensor.uint64_data,
+    }
     values = wide.get(dtype, tensor.int32_data)
     if len(values) != count:
         raise FormatError(
             f"cannot read {path}: truncated: {what} needs {count:,} numbers and has {len(values):,}"
         )
-    if dtype in wide or dtype in _INTEGERS.values():
+    if dtype in wide and dtype != "uint32":
         return np.array(values, dtype)
+    if dtype in _INTEGERS.values():
+        return np.array(values, np.uint64 if dtype == "uint32" else np.int64).astype(dtype)
     width = FLOATS[dtype]
     bits = np.array(values, np.int64) & (256**width - 1)
     return decode_floats(bits.astype(f"<u{width}").tobytes(), dtype)

@@ -1,16 +1,18 @@
 """TensorFlow.js layers models: `model.json` with a Keras model's config, and shards of raw weights.
 
 `modelTopology` is the model's JSON. `weightsManifest` lists groups: the files of each, whose bytes
-follow one another, and the name, shape and type of each tensor in the order of the bytes. The
-files are read only from the folder of `model.json`.
+follow one another, and the name, shape and type of each tensor in the order of the bytes. Quantized
+tensors are stored as uint8 or uint16, of which value · scale + min is rounded to float32, or as
+float16. Shards are read only from the folder of `model.json`.
 
-Source: TensorFlow.js, tfjs-core/src/io/types.ts and io_utils.ts (decodeWeights).
+Source: TensorFlow.js, tfjs-core/src/io/types.ts and io_utils.ts, tfjs-layers/src/models.ts.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,54 +21,77 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.kernels.weights.layer import (
-    MAX_JSON,
     Array,
     OtherLayer,
     SavedLayer,
-    decode_floats,
     parse_json,
     read_exactly,
     require_shape,
 )
 from conv3d_cli.kernels.weights.legacy import read_named_layers
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.model.keras_json import is_layer
+from conv3d_cli.system.inputs import check_input, lies_beside
+from conv3d_cli.system.room import JSON_BYTES, TEXT_COPIES, check_tree, require_room
 
-# dtype in the manifest -> bytes per number
-_WIDTHS = {"float32": 4, "int32": 4, "bool": 1, "complex64": 8}
-# dtypes of weights that are quantized
-_QUANTIZED = {"float16": 2, "uint8": 1, "uint16": 2}
+OPTIMIZER = "optimizer"
+"""Name of the group of tensors that only training uses."""
+_DTYPES = {"float32": "<f4", "int32": "<i4", "bool": "|u1"}
+_QUANTIZED = {"uint8": "|u1", "uint16": "<u2", "float16": "<f2"}
 _MAX_FILES = 10_000
 
 
 @dataclass(frozen=True)
-class _File:
-    """A shard: where its bytes begin in its group, and how many they are."""
+class Shard:
+    """A file of a group, and where its bytes are in the group's."""
 
-    path: Path
+    path: str
     begin: int
     size: int
 
 
 @dataclass(frozen=True, eq=False)
-class _Tensor:
-    """A tensor of the manifest; `begin` is its first byte in its group."""
+class Tensor:
+    """A tensor of the manifest.
+
+    dtype : str             of its values, such as "float32"
+    stored : dtype          of its bytes
+    scale, least : float    of a quantized tensor; None: it is stored as it is
+    begin : int             its first byte in its group
+    group : str             "optimizer", or ""
+    """
 
     name: str
     shape: tuple[int, ...]
+    count: int
     dtype: str
-    quantization: dict[str, Any] | None
+    stored: np.dtype[Any]
+    scale: float | None
+    least: float | None
+    group: str
     begin: int
-    files: tuple[_File, ...]
+    shards: tuple[Shard, ...]
 
     @property
-    def stored(self) -> str:
-        """The type of the numbers in the file."""
-        return self.dtype if self.quantization is None else str(self.quantization.get("dtype"))
+    def end(self) -> int:
+        """The byte of its group that follows it."""
+        return self.begin + self.count * self.stored.itemsize
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the tensor in its group."""
-        return math.prod(self.shape) * (_WIDTHS | _QUANTIZED)[self.stored]
+    def read(self) -> Array:
+        """Read its values: float32, or whole numbers that are stored as such."""
+        parts = []
+        for shard in self.shards:
+            first = max(self.begin, shard.begin)
+            last = min(self.end, shard.begin + shard.size)
+            if first < last:
+                with open(shard.path, "rb") as stream:
+                    stream.seek(first - shard.begin)
+                    parts.append(read_exactly(stream, last - first, shard.path))
+        values = np.frombuffer(b"".join(parts), self.stored)
+        if self.scale is not None and self.least is not None:
+            values = (values * self.scale + self.least).astype(np.float32)
+        elif values.dtype.kind == "f":
+            values = values.astype(np.float32)
+        return values.reshape(self.shape)
 
 
 def read_tfjs(path: str) -> list[SavedLayer | OtherLayer]:
@@ -74,13 +99,16 @@ def read_tfjs(path: str) -> list[SavedLayer | OtherLayer]:
 
     path : str      of its model.json
     Raises: FormatError for a damaged file, a graph model, or a shard that is missing or has another
-    length; ShapeError for tensors of too many elements.
+        length; ShapeError for tensors of too many elements.
     """
-    model = read_tfjs_config(path)
-    tensors = _read_manifest(path)
+    model, tensors = read_model(path)
 
-    def read(tensor: Any) -> Array:
-        return _read_tensor(tensor, path)
+    def read(tensor: Tensor) -> Array:
+        if tensor.dtype != "float32":
+            raise FormatError(
+                f"cannot read {path}: tensor {tensor.name[:80]} holds {tensor.dtype}, not floats"
+            )
+        return tensor.read()
 
     by_layer: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
@@ -92,115 +120,151 @@ def read_tfjs(path: str) -> list[SavedLayer | OtherLayer]:
 
 def read_tfjs_config(path: str) -> dict[str, Any]:
     """Read the Keras JSON of the model. Raises: FormatError."""
-    topology = _read_json(path).get("modelTopology")
-    if isinstance(topology, dict) and "node" in topology:
+    return _config(_read_json(path), path)
+
+
+def read_model(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the Keras JSON of the model, and its tensors by name without those of the optimizer.
+
+    Raises: FormatError, ShapeError, MemoryLimitError; see `read_tfjs`.
+    """
+    content = _read_json(path)
+    model, manifest = _config(content, path), content.get("weightsManifest")
+    if not isinstance(manifest, list):
         raise FormatError(
-            f"cannot read {path}: it is a graph model of TensorFlow.js, which has operations and "
-            "no layers; convert the Keras model itself"
+            f"cannot read {path}: it has no weightsManifest, so its weights are not there; save "
+            "the model with them"
         )
-    model = topology.get("model_config", topology) if isinstance(topology, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("class_name"), str):
-        raise FormatError(f"cannot read {path}: damaged: its modelTopology is no Keras model")
-    assert isinstance(topology, dict)
-    return {"keras_version": topology.get("keras_version", ""), **model}
+    tensors: dict[str, Tensor] = {}
+    count = 0
+    for group in manifest:
+        if not isinstance(group, Mapping):
+            raise FormatError(f"cannot read {path}: its weightsManifest has a group {group!r:.60}")
+        shards = _shards(group.get("paths"), path)
+        count += len(shards)
+        if count > _MAX_FILES:
+            raise FormatError(f"cannot read {path}: it names more than {_MAX_FILES:,} shards")
+        end = 0
+        for tensor in _tensors(group.get("weights"), shards, path):
+            if tensor.name in tensors:
+                raise FormatError(f"cannot read {path}: it has two tensors {tensor.name!r:.80}")
+            tensors[tensor.name] = tensor
+            end = tensor.end
+        size = sum(shard.size for shard in shards)
+        if size != end:
+            raise FormatError(
+                f"cannot read {path}: its tensors need {end:,} bytes, and its shards have "
+                f"{size:,}; copy them again"
+            )
+    return model, {name: one for name, one in tensors.items() if one.group != OPTIMIZER}
 
 
 def _read_json(path: str) -> dict[str, Any]:
-    if check_input(path) > MAX_JSON:
-        raise FormatError(f"cannot read {path}: a model.json is not this long")
+    size = check_input(path)
+    require_room(TEXT_COPIES * size, "its text", path)
     with open(path, "rb") as file:
-        return parse_json(file.read(), "its content", path)
+        text = read_exactly(file, size, path)
+    check_tree(text, JSON_BYTES, path)
+    return parse_json(text, "its content", path)
 
 
-def _read_manifest(path: str) -> dict[str, _Tensor]:
-    """The tensors of all groups by name. Raises: FormatError."""
-    manifest = _read_json(path).get("weightsManifest")
-    tensors: dict[str, _Tensor] = {}
-    count = 0
-    try:
-        for group in manifest:  # type: ignore[union-attr]
-            files, end = [], 0
-            for name in group["paths"]:
-                shard = _shard(path, name)
-                files.append(_File(shard, end, shard.stat().st_size))
-                end += files[-1].size
-                count += 1
-                if count > _MAX_FILES:
-                    raise FormatError(
-                        f"cannot read {path}: it names more than {_MAX_FILES:,} files"
-                    )
-            begin = 0
-            for entry in group["weights"]:
-                shape = entry["shape"]
-                what = f"tensor {str(entry['name'])[:80]}"
-                require_shape(shape, what, path)
-                tensor = _Tensor(
-                    str(entry["name"]),
-                    tuple(shape),
-                    str(entry["dtype"]),
-                    entry.get("quantization"),
-                    begin,
-                    tuple(files),
-                )
-                if tensor.stored not in _WIDTHS | _QUANTIZED:
-                    raise FormatError(f"cannot read {path}: {what} holds {tensor.stored[:40]}")
-                begin += tensor.bytes
-                if begin > end:
-                    raise FormatError(
-                        f"cannot read {path}: truncated: {what} ends at byte {begin:,} of its "
-                        f"files, which have {end:,}"
-                    )
-                tensors[tensor.name] = tensor
-            if begin != end:
+def _config(content: Mapping[str, Any], path: str) -> dict[str, Any]:
+    topology = content.get("modelTopology")
+    if not isinstance(topology, Mapping):
+        raise FormatError(f"cannot read {path}: its modelTopology is no JSON object")
+    if "node" in topology or content.get("format") == "graph-model":
+        raise FormatError(
+            f"cannot read {path}: it is a graph model of TensorFlow.js, whose layers are "
+            "dissolved; convert the Keras model with --output_format tfjs_layers_model"
+        )
+    model = topology.get("model_config", topology)
+    if not is_layer(model):
+        raise FormatError(f"cannot read {path}: its modelTopology is no Keras model")
+    return {"keras_version": topology.get("keras_version", ""), **model}
+
+
+def _shards(names: Any, path: str) -> tuple[Shard, ...]:
+    """The files of a group, in order. Raises: FormatError."""
+    folder = Path(path).parent
+    shards: list[Shard] = []
+    begin = 0
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise FormatError(f"cannot read {path}: its weightsManifest names a shard {name!r:.60}")
+        shard = str(folder / name)
+        if "://" in name or not lies_beside(shard, path):
+            raise FormatError(
+                f"cannot read {path}: its weights are in {name!r:.80}; shards are read only from "
+                "the model's own folder"
+            )
+        if not os.path.isfile(shard):
+            raise FormatError(
+                f"cannot read {path}: its weights are in {os.path.basename(shard)}, which is not "
+                "in its folder; copy it there"
+            )
+        shards.append(Shard(shard, begin, check_input(shard)))
+        begin += shards[-1].size
+    return tuple(shards)
+
+
+def _tensors(entries: Any, shards: tuple[Shard, ...], path: str) -> Iterator[Tensor]:
+    """The tensors of a group. Raises: FormatError, ShapeError, MemoryLimitError."""
+    begin = 0
+    for entry in entries if isinstance(entries, list) else [entries]:
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str):
+            raise FormatError(f"cannot read {path}: its weightsManifest has a tensor {entry!r:.60}")
+        what = f"tensor {name[:80]}"
+        shape = entry.get("shape")
+        if not isinstance(shape, list):
+            raise FormatError(f"cannot read {path}: {what} has the shape {shape!r:.60}")
+        count = require_shape(shape, what, path)
+        dtype, scale, least = entry.get("dtype"), None, None
+        stored = _DTYPES.get(dtype) if isinstance(dtype, str) else None
+        if stored is None:
+            raise FormatError(
+                f"cannot read {path}: {what} has the dtype {dtype!r:.60}; read are "
+                f"{', '.join(_DTYPES)}"
+            )
+        quantization = entry.get("quantization")
+        if quantization is not None:
+            kind = quantization.get("dtype") if isinstance(quantization, Mapping) else None
+            stored = _QUANTIZED.get(kind) if isinstance(kind, str) else None
+            if stored is None or dtype != "float32":
                 raise FormatError(
-                    f"cannot read {path}: its files have {end:,} bytes, and its tensors {begin:,}"
+                    f"cannot read {path}: {what} of {dtype} is quantized as {kind!r:.60}; read is "
+                    f"float32 as {', '.join(_QUANTIZED)}"
                 )
-    except (TypeError, KeyError, AttributeError):
-        raise FormatError(f"cannot read {path}: damaged: its weightsManifest") from None
-    return tensors
-
-
-def _shard(path: str, name: Any) -> Path:
-    """The path of a shard in the folder of a model. Raises: FormatError."""
-    if not isinstance(name, str) or name != os.path.basename(name) or set(name) & set("\\:\0"):
-        raise FormatError(
-            f"cannot read {path}: it names the file {str(name)[:80]!r}; only its own folder is read"
+            if kind != "float16":
+                scale, least = (_number(quantization, key, what, path) for key in ("scale", "min"))
+        tensor = Tensor(
+            name,
+            tuple(shape),
+            count,
+            str(dtype),
+            np.dtype(stored),
+            scale,
+            least,
+            str(entry.get("group", "")),
+            begin,
+            shards,
         )
-    shard = Path(path).with_name(name)
-    if not name or not shard.is_file():
+        begin = tensor.end
+        yield tensor
+
+
+def _number(quantization: Mapping[str, Any], key: str, what: str, path: str) -> float:
+    value = quantization.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
         raise FormatError(
-            f"cannot read {path}: it names {name[:80]}, which is not in its folder; fetch it"
+            f"cannot read {path}: {what} is quantized with {key}={value!r:.60}, which must be a "
+            "finite number"
         )
-    return shard
+    return float(value)
 
 
-def _read_tensor(tensor: _Tensor, path: str) -> Array:
-    """Read a tensor from the shards that hold its bytes.
-
-    Raises: FormatError if it holds no floats.
-    """
-    quantization = tensor.quantization
-    if tensor.dtype != "float32" and tensor.stored != "float16":
-        raise FormatError(
-            f"cannot read {path}: tensor {tensor.name[:80]} holds {tensor.dtype[:40]}, not floats"
-        )
-    begin, end = tensor.begin, tensor.begin + tensor.bytes
-    parts = []
-    for file in tensor.files:
-        first, last = max(begin, file.begin), min(end, file.begin + file.size)
-        if first < last:
-            with open(file.path, "rb") as stream:
-                stream.seek(first - file.begin)
-                parts.append(read_exactly(stream, last - first, str(file.path)))
-    raw = b"".join(parts)
-    if quantization is None or tensor.stored in ("float16", "float32"):
-        return decode_floats(raw, tensor.stored).reshape(tensor.shape)
+def _is_finite(value: float) -> bool:
     try:
-        scale, least = float(quantization["scale"]), float(quantization["min"])
-    except (KeyError, TypeError, ValueError):
-        raise FormatError(
-            f"cannot read {path}: damaged: the quantization of tensor {tensor.name[:80]}"
-        ) from None
-    levels = np.frombuffer(raw, "<u2" if tensor.stored == "uint16" else "u1")
-    floats: Array = (levels * scale + least).astype(np.float32)
-    return floats.reshape(tensor.shape)
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond float64
+        return False

@@ -222,7 +222,8 @@ class Operation:
         """
         if name not in self.node.weights:
             raise SpecError(f"{self.where} lacks its weights '{name}'; save the model with them")
-        values = np.asarray(self.node.weights[name], np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused below
+            values = np.asarray(self.node.weights[name], np.float64)
         fits = values.ndim == len(shape) and all(
             wanted in (None, length) for wanted, length in zip(shape, values.shape, strict=True)
         )

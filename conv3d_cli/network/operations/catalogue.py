@@ -1,7 +1,7 @@
 """The operations of networks. To add one, write its class in a file here, and its line below.
 
-Names are those of Keras' layers. `tests/network/test_every_operation.py` compares each with its
-definition, and with Keras where that is installed.
+Names are those of Keras' layers, where it has such a layer. `tests/network/test_every_operation.py`
+compares each with its definition, and with Keras where that is installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from conv3d_cli.network.operations.affine import (
     Rescaling,
 )
 from conv3d_cli.network.operations.base import Operation, Shape
+from conv3d_cli.network.operations.borders import BorderPadding3D
+from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
+from conv3d_cli.network.operations.clip import Clip
 from conv3d_cli.network.operations.convolution import Conv3D, Conv3DTranspose, Dense
+from conv3d_cli.network.operations.dilated import (
+    DilatedAveragePooling3D,
+    DilatedMaxPooling3D,
+)
 from conv3d_cli.network.operations.joining import (
     Add,
     Average,
@@ -45,6 +52,7 @@ from conv3d_cli.network.operations.reshaping import (
     UpSampling3D,
     ZeroPadding3D,
 )
+from conv3d_cli.network.operations.resize import Resize
 from conv3d_cli.network.operations.statistics import GroupNormalization, Normalize, Statistics
 
 # What files may contain, by the name of Keras' layer.
@@ -78,6 +86,13 @@ OPERATIONS: dict[str, type[Operation]] = {
     "Flatten": Flatten,
     "Reshape": Reshape,
     "Permute": Permute,
+    "DilatedMaxPooling3D": DilatedMaxPooling3D,
+    "DilatedAveragePooling3D": DilatedAveragePooling3D,
+    "Clip": Clip,
+    "Resize": Resize,
+    "BorderPadding3D": BorderPadding3D,
+    "TakeChannels": TakeChannels,
+    "ArgMax": ArgMax,
 }
 # What others are run as; no file contains them.
 INNER: dict[str, type[Operation]] = {

@@ -123,7 +123,12 @@ class AveragePooling3D(Pooling3D):
     `count_include_pad` divides by the whole window instead, as ONNX may.
     """
 
-    attributes = ("pool_size", "strides", "padding", "count_include_pad")
+    attributes: ClassVar[tuple[str, ...]] = (
+        "pool_size",
+        "strides",
+        "padding",
+        "count_include_pad",
+    )
     largest = False
 
     def counts(self, axis: int, outputs: Span) -> Array:
