@@ -52,6 +52,7 @@ from conv3d_cli.engine.step import (
     FieldGroup,
     Functions,
     Geometry,
+    InPlace,
     Output,
     Pointer,
     Progress,
@@ -65,7 +66,13 @@ from conv3d_cli.engine.step import (
     fill,
 )
 from conv3d_cli.engine.team import SerialWorker, Team
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, WeightBytes
+from conv3d_cli.engine.tile import (
+    SPARE_LINES,
+    Algorithm,
+    PreparedAlgorithm,
+    WeightBytes,
+    packed_size,
+)
 from conv3d_cli.engine.views import (
     OUTSIDE,
     FlatView,
@@ -74,6 +81,7 @@ from conv3d_cli.engine.views import (
     inner_run,
     is_flattenable,
     offset_table,
+    stored_bits,
 )
 from conv3d_cli.engine.weighting import Certainty, Division
 from conv3d_cli.errors import FaultError, ShapeError, unknown_name
@@ -348,10 +356,11 @@ class Plan:
         mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
         inside = None if division is None or division.inside is None else division.inside.dtype
         policies = certainty is not None, mask, division is not None, inside
-        key = (source, out, checked, *policies, self.checks is not None)
+        bits = self._bits_in_place(source, scale, certainty)
+        key = (source, out, checked, *policies, self.checks is not None, bits)
         # cached, since composing the names of the loops takes as long as computing a small box
         if key not in self._named:
-            self._named[key] = self._name_loops(source, out, checked, certainty, division)
+            self._named[key] = self._name_loops(source, out, checked, bits, certainty, division)
         return key, self._named[key]
 
     def _name_loops(
@@ -359,10 +368,16 @@ class Plan:
         source: np.dtype[Any],
         out: np.dtype[Any],
         checked: bool,
+        bits: int | None,
         certainty: Certainty | None,
         division: Division | None,
     ) -> list[MachineCode]:
-        """See `loops`; checked: whether packing searches for NaN, infinity and huge numbers."""
+        """See `loops`.
+
+        checked : bool      packing searches for NaN, infinity and huge numbers
+        bits : int or None  see `_bits_in_place`
+        """
+        in_place = self.prepared.in_place
         layout, real = self.prepared.layout, self.dtype.name
         if certainty is None:
             pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, int(checked))
@@ -379,7 +394,7 @@ class Plan:
             machine_code("drive", "run_tasks"),
             pack,
             store,
-            self.prepared.convolve,
+            self.prepared.convolve if in_place is None or bits is None else in_place(bits),
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
             *self.prepared.packs_weights,
             *self.prepared.calls.values(),
@@ -563,13 +578,14 @@ class Plan:
         clipped = np.zeros(steps, np.int64)
         finds_nonfinite = self._must_find_nonfinite(source.flat.dtype, run.scale, certainty)
         flags = np.zeros(steps, np.uint8) if finds_nonfinite or run.flags_incomplete else None
-        drive, pack, store, *_ = self.loops(
+        drive, pack, store, convolve, *_ = self.loops(
             source.flat.dtype, out.flat.dtype, run.scale, certainty, division
         )
         groups: list[FieldGroup] = [
-            self._functions(pack, store),
+            self._functions(pack, store, convolve),
             self._task_fields(region, grid),
             self._source_fields(region, run),
+            self._in_place_fields(region, run),
             StepResults(clipped, flags),
             _output_fields(out, region.out_start),
         ]
@@ -665,10 +681,9 @@ class Plan:
             voxel_seconds=seconds * prepared.groups_together,
         )
 
-    def _functions(self, pack: MachineCode, store: MachineCode) -> Functions:
-        prepared = self.prepared
-        absorb = 0 if prepared.absorb is None else prepared.absorb.address
-        return Functions(pack.address, absorb, prepared.convolve.address, store.address)
+    def _functions(self, pack: MachineCode, store: MachineCode, convolve: MachineCode) -> Functions:
+        absorb = 0 if self.prepared.absorb is None else self.prepared.absorb.address
+        return Functions(pack.address, absorb, convolve.address, store.address)
 
     def _task_fields(self, region: _Region, grid: TaskGrid) -> Tasks:
         return Tasks(
@@ -703,6 +718,32 @@ class Plan:
             scaled=run.scale != (1.0, 0.0),
             slope=slope,
             intercept=intercept,
+        )
+
+    def _bits_in_place(
+        self, source: np.dtype[Any], scale: tuple[float, float], certainty: Certainty | None
+    ) -> int | None:
+        """The `stored_bits` of a source whose rows are read where they lie, or None."""
+        changed = scale != (1.0, 0.0) or certainty is not None
+        if self.prepared.in_place is None or self.checks is not None or changed:
+            return None
+        return stored_bits(source.name, self.dtype.name)
+
+    def _in_place_fields(self, region: _Region, run: _Run) -> InPlace:
+        """Whether rows of the source are read where they lie; no fields set if all are packed."""
+        source, out, fill = run.source, run.out, self.problem.boundary.value
+        bits = self._bits_in_place(source.flat.dtype, run.scale, run.certainty)
+        if bits is None or source.strides[2] != 1:
+            return InPlace()
+        if bits:
+            limits = np.iinfo(source.flat.dtype)
+            if not (limits.min <= fill <= limits.max and fill == int(fill)):
+                return InPlace()
+        needs_store = run.bias is not None or run.activation is not None or run.division is not None
+        return InPlace(
+            reads_source=1,
+            writes_out=not needs_store and out.flat.dtype == self.dtype and out.strides[2] == 1,
+            outside=np.full(len(region.tables[2]), fill, source.flat.dtype),
         )
 
     def _add_epilogue(self, worker: _Worker, run: _Run, failures: list[BaseException]) -> Any:
@@ -880,6 +921,13 @@ class Plan:
         scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)
         accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
         window = (layout.step_depth - 1) * problem.strides[0] + problem.extent[0]
+        lines = np.zeros((2, 0, 0), np.int64)
+        if prepared.in_place is not None:
+            rows = packed_size(problem, layout.tile).height + SPARE_LINES
+            lines = np.empty((2, layout.ring, rows), np.int64)
+            places = np.arange(layout.ring)[:, None] * layout.plane_step
+            places = places + np.arange(rows) * layout.row_step
+            lines[:] = scratch[layout.origin :].ctypes.data + places * self.dtype.itemsize
         step = StepRecord(
             Geometry(
                 *problem.strides,
@@ -897,6 +945,9 @@ class Plan:
                 plane_step=layout.plane_step,
                 channel_step=layout.channel_step,
                 window=np.zeros(window, np.int64),
+                packed_lines=lines[0],
+                source_lines=lines[1],
+                lines_step=lines.shape[2],
             ),
             AlgorithmData(
                 weights=prepared.weights,

@@ -158,6 +158,15 @@ class Source(FieldGroup):
 
 
 @dataclass(eq=False, repr=False)
+class InPlace(FieldGroup):
+    """Whether rows of the source are read where they lie; see `loops/drive.py`."""
+
+    reads_source: int = 0  # 1: they are, and packed only at their ends
+    writes_out: int = 0  # 1: sums may go to the output as they are
+    outside: Memory = None  # a row of `fill` in the source's dtype, as long as all positions
+
+
+@dataclass(eq=False, repr=False)
 class CertaintyFields(FieldGroup):
     """The voxels' certainty, for weighted packing; see `engine.weighting.Certainty`."""
 
@@ -186,6 +195,11 @@ class Scratch(FieldGroup):
     plane_step: int = 0
     channel_step: int = 0
     window: Memory = None  # int64 offsets into `scratch`, in bytes
+    # int64 (ring, lines_step): addresses of the first position of each packed row, and of each row
+    # that is read in place
+    packed_lines: Memory = None
+    source_lines: Memory = None
+    lines_step: int = 0
 
 
 @dataclass(eq=False, repr=False)
@@ -321,14 +335,24 @@ class Progress(FieldGroup):
     step_number: int = 0
     step_plane: int = 0
     step_planes: int = 0
-    # the depth position being packed, its slot in the ring, and the task's first position
+    # the depth position being packed, and its slot in the ring
     position: int = 0
     slot: int = 0
-    task_position: int = 0
     # the last depth positions at which NaN or infinity, and a certainty other than 1, were packed;
     # -1: none
     last_nonfinite: int = 0
     last_incomplete: int = 0
+    # positions of a row that are packed, relative to the task: those before `packed_stop` and from
+    # `packed_start` on; the others are read in place. 0: all are packed
+    packed_stop: int = 0
+    packed_start: int = 0
+    # output columns that read no others, and whether they may be stored before the `store`
+    inner_column: int = 0
+    inner_column_stop: int = 0
+    inner_stores: int = 0
+    # of the block of rows: output columns that are in the output already
+    stored_column: int = 0
+    stored_column_stop: int = 0
 
 
 GROUPS: tuple[type[FieldGroup], ...] = (
@@ -337,6 +361,7 @@ GROUPS: tuple[type[FieldGroup], ...] = (
     Tasks,
     Geometry,
     Source,
+    InPlace,
     CertaintyFields,
     Scratch,
     AlgorithmData,

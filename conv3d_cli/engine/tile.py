@@ -165,6 +165,7 @@ def voxels_layout(
     )
 
 
+SPARE_LINES = 4  # rows that a register tile may read beyond a task, where it reads in place
 LEAST_ROWS, LEAST_COLUMNS = 4, 64
 
 
@@ -249,6 +250,8 @@ class PreparedAlgorithm:
                                     function, whose address is written there when it is loaded
     packs_weights : tuple of MachineCode    the loops that `pack_weights` runs
     keep : list                     arrays whose addresses are in `parameters`
+    in_place : callable or None     (`stored_bits` of a source) -> `convolve` that reads rows of the
+                                    source where they lie
     groups_together : int           groups that a task packs, sums and stores as one; a divisor of
                                     their number
     rows : int                      rows of a register tile, or a good number of them; tasks end
@@ -267,6 +270,7 @@ class PreparedAlgorithm:
     calls: dict[int, MachineCode] = field(default_factory=dict)
     packs_weights: tuple[MachineCode, ...] = ()
     keep: list[Any] = field(default_factory=list)
+    in_place: Callable[[int], MachineCode] | None = None
     groups_together: int = 1
     rows: int = 8
     weight_bytes: WeightBytes = NO_WEIGHTS

@@ -106,3 +106,18 @@ def inner_run(indices: list[int]) -> tuple[int, int]:
                 best = (start, position)
             start = position
     return best
+
+
+def stored_bits(dtype: str, real: str) -> int | None:
+    """How loops name the dtype of numbers that they read as `real`: 0 if it is the same, else the
+    bits of an integer, negative if it is signed. None: they do not read it.
+
+    >>> stored_bits("float32", "float32"), stored_bits("int16", "float32")
+    (0, -16)
+    """
+    kind = np.dtype(dtype)
+    if dtype == real:
+        return 0
+    if kind.kind not in "iu" or kind.itemsize > 4:
+        return None
+    return kind.itemsize * (-8 if kind.kind == "i" else 8)

@@ -146,6 +146,15 @@ LISTED: list[tuple[str, Case]] = [
     ("", Case((5, 5, 70), (1, 1, 33), boundary="symmetric")),
     ("fft", Case((10, 10, 10), (9, 9, 9), boundary="nearest")),  # 729 taps: more than one chunk
     ("", Case((2, 9, 1030), (1, 3, 3))),  # wider than a tile
+    # rows that are read in place, all but their ends
+    ("", Case((7, 9, 131), (3, 3, 3), boundary="mirror")),
+    ("", Case((8, 6, 96), (3, 3, 1), padding="valid")),
+    ("", Case((5, 7, 100), (1, 3, 5), boundary="constant=2.5", padding="full")),
+    ("", Case((5, 6, 128), (1, 1, 1))),
+    ("", Case((3, 1, 129), (1, 1, 17), boundary="wrap")),
+    ("", Case((4, 5, 97), (3, 2, 4), padding=((2, 3), (1, 0), (30, 5)), boundary="wrap")),
+    ("", Case((30, 3, 80), (27, 1, 1), boundary="nearest")),
+    ("", Case((2, 11, 90), (3, 9, 1), boundary="symmetric")),
     ("fft", Case((1, 2, 21), (1, 21, 21), boundary="wrap")),
     ("fft", Case((3, 2, 5), (13, 5, 11), boundary="mirror")),
     (

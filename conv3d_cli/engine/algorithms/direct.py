@@ -11,6 +11,7 @@ error grows with that root, not with the number of taps.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
-from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.machine_code import MachineCode, machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
     PreparedAlgorithm,
@@ -37,6 +38,8 @@ from conv3d_cli.model.spec import ConvProblem
 TILE_BYTES = 384 << 10
 CHUNK_TAPS = 64
 MOST_TAPS = 9  # kernel rows of an item, whose weights stay in registers
+# taps that the stencil unrolls; one chunk at most, so that the order of the sum is the same
+STENCIL_TAPS = 27
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
@@ -95,7 +98,79 @@ def register_tile(taps: int, cpu: CpuClass) -> tuple[int, int]:
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """Tables of items, the weights in the order of the items, and the loops."""
+    if is_stencil(problem):
+        return prepare_stencil(problem, weights, dtype)
     return prepare_items(problem, weights, dtype, item_shape(problem))
+
+
+def is_stencil(problem: ConvProblem) -> bool:
+    """Whether the stencil (`loops/stencil.py`) computes it: a small filter for each channel."""
+    small = problem.taps <= STENCIL_TAPS and problem.kernel_size[1] <= MOST_TAPS
+    single = problem.channels_per_group == problem.filters_per_group == 1
+    unit = problem.strides == problem.dilation_rate == (1, 1, 1)
+    return small and single and unit
+
+
+def stencil_tile(problem: ConvProblem, cpu: CpuClass) -> Size:
+    """The register tile of the stencil, in planes, rows and vectors.
+
+    Planes are the same for every CPU: slabs begin at multiples of them.
+    """
+    most = 3 if problem.kernel_size[0] > 1 else 1
+    # of equally many steps, those with the fewest planes
+    planes = -(-problem.out_size[0] // -(-problem.out_size[0] // most))
+    if cpu.registers < 32:
+        return Size(planes, 2, 1)
+    return Size(planes, 2 if planes > 1 else 4, 2)
+
+
+def prepare_stencil(
+    problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]
+) -> PreparedAlgorithm:
+    """The weights in the order of the sum, and the loops."""
+    packed = np.ascontiguousarray(weights.astype(dtype).transpose(4, 3, 0, 2, 1))
+    tile = stencil_tile(problem, cpu_class())
+    lanes = cpu_class().lanes * 4 // dtype.itemsize
+
+    def code(bits: int) -> MachineCode:
+        constants = *problem.kernel_size, *tile, lanes, bits, dtype.name
+        return machine_code("stencil", "sum_stencil", *constants)
+
+    return PreparedAlgorithm(
+        layout=stencil_layout(problem, dtype),
+        convolve=code(0),
+        pack_weights=lambda: packed,
+        parameters=np.zeros(0, np.int64),
+        in_place=code,
+        rows=tile.height,
+        weight_bytes=weight_bytes(problem, dtype, problem.kernel_size[1]),
+    )
+
+
+def stencil_layout(problem: ConvProblem, dtype: np.dtype[Any]) -> TileLayout:
+    """As `plan_layout`; blocks of few rows, whose sums stay in L1."""
+    planes, rows, columns = stencil_tile(problem, REFERENCE)
+    window = planes + problem.kernel_size[0] - 1
+    columns *= REFERENCE.lanes * 4 // dtype.itemsize
+
+    def layout(tile: Size) -> TileLayout:
+        return rows_layout(
+            problem,
+            tile,
+            step_depth=planes,
+            spare_rows=rows,
+            spare_columns=columns,
+            block_height=rows * (4 // rows),
+            origin=-problem.pad_before[2] % 16,
+        )
+
+    def fits(tile: Size) -> bool:
+        found = layout(tile)
+        return (found.scratch_size + found.accumulator_size) * dtype.itemsize <= TILE_BYTES
+
+    tile = shrink_tile(problem, Size(258, 64, 512), fits)
+    # addresses of lines that are prefetched, and of tables of lines
+    return dataclasses.replace(layout(tile), workspace_bytes=8 * (planes * (rows + 1) + 2 * window))
 
 
 def prepare_items(

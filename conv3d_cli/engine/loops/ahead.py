@@ -56,6 +56,41 @@ def fetch_rows(step, row, gap, rows, column, width):
 
 
 @inlined
+def find_planes(step, planes, table):
+    """Note where the planes begin that are packed next, at the task's first column.
+
+    table : address     receives int64 (planes,), addresses; instead of one outside the source, any
+    """
+    found, offsets = memory(table, np.int64), memory(step[F.planes], np.int64)
+    last = (step[F.plane] + step[F.depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
+    along = step[F.group] * step[F.channels] * step[F.source_channel_step]
+    along += memory(step[F.columns], np.int64)[max(step[F.column], step[F.run_start])]
+    for p in range(planes):
+        plane = offsets[min(step[F.position] + 1 + p, last)]
+        plane = plane if plane != OUTSIDE_OFFSET else 0
+        found[p] = step[F.source] + step[F.source_itemsize] * (plane + along)
+
+
+@inlined
+def find_lines(step, row, rows, planes, starts, table):
+    """Note where lines of these planes begin, of the rows that some outputs read in the middle.
+
+    row, rows : int     outputs, relative to the task
+    starts : address    as `find_planes` notes them
+    table : address     receives int64 (planes, rows), addresses; instead of one outside the source,
+                        any
+    """
+    found, of_planes = memory(table, np.int64), memory(starts, np.int64)
+    offsets = memory(step[F.rows], np.int64)
+    for r in range(rows):
+        number = min(row + r, step[F.height] - 1) + step[F.extent_h] // 2
+        at = offsets[step[F.row] + number]
+        at = at * step[F.source_itemsize] if at != OUTSIDE_OFFSET else 0
+        for p in range(planes):
+            found[p * rows + r] = of_planes[p] + at
+
+
+@inlined
 def fetch_part(step, part, parts):
     """Prefetch part `part` of `parts` of the rows of the plane that is packed next.
 

@@ -1,11 +1,41 @@
-"""The driver: tasks through pack → absorb → convolve → activate → store in machine code."""
+"""The driver: tasks through pack → absorb → convolve → activate → store in machine code.
+
+An algorithm that accepts it (`PreparedAlgorithm.in_place`) reads rows of the source where they lie.
+Then memory is read once, and nothing is copied but the ends of the rows, where the boundary's
+voxels stand beside those of the source. A table (`source_lines`) has the addresses of all rows, as
+the boundary orders them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from conv3d_cli.engine.loops.simd import call, memory
+from conv3d_cli.engine.loops.ahead import LINE
+from conv3d_cli.engine.loops.simd import call, inlined, memory
 from conv3d_cli.engine.step import HAS_INCOMPLETE, HAS_NONFINITE, F
+
+
+@inlined
+def _find_inner(step):
+    """Find the columns of a task that are read in place, and the positions that are packed."""
+    step[F.inner_column] = step[F.inner_column_stop] = step[F.inner_stores] = 0
+    step[F.packed_stop] = step[F.packed_start] = 0
+    width, over, lanes = step[F.width], step[F.extent_w] - 1, LINE // step[F.itemsize]
+    start = max(step[F.run_start] - step[F.column], 0)
+    stop = min(step[F.run_stop] - step[F.column], width + over)
+    if step[F.reads_source] == 0 or stop - start < 4 * lanes or over > lanes:
+        return
+    # vectors and windows at the ends read no others
+    step[F.packed_stop], step[F.packed_start] = start + over + lanes, stop - over - lanes
+    # whole vectors, and if all rows of the output are aligned alike, in whole lines of it
+    to = step[F.plane] * step[F.out_plane_step] + step[F.row] * step[F.out_row_step]
+    to += step[F.group] * step[F.out_filter_step] + step[F.column] + start
+    to += step[F.out] // step[F.itemsize]
+    is_aligned = (step[F.out_plane_step] | step[F.out_row_step]) % lanes == 0
+    first = start + (-to % lanes if is_aligned else 0)
+    step[F.inner_column] = first
+    step[F.inner_column_stop] = first + (min(stop - over, width) - first) // lanes * lanes
+    step[F.inner_stores] = step[F.writes_out] != 0 and (is_aligned or step[F.streaming] == 0)
 
 
 def run_tasks():
@@ -15,6 +45,7 @@ def run_tasks():
         stride, extent, ring = step[F.stride_d], step[F.extent_d], step[F.ring]
         plane_bytes = step[F.plane_step] * step[F.itemsize]
         window = memory(step[F.window], np.int64)
+        whole = (step[F.step_depth] - 1) * stride + extent
         for task in range(step[F.first_task], step[F.last_task]):
             band = task // step[F.width_bands]
             block = band // step[F.height_bands]
@@ -29,7 +60,7 @@ def run_tasks():
             step[F.height] = min(step[F.tile_height], step[F.out_height] - step[F.row])
             step[F.width] = min(step[F.tile_width], step[F.out_width] - step[F.column])
             packed = first_plane * stride
-            step[F.task_position] = packed
+            _find_inner(step)
             step[F.last_nonfinite] = step[F.last_incomplete] = -1
             number = task * step[F.steps_per_task]
             plane = first_plane
@@ -48,8 +79,8 @@ def run_tasks():
                     if step[F.absorb] != 0:
                         call(step[F.absorb], step)
                     packed += 1
-                for i in range(end - first):
-                    window[i] = (first + i) % ring * plane_bytes
+                for i in range(whole):  # the last step of a task may have fewer planes
+                    window[i] = min(first + i, end - 1) % ring * plane_bytes
                 if step[F.flags] != 0:
                     flags = memory(step[F.flags], np.uint8)
                     flags[number] = HAS_NONFINITE * (

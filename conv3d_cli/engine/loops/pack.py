@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from conv3d_cli.engine.loops.simd import inlined, memory, real_field
+from conv3d_cli.engine.loops.ahead import LINE
+from conv3d_cli.engine.loops.simd import copy_vector, inlined, memory, real_field
 from conv3d_cli.engine.step import F
-from conv3d_cli.engine.views import OUTSIDE_OFFSET
+from conv3d_cli.engine.tile import SPARE_LINES
+from conv3d_cli.engine.views import OUTSIDE_OFFSET, stored_bits
 
 
 @inlined
@@ -75,7 +77,9 @@ def pack_rows(source_dtype, real, check):
     check : int                 1: set `last_nonfinite` at NaN, infinity and huge numbers
     """
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
-    itemsize = np.dtype(real).itemsize
+    itemsize, source_bytes = np.dtype(real).itemsize, np.dtype(source_dtype).itemsize
+    lanes, double = LINE // itemsize, 1 if itemsize == 8 else 0
+    bits = stored_bits(source_dtype, real) or 0
     holds_huge = finder(real, check)
 
     @inlined
@@ -95,6 +99,8 @@ def pack_rows(source_dtype, real, check):
         height, width, first_row, first_column, run_start, run_stop = positions(step)
         columns = memory(step[F.columns] + 8 * first_column, np.int64)
         plane = planes[step[F.position]]
+        in_place, over = step[F.packed_stop] > 0, step[F.extent_w] - 1
+        lines = memory(step[F.source_lines] + 8 * step[F.slot] * step[F.lines_step], np.int64)
         for c in range(step[F.channels]):
             origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
             to = step[F.scratch] + itemsize * (
@@ -105,6 +111,8 @@ def pack_rows(source_dtype, real, check):
                 row = rows[first_row + j]
                 at = origin + plane + row
                 if plane == OUTSIDE_OFFSET or row == OUTSIDE_OFFSET:
+                    if in_place:
+                        lines[j] = step[F.outside]
                     for phase in range(stride):
                         for p in range((width - phase + stride - 1) // stride):
                             target[phase * pitch + p] = fill
@@ -115,7 +123,14 @@ def pack_rows(source_dtype, real, check):
                     here = at
                     if run > 0:
                         here += columns[run_start]
-                    if column_step == 1 and not scaled:
+                    if in_place:
+                        lines[j] = step[F.source] + source_bytes * (here - run_start)
+                        for part in range(4):  # two overlapping vectors at each end
+                            p = part % 2 * over + part // 2 * (run - lanes - over)
+                            from_here = step[F.source] + source_bytes * (here + p)
+                            to_here = to + itemsize * (j * step[F.row_step] + run_start + p)
+                            copy_vector(lanes, double, bits, from_here, to_here)
+                    elif column_step == 1 and not scaled:
                         for p in range(run):
                             target[run_start + p] = kind(source[here + p])
                     elif column_step == 1:
@@ -143,6 +158,9 @@ def pack_rows(source_dtype, real, check):
                             to + itemsize * (j * step[F.row_step] + phase * pitch), count
                         ):
                             step[F.last_nonfinite] = step[F.position]
+        if in_place:
+            for j in range(height, height + SPARE_LINES):
+                lines[j] = lines[height - 1]
 
     return loops
 

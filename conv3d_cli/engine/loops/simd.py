@@ -76,6 +76,22 @@ def prefetch(typingctx, address):
     return sig, codegen
 
 
+@intrinsic(prefer_literal=True)
+def copy_vector(typingctx, lanes, double, bits, source, target):
+    """Copy `lanes` numbers between addresses of any alignment; see `views.stored_bits`."""
+    sig = types.void(lanes, double, bits, source, target)
+    width, is_double, kind = lanes.literal_value, double.literal_value, bits.literal_value
+
+    def codegen(context, builder, sig, args):
+        v = Vec(builder, width, "float64" if is_double else "float32")
+        source = builder.inttoptr(args[3], v.stored(kind).as_pointer())
+        value = v.load_stored(source, const(0), kind)
+        v.store(value, builder.inttoptr(args[4], v.real.as_pointer()), const(0))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
 def emit_prefetch(builder: ir.IRBuilder, address: Any, level: int) -> None:
     """Emit code that fetches a cache line into L1 or L2 (`level`); any address is harmless."""
     pointer = ir.IntType(8).as_pointer()
@@ -135,6 +151,19 @@ class Vec:
         value = self.b.load(self.at(pointer, offset))
         value.align = self.bytes
         return value
+
+    def stored(self, bits: int) -> Any:
+        """The type of stored numbers; see `views.stored_bits`."""
+        return ir.IntType(abs(bits)) if bits else self.real
+
+    def load_stored(self, pointer: Any, offset: Any, bits: int) -> Any:
+        """As `load`, of stored numbers: integers become the real type."""
+        if not bits:
+            return self.load(pointer, offset)
+        kind = ir.VectorType(self.stored(bits), self.lanes)
+        value = self.b.load(self.b.bitcast(self.b.gep(pointer, [offset]), kind.as_pointer()))
+        value.align = abs(bits) // 8
+        return (self.b.sitofp if bits < 0 else self.b.uitofp)(value, self.type)
 
     def store(self, value: Any, pointer: Any, offset: Any) -> None:
         """Store a vector at pointer[offset]; any alignment."""

@@ -135,6 +135,12 @@ def store(real, out_dtype):
         ] * out_column
         by_filter = acc_filter == 1 and (out_filter == 1 or acc_column != 1)
         joined = by_filter and out_filter == 1 and acc_column == filters and out_column == filters
+        streams = same and step[F.streaming] != 0
+        # columns that `convolve` has stored are left out; it does so only with planar sums
+        stored, stored_stop = step[F.stored_column], step[F.stored_column_stop]
+        parts = 2 if stored_stop > 0 else 1
+        if stored_stop - stored == width:
+            return
         clipped = 0
         for i in range(planes):
             for j in range(height):
@@ -156,7 +162,7 @@ def store(real, out_dtype):
                             for k in range(width):
                                 acc[k] += bias[f]
                 if joined:
-                    if same and step[F.streaming] != 0:
+                    if streams:
                         stream(row, to, width * filters)
                     else:
                         clipped += put(
@@ -168,19 +174,22 @@ def store(real, out_dtype):
                         out = memory(to + out_size * k * out_column, out_kind)
                         clipped += put(acc, 1, out, out_filter, filters)
                 else:
-                    for f in range(filters):
-                        source = row + itemsize * f * acc_filter
-                        target = to + out_size * f * out_filter
-                        if same and step[F.streaming] != 0 and acc_column == 1 and out_column == 1:
-                            stream(source, target, width)
-                        else:
-                            clipped += put(
-                                memory(source, kind),
-                                acc_column,
-                                memory(target, out_kind),
-                                out_column,
-                                width,
-                            )
+                    for part in range(parts):
+                        first = stored_stop if part == 1 else 0
+                        count = (stored if parts == 2 else width) if part == 0 else width - first
+                        for f in range(filters):
+                            source = row + itemsize * (f * acc_filter + first * acc_column)
+                            target = to + out_size * (f * out_filter + first * out_column)
+                            if streams and acc_column == 1 and out_column == 1:
+                                stream(source, target, count)
+                            else:
+                                clipped += put(
+                                    memory(source, kind),
+                                    acc_column,
+                                    memory(target, out_kind),
+                                    out_column,
+                                    count,
+                                )
         if not is_float:
             counts = memory(step[F.clipped], np.int64)
             counts[step[F.step_number]] += clipped  # added, since a step may be stored in parts

@@ -1,0 +1,152 @@
+"""Rows of the source that are read where they lie: the same bits as if all of them were packed.
+
+Whether the sums are right at all, `test_every_algorithm.py` tells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case, run
+
+from conv3d_cli.engine import Plan, make_plan, plan
+from conv3d_cli.engine.step import F
+from conv3d_cli.layer import activations
+
+CASE = Case((8, 21, 131), (3, 3, 3), boundary="mirror")
+
+
+def plan_for(case: Case, precision: str = "float32", threads: int = 2) -> Plan:
+    volume, weights = case.arrays()
+    problem = case.spec().resolve(volume.shape, weights.shape)
+    return make_plan(problem, weights, dtype=precision, algorithm="direct", threads=threads)
+
+
+def source(case: Case, dtype: str) -> np.ndarray:
+    """A volume of a case in C order: its groups one after the other, so that rows are contiguous."""
+    volume = np.moveaxis(case.arrays()[0], -1, 1) * 90
+    return np.moveaxis(np.ascontiguousarray(volume.astype(dtype)), 1, -1)
+
+
+def apart(volume: np.ndarray) -> np.ndarray:
+    """The same volume, with a gap between neighbouring voxels of a row: it must be packed."""
+    found = np.zeros((*volume.shape[:3], 2 * volume.shape[3], volume.shape[4]), volume.dtype)
+    found = found[..., ::2, :]
+    found[...] = volume
+    return found
+
+
+def reads_in_place(done: Plan) -> bool:
+    return any(worker.step[F.packed_stop] > 0 for worker in done._workers.values())
+
+
+def compare(case: Case, dtype: str = "float32", precision: str = "float32", **kwargs: Any) -> None:
+    volume = source(case, dtype)
+    direct, packed = plan_for(case, precision), plan_for(case, precision)
+    with np.errstate(invalid="ignore"):
+        found = run(direct, volume, **kwargs)
+        expected = run(packed, apart(volume), **kwargs)
+    assert reads_in_place(direct)
+    assert not reads_in_place(packed)
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+@pytest.fixture(params=["plain", "streaming"])
+def stores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of stores, whatever the output's size."""
+    if request.param == "streaming":
+        monkeypatch.setattr(plan, "STREAMING_BYTES", 0)
+
+
+@pytest.mark.parametrize("width", [64, 79, 96, 144, 600])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (2, 3, 4), (1, 1, 17)])
+@pytest.mark.usefixtures("stores")
+def test_widths_and_kernels(width: int, kernel: tuple[int, int, int]) -> None:
+    if width + kernel[2] < 66:
+        pytest.skip("too narrow")
+    compare(Case((4, 6, width), kernel, padding="full", boundary="constant=2.5"))
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "constant=3", "nearest", "mirror", "wrap"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["uint16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("int16", "uint8", "int8"))],
+)
+def test_integers(dtype: str, boundary: str) -> None:
+    compare(Case((4, 6, 130), (3, 3, 3), boundary=boundary), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["int32", "uint32"])
+def test_wide_integers(dtype: str) -> None:
+    compare(CASE, dtype)
+
+
+def test_a_constant_that_the_source_cannot_hold() -> None:
+    for constant in ("2.5", "300", "-1", "nan"):
+        case = Case((4, 6, 130), (3, 3, 3), boundary=f"constant={constant}")
+        volume, done = source(case, "float32").astype(np.uint8), plan_for(case)
+        found = run(done, volume)
+        assert not reads_in_place(done)
+        np.testing.assert_array_equal(found, run(plan_for(case), volume.astype(np.float32)))
+
+
+@pytest.mark.parametrize("kwargs", [
+    {"slab_depth": 3}, {"band": 5}, {"out_dtype": "int16"}, {"out_dtype": "float64"},
+    {"bias": np.array([1.5], np.float32)}, {"activation": activations.get("relu").in_place},
+], ids=lambda kwargs: next(iter(kwargs)))  # fmt: skip
+@pytest.mark.usefixtures("stores")
+def test_slabs_bands_and_what_is_done_to_sums(kwargs: dict[str, Any]) -> None:
+    compare(CASE, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int16"])
+def test_float64(dtype: str) -> None:
+    compare(CASE, dtype, "float64")
+
+
+def test_groups_whose_rows_are_contiguous() -> None:
+    compare(Case((4, 6, 130), (3, 3, 3), groups=3))
+
+
+@pytest.mark.usefixtures("stores")
+def test_outputs_of_any_alignment_and_strides() -> None:
+    """Sums are stored without the accumulator; nothing beside the output is written."""
+    volume = source(CASE, "float32")
+    expected = run(plan_for(CASE), apart(volume))
+    for gap in range(0, 20, 3):
+        whole = np.full((8, 25, 160), 7, np.float32)
+        out = whole[:, 2:-2, gap : gap + 131, None]
+        done = plan_for(CASE)
+        planes = done.problem.source_indices(0, 0, 8)
+        with plan.Team(2) as team:
+            done.convolve_slab(volume[0], out, planes, team)
+        np.testing.assert_array_equal(out, expected[0])
+        out[...] = 7
+        assert (whole == 7).all()
+
+
+def test_nan_reaches_the_windows_that_contain_it_alone() -> None:
+    volume = source(CASE, "float32").copy()
+    volume[0, 3, 10, 60], volume[0, 5, 4, 0] = np.nan, np.inf
+    done = plan_for(CASE)
+    found = run(done, volume)
+    assert reads_in_place(done)
+    reached = np.zeros(found.shape, bool)
+    reached[0, 2:5, 9:12, 59:62] = reached[0, 4:7, 3:6, 0:2] = True
+    np.testing.assert_array_equal(np.isfinite(found), ~reached)
+
+
+def test_a_slab_of_one_plane_reads_no_memory_of_an_earlier_one() -> None:
+    """Register tiles have three planes; what they read for the others must be there."""
+    done = plan_for(CASE)
+    for start, stop in ((0, 8), (6, 8), (6, 7)):
+        volume = source(CASE, "float32").copy()
+        planes = done.problem.source_indices(0, start, stop)
+        out = np.empty((stop - start, 21, 131, 1), np.float32)
+        with plan.Team(1) as team:
+            done.convolve_slab(volume[0], out, planes, team)
+        np.testing.assert_array_equal(out, run(plan_for(CASE), apart(volume))[0, start:stop])
+        del volume
