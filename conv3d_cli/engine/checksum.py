@@ -4,7 +4,8 @@ The check is algorithm-based fault tolerance (Huang and Abraham, 1984): a sum ov
 compared with the same sum taken from the input, in float64. A step passes four checks:
 
 - **packed input**: each plane is packed a second time elsewhere, and the bits of the first copy are
-  added up when it leaves the ring, so after its last use;
+  added up when it leaves the ring, so after its last use; of rows that are read in place, this
+  concerns their ends, and sums of inputs are those of the source itself;
 - **packed weights**: their bits are added up when they are packed and after each run;
 - **sums**: before bias and activation, the sums of a few rows of outputs, of all filters, each
   times a sign, are compared with what the second copy of the input and the given weights make them;

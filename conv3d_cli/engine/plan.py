@@ -725,9 +725,10 @@ class Plan:
     ) -> int | None:
         """The `stored_bits` of a source whose rows are read where they lie, or None."""
         changed = scale != (1.0, 0.0) or certainty is not None
-        if self.prepared.in_place is None or self.checks is not None or changed:
+        if self.prepared.in_place is None or changed:
             return None
-        return stored_bits(source.name, self.dtype.name)
+        bits = stored_bits(source.name, self.dtype.name)
+        return bits if self.checks is None or bits == 0 else None  # checks sum the sums' dtype
 
     def _in_place_fields(self, region: _Region, run: _Run) -> InPlace:
         """Whether rows of the source are read where they lie; no fields set if all are packed."""
@@ -739,10 +740,11 @@ class Plan:
             limits = np.iinfo(source.flat.dtype)
             if not (limits.min <= fill <= limits.max and fill == int(fill)):
                 return InPlace()
-        needs_store = run.bias is not None or run.activation is not None or run.division is not None
+        ends = run.bias, run.activation, run.division, self.checks
+        is_plain = all(end is None for end in ends)
         return InPlace(
             reads_source=1,
-            writes_out=not needs_store and out.flat.dtype == self.dtype and out.strides[2] == 1,
+            writes_out=is_plain and out.flat.dtype == self.dtype and out.strides[2] == 1,
             outside=np.full(len(region.tables[2]), fill, source.flat.dtype),
         )
 

@@ -25,6 +25,7 @@ FAULT = 1e-4  # of max|x| times the sum of |w|: what must be found in the sums
 PLACES = ("packed", "weights", "sums", "output")
 PROBLEMS = {
     "direct": Case((9, 14, 37), (3, 3, 3), boundary="symmetric"),
+    "direct in place": Case((9, 14, 97), (3, 3, 3), boundary="symmetric"),
     "direct strides": Case((9, 12, 40), (3, 4, 3), filters=3, strides=(1, 2, 2), in_channels=2),
     "direct dilation": Case((9, 12, 40), (3, 2, 5), dilation_rate=(2, 1, 3), boundary="wrap"),
     "separable": Case((9, 20, 37), (5, 5, 5), weights="symmetric", boundary="mirror"),
@@ -142,6 +143,8 @@ def place_in(place: str, rng: np.random.Generator, step: Any, bench: Bench) -> A
         width = (step[F.width] - 1) * step[F.stride_w] + step[F.extent_w]
         at = int(rng.integers(height)) * step[F.row_step]
         position = int(rng.integers(width))
+        if step[F.packed_stop] <= position < step[F.packed_start]:  # read in place
+            position = step[F.packed_stop] - 1
         if layout.pack == "rows":
             stride = step[F.stride_w]
             at += channel * step[F.channel_step]

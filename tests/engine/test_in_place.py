@@ -102,6 +102,22 @@ def test_slabs_bands_and_what_is_done_to_sums(kwargs: dict[str, Any]) -> None:
     compare(CASE, **kwargs)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 1, 17)])
+def test_checked_steps(kernel: tuple[int, int, int], precision: str) -> None:
+    """The sums of inputs that the checks take read the source where it lies, too."""
+    case = Case((8, 21, 131), kernel, padding="full", boundary="constant=2.5")
+    volume, checked = source(case, precision), plan_for(case, precision)
+    checked.check()
+    found = run(checked, volume)
+    assert reads_in_place(checked)
+    assert checked.checks is not None
+    counts = checked.checks.take_counts()
+    assert (counts.faults, counts.unchecked) == ([], 0)
+    assert 0 < counts.worst < 1e-4  # of what is allowed
+    np.testing.assert_array_equal(found, run(plan_for(case, precision), apart(volume)))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int16"])
 def test_float64(dtype: str) -> None:
     compare(CASE, dtype, "float64")

@@ -60,7 +60,7 @@ def _scan(typingctx, double, with_sums, source, blocks, table, sums):
     """Read `blocks` vectors of `LANES` numbers: add up their bits, and look for the largest.
 
     table : address     of two vectors of integers: sums of bits, and largest magnitudes; updated
-    sums : address      with_sums: receives the sums of the numbers in float64, (LANES,)
+    sums : address      with_sums: the sums of the numbers in float64, (LANES,); updated
     """
     sig = types.void(double, with_sums, source, blocks, table, sums)
     is_double, adds = double.literal_value, with_sums.literal_value
@@ -72,7 +72,10 @@ def _scan(typingctx, double, with_sums, source, blocks, table, sums):
         places = [builder.gep(tables, [const(k)]) for k in range(2)]
         start = [builder.load(place, align=4) for place in places]
         total, largest = (n.sum(value) for value in start)
-        sums = [n.sum(n.wide.zero) for _ in range(2)] if adds else []
+        sums = []
+        if adds:
+            before = n.wide.load(n.pointer(args[5], wide=True), const(0))
+            sums = [n.sum(before), n.sum(n.wide.zero)]
         width = 64 if is_double else 32
         magnitude = ir.Constant(n.bits, [(1 << (width - 1)) - 1] * LANES)
 
@@ -308,6 +311,11 @@ def inspect(layout, real):
             for c in range(channels):
                 for j in range(height):
                     row = base + itemsize * (c * channel_step + j * step[F.row_step])
+                    if step[F.packed_stop] > 0:  # what is read in place is not packed
+                        start = step[F.packed_start]
+                        scan(row, step[F.packed_stop], table)
+                        scan(row + itemsize * start, width - start, table)
+                        continue
                     for phase in range(stride):
                         count = count_of(width, phase, stride)
                         scan(row + itemsize * phase * pitch, count, table)
@@ -338,8 +346,10 @@ def inspect(layout, real):
                 verdicts[number] |= WRONG_INPUT
 
     @inlined
-    def sum_row_of_rows(step, row, sums):
+    def sum_row_of_rows(step, row, line, sums):
         """The sums of a packed row for every tap along the width, weighted by the signs.
+
+        line : address      of the same row in the source, if it is read in place
 
         Those of the first tap cover the positions 0 to width - 1; each following one leaves out
         some at the start and takes as many in at the end.
@@ -355,7 +365,23 @@ def inspect(layout, real):
             first, end = phases[phase], phases[phase + 1]
             count = count_of(positions, phase, stride)
             blocks = min(count, width) // LANES
-            _scan(double, 1, address, blocks, step[F.digest], step[F.lane_sums])
+            for k in range(LANES):
+                lanes[k] = 0.0
+            first_block = last_block = 0  # those that are read in the source
+            if step[F.packed_stop] > 0:
+                first_block = (max(step[F.run_start] - step[F.column], 0) + LANES - 1) // LANES
+                last_block = (step[F.packed_start] + LANES - 1) // LANES
+            for part in range(3 if last_block > 0 else 1):
+                start, end_block, from_row = 0, blocks, address
+                if last_block > 0 and part == 0:
+                    end_block = first_block
+                elif part == 1:
+                    start, end_block, from_row = first_block, last_block, line
+                elif part == 2:
+                    start = last_block
+                from_row += itemsize * start * LANES
+                count_blocks = end_block - start
+                _scan(double, 1, from_row, count_blocks, step[F.digest], step[F.lane_sums])
             scan_rest(address, blocks * LANES, count, step[F.digest])
             for k in range(blocks * LANES, width if first < end else 0):
                 lanes[k % LANES] += np.float64(numbers[k])
@@ -427,18 +453,21 @@ def inspect(layout, real):
         call(step[F.plain_pack], step)
 
         scratch, channel_step = step[F.scratch], step[F.channel_step]
-        step[F.scratch], step[F.slot] = step[F.second_plane], 0
+        step[F.scratch] = step[F.second_plane] - itemsize * slot * step[F.plane_step]
         if in_rows:
             step[F.channel_step] = step[F.plane_step]
         call(step[F.plain_pack], step)
         second_step = step[F.channel_step]
-        step[F.scratch], step[F.slot], step[F.channel_step] = scratch, slot, channel_step
+        step[F.scratch], step[F.channel_step] = scratch, channel_step
 
         clear(step[F.digest])
         held[slot] = position
         sum_slot = position % step[F.sum_planes]
-        if not in_rows:  # rows are scanned while they are summed
+        in_place = step[F.packed_stop] > 0
+        if not in_rows or in_place:  # other rows are scanned while they are summed
             scan_plane(step, step[F.second_plane], second_step, step[F.digest])
+            finish(step[F.digest], step[F.held_bits] + 16 * slot)
+        lines = memory(step[F.source_lines] + 8 * slot * step[F.lines_step], np.int64)
         channels, row_sums = step[F.channels], step[F.row_sums]
         height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
         for j in range(height):
@@ -447,11 +476,14 @@ def inspect(layout, real):
             if in_rows:
                 for c in range(channels):
                     sums = to + 8 * c * step[F.taps_w]
-                    sum_row_of_rows(step, row + itemsize * c * second_step, sums)
+                    line = lines[j] if in_place else 0
+                    sum_row_of_rows(step, row + itemsize * c * second_step, line, sums)
             else:
                 sum_row_of_voxels(step, row, to)
-        finish(step[F.digest], step[F.held_bits] + 16 * slot)
-        largest[sum_slot] = memory(step[F.held_bits] + 16 * slot, bits)[1]
+        # what is read in place tells the largest number, but is none of the bits that are held
+        found = step[F.held_bits] + 16 * (ring if in_place else slot)
+        finish(step[F.digest], found)
+        largest[sum_slot] = memory(found, bits)[1]
 
     return loops
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from conv3d_cli.engine.loops.ahead import LINE
+from conv3d_cli.engine.loops.pack import ENDS
 from conv3d_cli.engine.loops.simd import call, inlined, memory
 from conv3d_cli.engine.step import HAS_INCOMPLETE, HAS_NONFINITE, F
 
@@ -23,10 +24,9 @@ def _find_inner(step):
     width, over, lanes = step[F.width], step[F.extent_w] - 1, LINE // step[F.itemsize]
     start = max(step[F.run_start] - step[F.column], 0)
     stop = min(step[F.run_stop] - step[F.column], width + over)
-    if step[F.reads_source] == 0 or stop - start < 4 * lanes or over > lanes:
+    if step[F.reads_source] == 0 or stop - start < 4 * ENDS or over > ENDS:
         return
-    # vectors and windows at the ends read no others
-    step[F.packed_stop], step[F.packed_start] = start + over + lanes, stop - over - lanes
+    step[F.packed_stop], step[F.packed_start] = start + over + ENDS, stop - over - ENDS
     # whole vectors, and if all rows of the output are aligned alike, in whole lines of it
     to = step[F.plane] * step[F.out_plane_step] + step[F.row] * step[F.out_row_step]
     to += step[F.group] * step[F.out_filter_step] + step[F.column] + start

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from conv3d_cli.engine.loops.ahead import LINE
 from conv3d_cli.engine.loops.simd import copy_vector, inlined, memory, real_field
 from conv3d_cli.engine.step import F
 from conv3d_cli.engine.tile import SPARE_LINES
 from conv3d_cli.engine.views import OUTSIDE_OFFSET, stored_bits
+
+# Packed at each end of a row's run that is read in place, in addition to a window, so that whole
+# vectors read no others.
+ENDS = 16
 
 
 @inlined
@@ -78,7 +81,7 @@ def pack_rows(source_dtype, real, check):
     """
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize, source_bytes = np.dtype(real).itemsize, np.dtype(source_dtype).itemsize
-    lanes, double = LINE // itemsize, 1 if itemsize == 8 else 0
+    double = 1 if itemsize == 8 else 0
     bits = stored_bits(source_dtype, real) or 0
     holds_huge = finder(real, check)
 
@@ -126,10 +129,10 @@ def pack_rows(source_dtype, real, check):
                     if in_place:
                         lines[j] = step[F.source] + source_bytes * (here - run_start)
                         for part in range(4):  # two overlapping vectors at each end
-                            p = part % 2 * over + part // 2 * (run - lanes - over)
+                            p = part % 2 * over + part // 2 * (run - ENDS - over)
                             from_here = step[F.source] + source_bytes * (here + p)
                             to_here = to + itemsize * (j * step[F.row_step] + run_start + p)
-                            copy_vector(lanes, double, bits, from_here, to_here)
+                            copy_vector(ENDS, double, bits, from_here, to_here)
                     elif column_step == 1 and not scaled:
                         for p in range(run):
                             target[run_start + p] = kind(source[here + p])
