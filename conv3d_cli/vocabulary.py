@@ -39,7 +39,7 @@ OPTIONS = _each(
         ),
         "radius": "-k ball:radius={3}mm or -k box:size={3}",
         "mean box uniform fmean": "-k box:size={3}",
-        "filter psf weights kernel-file kfile filter-file": "-k {FILE}",
+        "filter psf kernel-file kfile filter-file": "-k {FILE}",
         "mode edge edges border borders boundary-mode boundary-condition pad-mode extend bc": (
             "--boundary {nearest|boundary}"
         ),

@@ -135,16 +135,17 @@ def sum_stencil(depth, height, width, planes, rows, columns, lanes, bits, real):
     window = planes + depth - 1
 
     def summing(bits):
-        """A function that sums the outputs column <= x < stop, but gap <= x < gap_stop, of `rows`
-        rows from `row` on, of lines of stored numbers.
-
-        to, to_plane, to_row : int      address and strides of column 0 of the first row's sums
-        """
+        """A function that sums lines of stored numbers."""
 
         @inlined
         def sum_columns(
             step, table, row, column, stop, gap, gap_stop, weights, to, to_plane, to_row, streams
         ):
+            """Sum the outputs column <= x < stop, but gap <= x < gap_stop, of `rows` rows.
+
+            row : int                       the first of the rows
+            to, to_plane, to_row : int      address and strides of column 0 of its sums
+            """
             while column < stop:
                 second = column + lanes
                 if column < gap <= second:

@@ -175,7 +175,7 @@ def _config(content: Mapping[str, Any], path: str) -> dict[str, Any]:
     if "node" in topology or content.get("format") == "graph-model":
         raise FormatError(
             f"cannot read {path}: it is a graph model of TensorFlow.js, whose layers are "
-            "dissolved; convert the Keras model with --output_format tfjs_layers_model"
+            "dissolved; convert the Keras model to a tfjs_layers_model"
         )
     model = topology.get("model_config", topology)
     if not is_layer(model):
