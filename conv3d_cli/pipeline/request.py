@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from conv3d_cli.errors import SpecError, name_hint, setting, words
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
 from conv3d_cli.formats.zarr.remote import check_timeout, waiting
@@ -35,6 +37,31 @@ SAME_DTYPE = "same"
 # the default boundaries of filters and of layers
 FILTER_BOUNDARY, LAYER_BOUNDARY = Boundary("symmetric"), Boundary("zeros")
 DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # the default initializers, as in Keras
+
+
+def read_channels(value: Any) -> tuple[int, ...]:
+    """Positions of channels, counted from 0, as an option, a config or Python gives them.
+
+    Raises: SpecError.
+
+    >>> read_channels("1, 2"), read_channels([0]), read_channels(3)
+    ((1, 2), (0,), (3,))
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    texts = [part.strip() if isinstance(part, str) else part for part in parts]
+    found = [
+        int(text)
+        for text in texts
+        if (isinstance(text, str) and text.isascii() and text.isdigit())
+        or (isinstance(text, (int, np.integer)) and not isinstance(text, bool) and text >= 0)
+    ]
+    if not texts or len(found) != len(texts):
+        raise SpecError(
+            "channels must be whole numbers, counted from 0, with commas between them, as in "
+            f"{setting('channels', '1,2')}; received {value!r:.60}"
+        )
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -221,9 +248,13 @@ class Job:
     spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
                                 and mask do not tell (see `model.grid.complete_grid`)
     data_format : str           "channels_last" or "channels_first"
+    channels : tuple or None    positions of the channels that are written, in order; the last step
+                                takes them (`selection.py`). None: all are
+    argmax : bool               what is written is the label of each voxel, of the last step
     dtype : str or None         of the output voxels; integers are rounded half to even and
-                                saturated. None: float32, or for a copy, which computes nothing, a
-                                dtype that holds every value
+                                saturated. None: float32; for labels uint8, or a wider dtype that
+                                holds them; for a copy, which computes nothing, a dtype that holds
+                                every value
     precision : str             of the arithmetic, "float32" or "float64"
     threads : int or None       None: see `machine.thread_count`
     max_memory : int or None    ceiling of the whole process in bytes; None: see
@@ -266,6 +297,8 @@ class Job:
     axes: str | None = None
     spacing: str | None = None
     data_format: str = "channels_last"
+    channels: str | int | Sequence[int] | None = None
+    argmax: bool = False
     dtype: str | None = None
     precision: str = "float32"
     threads: int | None = None
@@ -299,6 +332,8 @@ class Job:
     def __post_init__(self) -> None:
         if not self.stages:
             raise SpecError("a job needs at least one layer, received none; give a kernel")
+        if self.channels is not None:
+            object.__setattr__(self, "channels", read_channels(self.channels))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", self.dtype.lower())
         if self.dtype not in (None, *OUTPUT_DTYPES, SAME_DTYPE):
@@ -327,6 +362,13 @@ class Job:
             )
         check_compression(self.compression)
         means = self.missing.has_weights or self.missing.nan == "ignore"
+        if self.selects and (means or self.beside):
+            raise SpecError(
+                f"{self.selects} does not go with a mask, missing values, "
+                f"{setting('nan', 'ignore')} or a second output: write all channels first, and "
+                f"select from that file by {words('-k identity', 'the kernel identity')} and "
+                f"{self.selects}"
+            )
         if means and len(self.stages) > 1:
             raise SpecError(
                 f"a mask, missing values and {setting('nan', 'ignore')} are for one convolution, "
@@ -348,6 +390,11 @@ class Job:
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        if self.scale == "auto" and self.argmax:
+            raise SpecError(
+                f"{setting('scale', 'auto')} stretches values, and {self.selects} writes labels, "
+                "which are stored as they are: leave one of them out"
+            )
         dtype = self.dtype or "float32"
         if self.scale == "auto" and (
             not output_format(self.target).holds_scale or dtype.startswith("float")
@@ -380,6 +427,18 @@ class Job:
         if self.network is not None:
             return f"a network of {count_of(len(self.network.nodes), 'node')}"
         return f"a stack of {count_of(len(self.stages), 'layer')}"
+
+    @property
+    def selects(self) -> str:
+        """The setting that selects what of the last output is written; "" if all of it is.
+
+        >>> Job("in.nii", "out.nii", (Stage("box:size=3"),), channels="1,2").selects
+        'channels=1,2'
+        """
+        if self.argmax:
+            return setting("argmax", True)
+        chosen = read_channels(self.channels) if self.channels is not None else ()
+        return setting("channels", ",".join(map(str, chosen))) if chosen else ""
 
     @property
     def is_chain(self) -> bool:

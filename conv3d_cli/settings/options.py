@@ -550,6 +550,26 @@ class Settings:
         "rounded half to even and clipped to their range; clipped voxels are counted.  [default: "
         "float32, or for a copy (-k identity) one that holds every value]",
     )
+    channels: str | int | Sequence[int] | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="N,N,...",
+        config=Value((str, int, list), 'a whole number from 0, or several as in "1,2" or [1, 2]'),
+        help="Write only these channels of the output, in this order. They are counted from 0. One "
+        "channel becomes a plain volume without an axis of channels.  [default: all]",
+    )
+    argmax: bool | None = option(
+        FLAG,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        common=True,
+        help="Write the label of each voxel: the number of its largest channel. Channels are "
+        "counted from 0; the first of equal ones is taken. Labels are uint8, or uint16 of more "
+        "than 255 channels, unless --dtype is given.",
+    )
     scale: str | None = option(
         choice("none", "auto"),
         Place.JOB,
