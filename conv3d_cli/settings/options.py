@@ -565,7 +565,6 @@ class Settings:
         Place.JOB,
         "Data",
         shapes=True,
-        common=True,
         help="Write the label of each voxel: the number of its largest channel. Channels are "
         "counted from 0; the first of equal ones is taken. Labels are uint8, or uint16 of more "
         "than 255 channels, unless --dtype is given.",

@@ -78,6 +78,7 @@ VALUES: dict[str, Any] = {
     "activity_regularizer": "l2",
     "kernel_constraint": "non_neg",
     "bias_constraint": "non_neg",
+    "channels": "1,2",
     "dtype": "int16",
     "precision": "float64",
     "scale": "auto",
