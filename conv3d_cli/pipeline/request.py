@@ -248,6 +248,7 @@ class Job:
     spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
                                 and mask do not tell (see `model.grid.complete_grid`)
     data_format : str           "channels_last" or "channels_first"
+    output_name : str or None   the output of a network that has several
     channels : tuple or None    positions of the channels that are written, in order; the last step
                                 takes them (`selection.py`). None: all are
     argmax : bool               what is written is the label of each voxel, of the last step
@@ -297,6 +298,7 @@ class Job:
     axes: str | None = None
     spacing: str | None = None
     data_format: str = "channels_last"
+    output_name: str | None = None
     channels: str | int | Sequence[int] | None = None
     argmax: bool = False
     dtype: str | None = None
@@ -433,7 +435,7 @@ class Job:
         """The setting that selects what of the last output is written; "" if all of it is.
 
         >>> Job("in.nii", "out.nii", (Stage("box:size=3"),), channels="1,2").selects
-        'channels=1,2'
+        "channels='1,2'"
         """
         if self.argmax:
             return setting("argmax", True)

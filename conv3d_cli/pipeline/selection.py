@@ -1,7 +1,7 @@
-"""What of the last output is written: some of its channels, or the label of each voxel.
+"""What is written: one of a network's outputs; of it some channels, or the label of each voxel.
 
-A selection is one more step of the job, `TakeChannels` or `ArgMax`, after all others. So networks,
-stacks and single convolutions have it alike, in slabs, boxes and tasks of a cluster.
+A selection of channels is one more step of the job, `TakeChannels` or `ArgMax`, after all others.
+So networks, stacks and single convolutions have it alike, in slabs, boxes and tasks of a cluster.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.errors import ShapeError, SpecError, name_hint, setting
 from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.pipeline.request import Job, Stage, Step, read_channels
 
@@ -45,29 +45,30 @@ def selecting_node(run: Settings, taken: Sequence[str] = (), source: str = "") -
 
 
 def select_in_network(network: Network, run: Settings) -> Network:
-    """The network with a node at its end that selects what is written, if that is asked for.
+    """The network of one output, with a node at its end that selects channels if that is asked for.
 
-    Raises: as `selecting_node`.
+    Raises: SpecError for a name that no output has, and if several have none; as `selecting_node`.
 
     >>> from conv3d_cli.settings.options import Settings
-    >>> network = Network([Node("a", "Rescaling", ("x",))], {"x": 3}, {"out": "a"})
-    >>> select_in_network(network, Settings(argmax=True)).outputs
-    {'out': 'argmax'}
+    >>> nodes = [Node("a", "Rescaling", ("x",)), Node("b", "Rescaling", ("a",))]
+    >>> network = Network(nodes, {"x": 3}, {"first": "a", "second": "b"})
+    >>> chosen = select_in_network(network, Settings(output_name="first", argmax=True))
+    >>> chosen.outputs, [node.name for node in chosen.nodes]
+    ({'first': 'argmax'}, ['a', 'argmax'])
     """
-    if len(network.outputs) != 1:
-        return network  # which is refused when it is lowered
-    ((output, last),) = network.outputs.items()
+    output = _chosen_output(network, run.output_name)
+    last = network.outputs[output]
     taken = [*network.inputs, *(node.name for node in network.nodes)]
     node = selecting_node(run, taken, last)
-    if node is None:
+    if node is None and len(network.outputs) == 1:
         return network
 
     def added(other: Network) -> Network:
         at = other.at
         return Network(
-            [*other.nodes, node],
+            other.nodes if node is None else [*other.nodes, node],
             other.inputs,
-            {output: node.name},
+            {output: other.outputs[output] if node is None else node.name},
             other.data_format,
             other.files,
             other.notes,
@@ -77,11 +78,35 @@ def select_in_network(network: Network, run: Settings) -> Network:
     return added(network)
 
 
+def _chosen_output(network: Network, name: str | None) -> str:
+    """The name of the output that is written. Raises: SpecError."""
+    names = list(network.outputs)
+    listed = ", ".join(names)
+    if name is None and len(names) > 1:
+        raise SpecError(
+            f"the network has {len(names)} outputs, {listed}, and a job writes one volume; choose "
+            f"it, as by {setting('output_name', names[0])}"
+        )
+    if name is not None and name not in names:
+        hint = name_hint("output", name, names).rstrip("; ")
+        raise SpecError(
+            f"{setting('output_name', name)}: the network has no such output, but {listed}"
+            + (f"; {hint}" if hint else "")
+        )
+    return names[0] if name is None else name
+
+
 def select_in_stack(stages: Sequence[Stage | Step], run: Settings) -> tuple[Stage | Step, ...]:
     """The layers with a step after them that selects what is written, if that is asked for.
 
-    Raises: as `selecting_node`.
+    Raises: SpecError for the name of an output; as `selecting_node`.
     """
+    if run.output_name is not None:
+        raise SpecError(
+            f"{setting('output_name', run.output_name)} is for networks with several outputs, and "
+            f"{'one convolution' if len(stages) == 1 else 'a chain of layers'} has one: leave it "
+            "out"
+        )
     node = selecting_node(run, [stage.name or "" for stage in stages])
     if node is None:
         return tuple(stages)

@@ -185,6 +185,8 @@ def done_text(prepared: PreparedJob, rename: Rename) -> str:
         done = [kernel_text(stage, rename) for stage in layers]
     else:
         done = [f"the network {', '.join(map(rename, network.files))}".rstrip()]
+        if job.output_name is not None:
+            done[0] += f" (output {job.output_name})"
     if job.argmax:
         done.append("argmax")
     elif job.selects:

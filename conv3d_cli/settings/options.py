@@ -550,6 +550,16 @@ class Settings:
         "rounded half to even and clipped to their range; clipped voxels are counted.  [default: "
         "float32, or for a copy (-k identity) one that holds every value]",
     )
+    output_name: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="NAME",
+        config=Value((str,), "a name"),
+        help="Write this output of a network that has several. What only the others need is not "
+        "computed.",
+    )
     channels: str | int | Sequence[int] | None = option(
         TEXT,
         Place.JOB,

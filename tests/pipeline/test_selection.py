@@ -328,3 +328,64 @@ def test_a_cluster_writes_the_same_labels(cube: Array, run: Any) -> None:
     for told in (here, there):
         assert "27 voxels had NaN among the channels" in told.stderr.replace("\n", " ")
     np.testing.assert_array_equal(read_volume("y.ome.zarr").data, read_volume("z.ome.zarr").data)
+
+
+@pytest.fixture
+def heads(cube: Array, tmp_path: Path) -> Path:
+    """A model of two outputs, one of which another layer is needed for."""
+    pytest.importorskip("h5py")
+    layers = [
+        volume(2),
+        layer("Rescaling", "twice", "volume", scale=2.0, offset=0.0),
+        layer("MaxPooling3D", "large", "twice", pool_size=[2, 2, 2], padding="valid"),
+        layer("Activation", "positive", "large", activation="relu"),
+    ]
+    return write_keras(tmp_path / "h.keras", functional(layers, "twice", "positive"), {})
+
+
+def test_one_of_several_outputs_is_written_by_its_name(heads: Path, cube: Array, run: Any) -> None:
+    told = run("apply", "x.npy", "-c", heads, "--output-name", "twice", "-o", "y.npy", "--sidecar")
+    np.testing.assert_array_equal(np.load("y.npy"), 2 * cube)
+    assert "2 nodes of the network are left out, which no output needs" in told.stderr
+    record = json.loads(Path("y.json").read_text())
+    assert record["Description"] == "Convolved with the network h.keras (output twice)"
+    run("rerun", "y.json")
+    job = ["apply", "x.npy", "-c", heads, "--output-name", "positive"]
+    told = run(*job, "--argmax", "-o", "z.npy", "--verify", 30)
+    pooled = 2 * cube[:8, :10, :12].reshape(4, 2, 5, 2, 6, 2, 2).max((1, 3, 5))
+    np.testing.assert_array_equal(np.load("z.npy"), np.maximum(pooled, 0).argmax(-1))
+    assert "left out" not in told.stderr
+
+
+def test_several_outputs_are_refused_with_their_names(
+    heads: Path, cube: Array, run: Any, error_line: Any
+) -> None:
+    result = run("apply", "x.npy", "-c", heads, "-o", "y.npy", code=2)
+    line = error_line(result.stderr)
+    assert "has 2 outputs, twice, positive" in line
+    assert line.endswith("as by --output-name twice")
+    result = run("apply", "x.npy", "-c", heads, "--output-name", "twyce", "-o", "y.npy", code=2)
+    line = error_line(result.stderr)
+    assert "no such output, but twice, positive; did you mean 'twice'?" in line
+    result = run("apply", "x.npy", "-k", "k.npy", "--output-name", "twice", "-o", "y.npy", code=2)
+    assert "is for networks with several outputs" in error_line(result.stderr)
+    assert not Path("y.npy").exists()
+
+
+def test_an_output_of_an_onnx_graph_is_chosen(cube: Array, tmp_path: Path, run: Any) -> None:
+    pytest.importorskip("onnx")
+    from graphs import save_graph
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("Neg", ["x"], ["low"]),
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Reshape", ["low", "s"], ["again"]),
+        helper.make_node("Relu", ["again"], ["high"]),
+    ]
+    net = save_graph(tmp_path, nodes, shape=[None, 2, None, None, None], outputs=["low", "high"])
+    job = ["apply", "x.npy", "--axes", "zyxc", "-c", net]
+    run(*job, "--output-name", "high", "-o", "y.npy")
+    np.testing.assert_array_equal(np.load("y.npy"), np.maximum(-cube, 0))
+    run(*job, "--output-name", "low", "--channels", 1, "-o", "z.npy")
+    np.testing.assert_array_equal(np.load("z.npy"), -cube[..., 1])
