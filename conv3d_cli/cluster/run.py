@@ -357,6 +357,7 @@ def frozen_job(job: Job, prepared: PreparedJob) -> Job:
         job,
         source=job.source if folder is None else os.path.abspath(folder),
         stages=stages,
+        label_names=None,
         threads=1,
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from conv3d_cli.convolution.assemble import ResolvedConvolution, assemble, resolve_convolution
 from conv3d_cli.convolution.prepared import Convolution
-from conv3d_cli.errors import ShapeError, setting
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.formats import (
     is_stream,
     lost_provenance,
@@ -43,6 +43,7 @@ from conv3d_cli.pipeline.flow import whole_nodes
 from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.kernels import resolve_kernel
+from conv3d_cli.pipeline.labels import check_label_names, read_label_names
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
     MemoryUse,
@@ -133,6 +134,7 @@ class PreparedJob:
     spooled : frozenset of int  stages, or -1 for the volume, whose output goes to a temporary file,
                                 since several stages take it at different times
     network : ShapedNetwork or None     that the stages were made of
+    label_names : dict          names of the labels that are written, by number
     memory_use : MemoryUse      at the peak of the process
     mask : Mask or None         its reader is open
     notes : list of str         for the user
@@ -151,6 +153,7 @@ class PreparedJob:
     notes: list[str] = field(default_factory=list)
     spooled: frozenset[int] = frozenset()
     network: ShapedNetwork | None = None
+    label_names: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> Graph:
@@ -339,6 +342,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
     with ceiling_of_memory(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
+    names = _label_names(job, chain, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
@@ -394,6 +398,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         notes=notes,
         spooled=spooled,
         network=chain.network,
+        label_names=names,
     )
 
 
@@ -484,6 +489,21 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
         shapes[number] = (shape[0], *problem.out_size, resolved.channels_out)
         grids[number] = grid_after(grids[inputs[0]], problem)
     return _Resolved(chain, network)
+
+
+def _label_names(job: Job, chain: _Resolved, notes: list[str]) -> dict[int, str]:
+    """The names of the labels that are written. Raises: FormatError, ShapeError, SpecError."""
+    if job.label_names is None:
+        return {}
+    if not chain.labels:
+        raise SpecError(
+            f"{setting('label_names', job.label_names)} is for labels, and the network gives none: "
+            f"pass {setting('argmax', True)}, too, or leave it out"
+        )
+    names = read_label_names(job.label_names)
+    if note := check_label_names(job.label_names, names, chain.labels):
+        notes.append(note)
+    return names
 
 
 def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHeader:

@@ -252,6 +252,7 @@ class Job:
     channels : tuple or None    positions of the channels that are written, in order; the last step
                                 takes them (`selection.py`). None: all are
     argmax : bool               what is written is the label of each voxel, of the last step
+    label_names : str or None   file with names of the labels, see `labels.py`
     dtype : str or None         of the output voxels; integers are rounded half to even and
                                 saturated. None: float32; for labels uint8, or a wider dtype that
                                 holds them; for a copy, which computes nothing, a dtype that holds
@@ -301,6 +302,7 @@ class Job:
     output_name: str | None = None
     channels: str | int | Sequence[int] | None = None
     argmax: bool = False
+    label_names: str | None = None
     dtype: str | None = None
     precision: str = "float32"
     threads: int | None = None
@@ -392,6 +394,11 @@ class Job:
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        if self.label_names is not None and not self.argmax and self.network is None:
+            raise SpecError(
+                f"{setting('label_names', self.label_names)} is for labels: pass "
+                f"{setting('argmax', True)}, too, or leave it out"
+            )
         if self.scale == "auto" and self.argmax:
             raise SpecError(
                 f"{setting('scale', 'auto')} stretches values, and {self.selects} writes labels, "

@@ -133,6 +133,8 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
         "Input": volume_record(prepared.reader.header),
         "Output": volume_record(prepared.header),
     }
+    if prepared.label_names:
+        found["Output"]["Labels"] = {str(n): name for n, name in prepared.label_names.items()}
     if job.preset is not None:
         found["Like"] = {"Tool": job.preset.name, "Settings": job.preset.settings}
     if job.missing != NOTHING:

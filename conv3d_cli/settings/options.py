@@ -579,6 +579,17 @@ class Settings:
         "counted from 0; the first of equal ones is taken. Labels are uint8, or uint16 of more "
         "than 255 channels, unless --dtype is given.",
     )
+    label_names: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="FILE",
+        file=File.READ,
+        config=Value((str,), "a file's name"),
+        help='Names of the labels for the sidecar: JSON as in {"0": "background"}, or a table as '
+        "BIDS' dseg.tsv with columns index and name.",
+    )
     scale: str | None = option(
         choice("none", "auto"),
         Place.JOB,

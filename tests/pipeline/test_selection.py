@@ -389,3 +389,92 @@ def test_an_output_of_an_onnx_graph_is_chosen(cube: Array, tmp_path: Path, run: 
     np.testing.assert_array_equal(np.load("y.npy"), np.maximum(-cube, 0))
     run(*job, "--output-name", "low", "--channels", 1, "-o", "z.npy")
     np.testing.assert_array_equal(np.load("z.npy"), -cube[..., 1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names of labels
+
+NAMES = {"0": "background", "1": "grey matter", "3": "csf"}
+FILES = {
+    "n.json": json.dumps(NAMES),
+    "list.json": '["background", "grey matter", "white matter", "csf", "other"]',
+    "dseg.tsv": "\ufeffindex\tname\tcolor\n0\tbackground\t#000\n1\tgrey matter\t#111\n3\tcsf\t#222\n",
+    "crlf.tsv": "name\tindex\r\nbackground\t0\r\ngrey matter\t1\r\ncsf\t3\r\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_sidecar_has_the_names_of_labels(name: str, cube: Array, run: Any) -> None:
+    Path(name).write_text(FILES[name], encoding="utf-8", newline="")
+    job = ["apply", "x.npy", "-k", "k.npy", "--argmax", "--label-names", name]
+    told = run(*job, "-o", "y.nii.gz", "--sidecar").stderr.replace("\n", " ")
+    record = json.loads(Path("y.json").read_text())["Conv3D"]
+    expected = dict(zip("01234", json.loads(FILES[name]), strict=True)) if "list" in name else NAMES
+    assert record["Output"]["Labels"] == expected
+    assert {"label names"} <= {one["Role"] for one in record["Inputs"]}
+    assert (f"{name} has no name for labels 2, 4" in told) == ("list" not in name)
+    run("rerun", "y.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"7": "x"}', "names label 7, and the labels of the output are 0 to 4"),
+        ('{"0": "x", "0": "y"}', "label 0 has two names"),
+        ('{"0": "x", "00": "y"}', "label 0 has two names"),
+        ('{"-1": "x"}', "a whole number from 0, received '-1'"),
+        ('{"0": {"name": "x"}}', "label 0 has no name"),
+        ('{"0": ""}', "label 0 has no name"),
+        ("[]", "it names no label"),
+        ("{", "it is not valid JSON"),
+        ("1\tbackground\n", "no columns index and name"),
+        ("index\tname\n0\n", "row 2 has 1 of 2 columns"),
+        ("index\tname\n", "it names no label"),
+        ("index\tname\n1.5\tx\n", "received '1.5'"),
+    ],
+)
+def test_wrong_names_of_labels_are_refused(
+    text: str, words: str, cube: Array, run: Any, error_line: Any
+) -> None:
+    Path("names").write_text(text)
+    job = ["apply", "x.npy", "-k", "k.npy", "--argmax", "--label-names", "names", "-o", "y.nii"]
+    line = error_line(run(*job, code=4 if "to 4" in words else 3).stderr)
+    assert words in line
+    assert "names" in line
+    assert not Path("y.nii").exists()
+
+
+def test_names_are_for_labels(cube: Array, run: Any, error_line: Any, tmp_path: Path) -> None:
+    Path("n.json").write_text('{"0": "x", "1": "y"}')
+    job = ["apply", "x.npy", "--label-names", "n.json", "-o", "y.npy"]
+    line = error_line(run(*job, "-k", "k.npy", code=2).stderr)
+    assert "--label-names n.json is for labels: pass --argmax, too" in line
+    assert "no such file" in error_line(
+        run("apply", "x.npy", "-k", "k.npy", "--argmax", "--label-names", "m.json", "-o", "y.npy", code=3).stderr
+    )  # fmt: skip
+    pytest.importorskip("h5py")
+    model = functional([volume(2), layer("Rescaling", "r", "volume", scale=1.0)], "r")
+    net = write_keras(tmp_path / "n.keras", model, {})
+    assert "the network gives none" in error_line(run(*job, "-c", net, code=2).stderr)
+    # a file beside the config, and an output that would replace it
+    Path("sub").mkdir()
+    Path("n.json").rename("sub/n.json")
+    np.save("sub/k.npy", np.load("k.npy")[..., :2])
+    Path("sub/c.toml").write_text('kernel = "k.npy"\nargmax = true\nlabel_names = "n.json"\n')
+    run("apply", "x.npy", "-c", "sub/c.toml", "-o", "z.npy", "--sidecar")
+    assert json.loads(Path("z.json").read_text())["Conv3D"]["Output"]["Labels"] == {
+        "0": "x",
+        "1": "y",
+    }
+
+
+def test_resume_sees_other_names(cube: Array, run: Any) -> None:
+    Path("n.json").write_text('{"0": "x"}')
+    job = ["apply", "x.npy", "-k", "k.npy", "--argmax", "--label-names", "n.json", "-o", "y.npy", "--resume"]  # fmt: skip
+    run(*job)
+    made = Path("y.npy").stat().st_ino
+    run(*job)
+    assert Path("y.npy").stat().st_ino == made
+    Path("n.json").write_text('{"0": "y"}')
+    run(*job, "--overwrite")
+    assert Path("y.npy").stat().st_ino != made

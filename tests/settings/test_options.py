@@ -114,6 +114,7 @@ def job_with(row: Option) -> tuple[Job, Job]:
         "a.npy",
         "b.nii",
         (stage,),
+        argmax=row.name == "label_names",
         dtype="int16" if row.name == "scale" else "float32",
         missing=missing,
     )
@@ -344,7 +345,7 @@ def test_a_config_says_what_an_option_would(tmp_path: Path, row: Option) -> None
     (tmp_path / "c.json").write_text(json.dumps({row.name: value}))
     config = read_config(str(tmp_path / "c.json"))
     found = getattr(config.stages[0] if row.place is Place.STAGE else config.job, row.name)
-    assert found == (str(tmp_path / value) if row.name == "mask" else value)
+    assert found == (str(tmp_path / value) if row.name in ("mask", "label_names") else value)
 
 
 def test_a_boolean_is_no_number_and_a_range_is_that_of_the_option(tmp_path: Path) -> None:
