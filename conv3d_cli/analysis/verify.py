@@ -327,7 +327,11 @@ def _expected_step(
     """The correct output of a step of a stack in a box, and the error allowed, of all channels."""
     operation = step.operation
     box = spans_of(operation, 0, outputs)
-    values, bounds = _expected_box(prepared, number - 1, inputs, n, 0, box)
+    if number == 0:
+        values = _read(inputs.volume, n, slice(0, operation.inputs[0].channels), box)
+        bounds = np.zeros_like(values)
+    else:
+        values, bounds = _expected_box(prepared, number - 1, inputs, n, 0, box)
     if values.shape[3] < operation.inputs[0].channels:  # a filter gives a channel at a time
         found = [
             _expected_box(prepared, number - 1, inputs, n, channel, box)

@@ -233,7 +233,7 @@ def run_on_cluster(
             )
         assert isinstance(writer, ZarrWriter)
         with writer:
-            pickled_job = pickle.dumps(frozen_job(job, prepared))
+            pickled_job = pickle.dumps(frozen_job(prepared))
             target = writer.target()
             tasks = [
                 Task(target, part, box)
@@ -342,12 +342,13 @@ def check_suited(prepared: PreparedJob) -> None:
         raise SpecError(f"--scheduler does not take {ROLES[output.role].flag} yet: leave it out")
 
 
-def frozen_job(job: Job, prepared: PreparedJob) -> Job:
+def frozen_job(prepared: PreparedJob) -> Job:
     """The job to send to workers, with nothing left to read or decide.
 
     Its kernels are final: read or drawn, adapted, and constrained. The path of its input is
     absolute, because each worker has its own working directory.
     """
+    job = prepared.job
     folder = local_folder(job.source)
     stages = tuple(
         done.stage.with_made_kernel(done.kernel) if isinstance(done, PreparedStage) else done.step
@@ -358,6 +359,7 @@ def frozen_job(job: Job, prepared: PreparedJob) -> Job:
         source=job.source if folder is None else os.path.abspath(folder),
         stages=stages,
         label_names=None,
+        normalize_mask=None,
         threads=1,
     )
 

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from conv3d_cli.engine import Plan
     from conv3d_cli.network.shapes import ShapedNetwork
     from conv3d_cli.pipeline.boxes.stream import BoxJob
+    from conv3d_cli.pipeline.normalization import Normalized
 
 
 @dataclass
@@ -135,6 +136,7 @@ class PreparedJob:
                                 since several stages take it at different times
     network : ShapedNetwork or None     that the stages were made of
     label_names : dict          names of the labels that are written, by number
+    normalized : Normalized or None     statistics by which the first step scales the input
     memory_use : MemoryUse      at the peak of the process
     mask : Mask or None         its reader is open
     notes : list of str         for the user
@@ -154,6 +156,7 @@ class PreparedJob:
     spooled: frozenset[int] = frozenset()
     network: ShapedNetwork | None = None
     label_names: dict[int, str] = field(default_factory=dict)
+    normalized: Normalized | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -206,8 +209,27 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
         reader = stack.enter_context(open_source(job))
         with naming(reader):
             mask = stack.enter_context(open_job_mask(job, reader.header))
-            prepared = _prepare(job, reader, mask)
+            normalized = None
+            if job.normalize_input != "none" and not job.is_normalized:
+                job, normalized = _normalize(job, reader)
+            prepared = _prepare(job, reader, mask, normalized)
         yield prepared
+
+
+def _normalize(job: Job, reader: VolumeReader) -> tuple[Job, Normalized]:
+    """The job after the first pass over its input, and what was found.
+
+    Raises: as `normalization.normalize`.
+    """
+    from conv3d_cli.pipeline.normalization import normalize  # few jobs do
+
+    with ExitStack() as stack:
+        mask = None
+        if job.normalize_mask is not None:
+            with job.limits():
+                opened = open_mask(job.normalize_mask, reader.header, spacing=given_spacing(job))
+                mask = stack.enter_context(opened)
+        return normalize(job, reader, lambda: open_source(job), mask)
 
 
 @contextmanager
@@ -336,8 +358,12 @@ class _StreamOrder(NamedTuple):
     spool_output: bool
 
 
-def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
+def _prepare(
+    job: Job, reader: VolumeReader, mask: Mask | None, normalized: Normalized | None
+) -> PreparedJob:
     notes = list(reader.notes)
+    if normalized is not None:
+        notes.append(normalized.note())
     if mask is not None:
         notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
     with ceiling_of_memory(_ceiling(job)):
@@ -399,6 +425,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         spooled=spooled,
         network=chain.network,
         label_names=names,
+        normalized=normalized,
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conv3d_cli.errors import SpecError, name_hint, setting, words
+from conv3d_cli.errors import SpecError, name_hint, named, setting, unknown_name, words
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
 from conv3d_cli.formats.zarr.remote import check_timeout, waiting
 from conv3d_cli.kernels.lengths import read_spacing
@@ -62,6 +63,55 @@ def read_channels(value: Any) -> tuple[int, ...]:
             f"{setting('channels', '1,2')}; received {value!r:.60}"
         )
     return tuple(found)
+
+
+NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
+
+
+class InputNormalization(NamedTuple):
+    """How an input is scaled by its own statistics.
+
+    method : str            one of `NORMALIZATIONS`
+    percentiles : (LO, HI)  that become 0 and 1, of "percentile"
+    nonzero : bool          only voxels that are not 0 count
+    """
+
+    method: str
+    percentiles: tuple[float, float] = (0.0, 100.0)
+    nonzero: bool = False
+
+    @property
+    def text(self) -> str:
+        """As the option is written."""
+        own = ":{:g},{:g}".format(*self.percentiles) if self.method == "percentile" else ""
+        return f"{self.method}{own}{':nonzero' if self.nonzero else ''}"
+
+
+def read_normalization(text: str) -> InputNormalization:
+    """The normalization that an option names. Raises: SpecError, UnknownNameError.
+
+    >>> read_normalization("percentile:1,99:nonzero")
+    InputNormalization(method='percentile', percentiles=(1.0, 99.0), nonzero=True)
+    """
+    method, *parts = (part.strip().lower() for part in text.split(":"))
+    if method not in NORMALIZATIONS:
+        raise unknown_name("normalize_input", method, NORMALIZATIONS)
+    nonzero = parts[-1:] == ["nonzero"] and method != "none"
+    parts = parts[:-1] if nonzero else parts
+    if method != "percentile" and not parts:
+        return InputNormalization(method, nonzero=nonzero)
+    try:
+        (numbers,) = parts
+        low, high = map(float, numbers.split(","))
+    except ValueError:
+        low = high = math.nan
+    if method != "percentile" or not 0 <= low < high <= 100:
+        raise SpecError(
+            f"{named('normalize_input')} must be zscore, minmax, percentile:LO,HI with percentages "
+            "from 0 to 100, as in percentile:1,99, each perhaps with :nonzero after it, or none; "
+            f"received {text!r:.60}"
+        )
+    return InputNormalization(method, (low, high), nonzero)
 
 
 @dataclass(frozen=True)
@@ -248,6 +298,8 @@ class Job:
     spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
                                 and mask do not tell (see `model.grid.complete_grid`)
     data_format : str           "channels_last" or "channels_first"
+    normalize_input : str       how the input is scaled first, see `read_normalization`
+    normalize_mask : str or None    mask of the voxels whose statistics count for that
     output_name : str or None   the output of a network that has several
     channels : tuple or None    positions of the channels that are written, in order; the last step
                                 takes them (`selection.py`). None: all are
@@ -287,6 +339,7 @@ class Job:
     given : frozenset of str    names of the options that were given, for notes on those without an
                                 effect
     network : Network or None   that the stages were made of; None: they are a stack
+    is_normalized : bool        the first step does what `normalize_input` says
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -299,6 +352,8 @@ class Job:
     axes: str | None = None
     spacing: str | None = None
     data_format: str = "channels_last"
+    normalize_input: str = "none"
+    normalize_mask: str | None = None
     output_name: str | None = None
     channels: str | int | Sequence[int] | None = None
     argmax: bool = False
@@ -326,6 +381,7 @@ class Job:
     files: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()
     network: Network | None = None
+    is_normalized: bool = False
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -366,6 +422,20 @@ class Job:
             )
         check_compression(self.compression)
         means = self.missing.has_weights or self.missing.nan == "ignore"
+        normalization = read_normalization(self.normalize_input)
+        object.__setattr__(self, "normalize_input", normalization.text)
+        asked = setting("normalize_input", normalization.text)
+        if self.normalize_mask is not None and normalization.method == "none":
+            raise SpecError(
+                f"{setting('normalize_mask', self.normalize_mask)} needs "
+                f"{setting('normalize_input', 'zscore')} or another normalization: pass it, too, "
+                "or leave the mask out"
+            )
+        if normalization.method != "none" and (self.missing != NOTHING or self.beside):
+            raise SpecError(
+                f"{asked} does not go with a mask of means, missing values, {setting('nan')} or a "
+                "second output: leave one of them out"
+            )
         if self.selects and (means or self.beside):
             raise SpecError(
                 f"{self.selects} does not go with a mask, missing values, "

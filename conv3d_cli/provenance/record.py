@@ -133,6 +133,8 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
         "Input": volume_record(prepared.reader.header),
         "Output": volume_record(prepared.header),
     }
+    if prepared.normalized is not None:
+        found["Input"]["Normalization"] = prepared.normalized.record()
     if prepared.label_names:
         found["Output"]["Labels"] = {str(n): name for n, name in prepared.label_names.items()}
     if job.preset is not None:
@@ -193,6 +195,8 @@ def done_text(prepared: PreparedJob, rename: Rename) -> str:
         done.append("argmax")
     elif job.selects:
         done.append("channels " + ",".join(map(str, read_channels(job.channels))))
+    if prepared.normalized is not None:
+        done[0] += f" after normalizing by {prepared.normalized.method}"
     return ", then ".join(done)
 
 

@@ -550,6 +550,30 @@ class Settings:
         "rounded half to even and clipped to their range; clipped voxels are counted.  [default: "
         "float32, or for a copy (-k identity) one that holds every value]",
     )
+    normalize_input: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="METHOD",
+        default="none",
+        config=Value((str,), 'a string such as "zscore"'),
+        help="Scale each channel of the input first by its own statistics, which takes a pass over "
+        "the volume: zscore (mean 0, standard deviation 1), minmax (range 0 to 1), or "
+        "percentile:LO,HI, as in percentile:1,99 (these become 0 and 1; nothing is clipped). With "
+        ":nonzero after it, only voxels that are not 0 count for the statistics.",
+    )
+    normalize_mask: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="MASK",
+        file=File.READ,
+        config=Value((str,), "a file's name"),
+        help="Take the statistics of --normalize-input from the voxels where this volume is above "
+        "0.",
+    )
     output_name: str | None = option(
         TEXT,
         Place.JOB,
