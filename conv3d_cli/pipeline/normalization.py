@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.model.volume import VolumeReader, parts_in_storage_order
 from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.pipeline.request import (
@@ -142,12 +142,10 @@ def normalize(
     reader : VolumeReader   of the input, which is not read here
     reopened : callable     opens the input once more
     mask : Mask or None     whose voxels count
-    Raises: SpecError for a pipe; ShapeError for several volumes, no voxel, and constant ones.
+    Raises: ShapeError for several volumes, no voxel, and constant ones.
     """
     wanted = read_normalization(job.normalize_input)
     asked = setting("normalize_input", wanted.text)
-    if job.source == "-":
-        raise SpecError(f"{asked} reads the input twice, and a pipe is read once: name a file")
     count, channels = reader.header.shape[0], reader.header.shape[4]
     if count != 1:
         raise ShapeError(

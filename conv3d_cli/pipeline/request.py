@@ -431,6 +431,8 @@ class Job:
                 f"{setting('normalize_input', 'zscore')} or another normalization: pass it, too, "
                 "or leave the mask out"
             )
+        if normalization.method != "none" and self.source == "-":
+            raise SpecError(f"{asked} reads the input twice, and a pipe is read once: name a file")
         if normalization.method != "none" and (self.missing != NOTHING or self.beside):
             raise SpecError(
                 f"{asked} does not go with a mask of means, missing values, {setting('nan')} or a "

@@ -263,12 +263,7 @@ def test_what_cannot_be_normalized_is_refused(
     np.save("empty.npy", np.zeros((3, 4, 5)))
     np.save("nan.npy", np.full((3, 4, 5), np.nan))
     np.save("series.npy", np.stack([cube, cube]))
-    from click.testing import CliRunner
-
-    from conv3d_cli.cli import main
-
     job = ["apply", source, "-k", "identity", "-o", "y.npy", "--normalize-input", *options]
-    result = CliRunner().invoke(main, job, input=Path("x.npy").read_bytes())
-    assert result.exit_code == code, result.output
+    result = run(*job, code=code)
     assert words in error_line(result.stderr)
     assert not Path("y.npy").exists()
