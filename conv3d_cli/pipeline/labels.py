@@ -67,7 +67,10 @@ def check_label_names(path: str, names: dict[int, str], count: int) -> str:
 
 def _rows(path: str, text: str) -> list[tuple[str, str]]:
     """The cells `index` and `name` of a table."""
-    rows = [row for row in csv.reader(text.splitlines(), delimiter="\t") if any(row)]
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), delimiter="\t") if any(row)]
+    except csv.Error as error:
+        raise _refused(path, f"it is no table ({error})") from None
     columns = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "index" not in columns or "name" not in columns:
         raise _refused(path, "its first line has no columns index and name")

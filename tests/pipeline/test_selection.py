@@ -430,6 +430,7 @@ def test_the_sidecar_has_the_names_of_labels(name: str, cube: Array, run: Any) -
         ("1\tbackground\n", "no columns index and name"),
         ("index\tname\n0\n", "row 2 has 1 of 2 columns"),
         ("index\tname\n", "it names no label"),
+        ("index\tname\n0\t" + "x" * 140_000, "it is no table"),
         ("index\tname\n1.5\tx\n", "received '1.5'"),
     ],
 )
