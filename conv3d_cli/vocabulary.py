@@ -51,7 +51,7 @@ OPTIONS = _each(
         "output-dir outdir output-folder out-folder output-directory outputdir odir dest-dir d": (
             "--out-dir {DIR}"
         ),
-        "out outfile output-file output-name dest destination out-file save to": "-o {OUT}",
+        "out outfile output-file dest destination out-file save to": "-o {OUT}",
         "postfix append out-suffix": "--suffix {TEXT}",
         "nthreads n-threads num-threads numthreads omp-nthreads nt cpus ncpus cores n-cores": (
             "-j {N}"
@@ -102,15 +102,17 @@ OPTIONS = _each(
         "axis dims dimension-order axis-order": "--axes {LETTERS}",
         "filelist file-list list csv tsv table input-list": "--manifest {FILE}",
         "dask cluster client address": "--scheduler {ADDRESS}",
+        "channel select-channels": "--channels {N}",
+        "arg-max segment segmentation": "--argmax",
+        "output-layer output-node head": "--output-name {NAME}",
+        "zscore z-score standardize standardise": "--normalize-input zscore",
+        "minmax min-max": "--normalize-input minmax",
     }
 )
 
 # Options of other tools for which there is nothing here, and what to do.
 ABSENT = _each(
     {
-        "channel channels": (
-            "every channel is convolved by itself; `conv3d view --channel N` shows one"
-        ),
         "i in input infile input-file in-file": "write the volume's name alone, without an option",
         "gpu cuda device": "there is no engine for GPUs; see `conv3d help gpu`",
         "version": "`conv3d --version` tells the version",
@@ -150,6 +152,13 @@ VALUES: dict[str, dict[str, str]] = {
             "whole-sample reflect101 reflect-101": "mirror",
             "grid-constant const value": "constant=0",
             "normalize normalized renormalise": "renormalize",
+        }
+    ),
+    "normalize_input": _each(
+        {
+            "z-score standard standardize standardise": "zscore",
+            "min-max range": "minmax",
+            "percentiles quantile quantiles": "percentile",
         }
     ),
     "padding": _each({"same-upper upper": "same", "lower": "same_lower", "none no": "valid"}),

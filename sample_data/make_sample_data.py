@@ -11,12 +11,16 @@ beads.tif       an ImageJ hyperstack of beads in two channels, 0.3 x 0.1 x 0.1 m
 cube.npy        a float32 cube with two channels
 psf.tif         a measured-looking point spread function for the beads
 layer.npz       kernel (3, 3, 3, 2, 4) and bias of a Conv3D layer; layer.toml runs it
+meshnet/        a network of dilated convolutions, which tells the brain of head.nii.gz from its
+                scalp and the rest; a TF.js model with made weights, and the names of its labels
 """
 
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -148,9 +152,63 @@ def cube_and_layer() -> None:
     )
 
 
+def meshnet() -> None:
+    """The chain of MeshNet, with two channels: the voxel's own brightness, and its surroundings'.
+
+    Three dilated layers smooth the second; the last one scores three classes by both.
+    """
+    binomial = np.array([1, 2, 1]) / 4
+    smooth = np.einsum("i,j,k->ijk", binomial, binomial, binomial)
+    own = np.zeros((3, 3, 3))
+    own[1, 1, 1] = 1
+    dim, bright = 0.19, 0.44  # of 1000: air, bone and fluid | scalp | brain
+    layers: list[tuple[str, int, np.ndarray, np.ndarray]] = []
+    for number, dilation in enumerate((1, 2, 4)):
+        channels = 2 if number else 1
+        kernel = np.zeros((3, 3, 3, channels, 2))
+        kernel[..., 0, 0] = own
+        kernel[..., -1, 1] = smooth
+        layers.append(
+            (f"dilated_{dilation}", dilation, kernel / (1 if number else 1000), np.zeros(2))
+        )
+    scores = np.zeros((1, 1, 1, 2, 3))
+    scores[0, 0, 0] = np.outer((0.8, 0.2), (0, 1, 2))
+    layers.append(("scores", 1, scores, np.array([0, -dim, -dim - bright])))
+
+    shape = [None, None, None, None, 1]
+    described: list[dict[str, Any]] = [
+        {"class_name": "InputLayer", "config": {"name": "volume", "batch_input_shape": shape}}
+    ]
+    tensors, content = [], b""
+    for name, dilation, kernel, bias in layers:
+        config = {
+            "name": name, "filters": len(bias), "kernel_size": kernel.shape[:3],
+            "dilation_rate": [dilation] * 3, "padding": "same", "use_bias": True,
+            "activation": "linear" if name == "scores" else "relu",
+        }  # fmt: skip
+        described.append({"class_name": "Conv3D", "config": config})
+        for kind, values in (("kernel", kernel), ("bias", bias)):
+            tensors.append({"name": f"{name}/{kind}", "shape": values.shape, "dtype": "float32"})
+            content += values.astype("<f4").tobytes()
+    shard = "group1-shard1of1.bin"
+    model = {"class_name": "Sequential", "config": {"name": "meshnet", "layers": described}}
+    text = json.dumps(
+        {
+            "format": "layers-model",
+            "modelTopology": {"keras_version": "2.7.0", "model_config": model},
+            "weightsManifest": [{"paths": [shard], "weights": tensors}],
+        }
+    )
+    folder = HERE / "meshnet"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.json").write_text(text + "\n")
+    (folder / shard).write_bytes(content)
+    (folder / "labels.tsv").write_text("index\tname\n0\tbackground\n1\tscalp\n2\tbrain\n")
+
+
 def main() -> None:
     """Make all and say how large they are."""
-    for make in (head, series, beads, psf, cube_and_layer):
+    for make in (head, series, beads, psf, cube_and_layer, meshnet):
         make()
     total = sum(f.stat().st_size for f in HERE.rglob("*") if f.is_file())
     print(f"sample data: {total / 1e3:.0f} kB in {HERE}")

@@ -241,6 +241,11 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
     Raises: ShapeError if the volume is already smoother along an axis; SpecError for several
     stages, for strides, and for a length that cannot be parsed.
     """
+    if job.selects:
+        raise SpecError(
+            f"{setting('to_fwhm')} estimates the smoothness of all channels: leave out "
+            f"{job.selects}"
+        )
     stage = job.convolutions[0]
     if len(job.stages) > 1 or stage.spec(is_layer=False).strides not in (1, (1, 1, 1), [1, 1, 1]):
         raise SpecError(

@@ -26,10 +26,12 @@ from conv3d_cli.model.box import Box
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
+from conv3d_cli.network.operations.base import Window, spans_of
 from conv3d_cli.network.operations.catalogue import OPERATIONS
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
     PreparedStage,
+    PreparedStep,
     open_job_mask,
     open_source,
     prepare_job,
@@ -271,7 +273,9 @@ def _expected_box(
 
     A layer gives all its filters, a filter only the requested channel.
     """
-    stage = prepared.convolutions[number]
+    stage = prepared.stages[number]
+    if isinstance(stage, PreparedStep):
+        return _expected_step(prepared, number, stage, inputs, n, outputs)
     problem, kernel = stage.problem, stage.kernel
     window = _Window.around(problem, outputs)
     missing = prepared.job.missing if number == 0 else NOTHING
@@ -315,6 +319,28 @@ def _expected_box(
         sums, errors = (np.sqrt((a**2).sum(axis=3, keepdims=True)) for a in (sums, errors))
         errors += rounding * sums
     return _activated(stage, sums, errors)
+
+
+def _expected_step(
+    prepared: PreparedJob, number: int, step: PreparedStep, inputs: _Inputs, n: int, outputs: Box
+) -> tuple[Reals, Reals]:
+    """The correct output of a step of a stack in a box, and the error allowed, of all channels."""
+    operation = step.operation
+    box = spans_of(operation, 0, outputs)
+    if number == 0:
+        values = _read(inputs.volume, n, slice(0, operation.inputs[0].channels), box)
+        bounds = np.zeros_like(values)
+    else:
+        values, bounds = _expected_box(prepared, number - 1, inputs, n, 0, box)
+    if values.shape[3] < operation.inputs[0].channels:  # a filter gives a channel at a time
+        found = [
+            _expected_box(prepared, number - 1, inputs, n, channel, box)
+            for channel in range(operation.inputs[0].channels)
+        ]
+        values, bounds = (np.concatenate(parts, axis=3) for parts in zip(*found, strict=True))
+    taken, off = Window(values, box.start), Window(bounds, box.start)
+    rounding = BOUNDS[prepared.job.precision]
+    return operation.define([taken], outputs), operation.bounds([taken], [off], outputs, rounding)
 
 
 def _channels_read(stage: PreparedStage, channel: int) -> slice:

@@ -229,7 +229,7 @@ def _heading(prepared: PreparedJob, number: int) -> str:
         return name
     names = stage_names(prepared.job)
     taken = [names[n] if n >= 0 else "the volume" for n in prepared.stages[number].inputs]
-    return f"{name}, of {', '.join(taken)}"
+    return f"{name and f'{name}, '}of {', '.join(taken)}"
 
 
 def _step_text(layer: dict[str, Any]) -> str:

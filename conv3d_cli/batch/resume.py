@@ -66,6 +66,8 @@ NO_SETTINGS = {
     "checks",
     "share_of_start",
     "network",  # its stages are compared
+    "label_names",  # the bytes of its file are
+    "normalize_mask",
     *fields_not_compared(Place.JOB),
 }
 NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}
@@ -434,6 +436,9 @@ def settings_of(job: Job) -> Record:
     missing = _differing(job.missing, {"mask"})
     if missing or job.missing.mask is not None:
         result["missing"] = {**missing, "mask": _part(job.missing.mask)}
+    for name in ("label_names", "normalize_mask"):
+        if getattr(job, name) is not None:
+            result[name] = _part(getattr(job, name)) or True
     if (part := _part(job.source)) is not None:
         result["part"] = part
     result |= {output.role: os.path.basename(output.path) for output in job.beside}

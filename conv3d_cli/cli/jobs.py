@@ -110,6 +110,8 @@ class MergedSettings:
         found: list[Any] = [
             *run.files,
             run.mask,
+            run.normalize_mask,
+            run.label_names,
             *(getattr(run, option) for option in OUTPUT_OPTIONS),
         ]
         for stage in self.merged.stages:

@@ -12,7 +12,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,6 +84,7 @@ class Outcome:
     low, high : arrays          range of values of each channel; empty if nobody needs it
     missing : int               reads of chunks that the input does not store
     losses : tuple              of each convolution, as `Convolution.losses`
+    lost : tuple of int         of each other operation, as `Operation.lost`
     checks : CheckReport        what the checksums of its tiles found; None without them
     error : (class, message)    why the task failed, or None. Not as an exception, because not every
                                 exception can be pickled.
@@ -96,6 +97,7 @@ class Outcome:
     high: np.ndarray
     missing: int
     losses: tuple[Losses | None, ...] = ()
+    lost: tuple[int, ...] = ()
     checks: CheckReport | None = None
     error: tuple[str, str] | None = None
 
@@ -231,7 +233,7 @@ def run_on_cluster(
             )
         assert isinstance(writer, ZarrWriter)
         with writer:
-            pickled_job = pickle.dumps(frozen_job(job, prepared))
+            pickled_job = pickle.dumps(frozen_job(prepared))
             target = writer.target()
             tasks = [
                 Task(target, part, box)
@@ -251,7 +253,7 @@ def run_on_cluster(
                 missing += outcome.missing
                 seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
-                _add_losses(prepared, outcome.losses)
+                _add_losses(prepared, outcome)
                 if outcome.checks is not None:
                     checked = outcome.checks.plus(checked)
                 if progress is not None:
@@ -292,11 +294,13 @@ def run_on_cluster(
     )
 
 
-def _add_losses(prepared: PreparedJob, losses: Sequence[Losses | None]) -> None:
-    """Add what a task lost to the losses of the job's convolutions."""
-    for stage, found in zip(prepared.convolutions, losses, strict=True):
+def _add_losses(prepared: PreparedJob, outcome: Outcome) -> None:
+    """Add what a task lost to the losses of the job's convolutions and other operations."""
+    for stage, found in zip(prepared.convolutions, outcome.losses, strict=True):
         if found is not None and stage.convolution.losses is not None:
             stage.convolution.losses = stage.convolution.losses.plus(found)
+    for operation, lost in zip(prepared.graph.operations, outcome.lost, strict=True):
+        operation.lost += lost
 
 
 def check_suited(prepared: PreparedJob) -> None:
@@ -338,12 +342,13 @@ def check_suited(prepared: PreparedJob) -> None:
         raise SpecError(f"--scheduler does not take {ROLES[output.role].flag} yet: leave it out")
 
 
-def frozen_job(job: Job, prepared: PreparedJob) -> Job:
+def frozen_job(prepared: PreparedJob) -> Job:
     """The job to send to workers, with nothing left to read or decide.
 
     Its kernels are final: read or drawn, adapted, and constrained. The path of its input is
     absolute, because each worker has its own working directory.
     """
+    job = prepared.job
     folder = local_folder(job.source)
     stages = tuple(
         done.stage.with_made_kernel(done.kernel) if isinstance(done, PreparedStage) else done.step
@@ -353,6 +358,8 @@ def frozen_job(job: Job, prepared: PreparedJob) -> Job:
         job,
         source=job.source if folder is None else os.path.abspath(folder),
         stages=stages,
+        label_names=None,
+        normalize_mask=None,
         threads=1,
     )
 
@@ -617,16 +624,19 @@ def run_task(task: Task, job: bytes) -> Outcome:
             computing = time.perf_counter()
             for convolution in convolutions:
                 convolution.take_losses()  # of a task that failed
+            for operation in graph.operations:
+                operation.lost = 0
             take_checks(convolutions)
             clipped = compute_box(graph, given, scale, channels, task.box, out, state.team)
             missing = state.reader.take_missing()
             losses = tuple(convolution.take_losses() for convolution in convolutions)
+            lost = tuple(operation.lost for operation in graph.operations)
             checks = take_checks(convolutions)
             writing = time.perf_counter()
             low, high = task.target.write(n, task.box.start, outputs.start, out, state.thread)
             ended = time.perf_counter()
         seconds = (computing - started, writing - computing, ended - writing)
-        return Outcome(out.size, clipped, seconds, low, high, missing, losses, checks)
+        return Outcome(out.size, clipped, seconds, low, high, missing, losses, lost, checks)
     except Conv3DError as error:
         empty = np.empty(0)
         failure = type(error).__name__, str(error)

@@ -352,6 +352,7 @@ class VolumeHeader:
                                 in order; () if they have no names
     is_filtered : bool          of an output: its values are computed, not copied, so what they mean
                                 may be another thing than `metadata` says
+    is_labels : bool            of an output: its values are labels
     history : tuple of str      the steps that made it, oldest first: lines "PROGRAM STEP: COMMAND"
     facts : Facts               what the file tells besides
     """
@@ -367,6 +368,7 @@ class VolumeHeader:
     history: tuple[str, ...] = ()
     facts: Facts = field(default_factory=Facts)
     is_filtered: bool = False
+    is_labels: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

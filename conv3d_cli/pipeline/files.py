@@ -11,7 +11,8 @@ from conv3d_cli.pipeline.request import Job, Stage
 
 
 def input_files(job: Job) -> dict[str, tuple[str, ...]]:
-    """The files that a running job reads, by role: "input", "mask", "kernel".
+    """The files that a running job reads, by role: "input", "mask",
+    "normalization mask", "label names", "kernel".
 
     A Zarr store counts as one folder. Files that were read to make the job (weights, biases,
     configs) are listed by `settings_files`.
@@ -20,6 +21,10 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
     files = {} if job.source == "-" else {"input": volume_files(job.source)}
     if job.missing.mask is not None:
         files["mask"] = volume_files(job.missing.mask)
+    if job.normalize_mask is not None:
+        files["normalization mask"] = volume_files(job.normalize_mask)
+    if job.label_names is not None:
+        files["label names"] = (job.label_names,)
     for number, stage in enumerate(job.stages, 1):
         if isinstance(stage, Stage) and (path := kernel_file(stage)) is not None:
             files["kernel" if len(job.stages) == 1 else f"kernel of layer {number}"] = (

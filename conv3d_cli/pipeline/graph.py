@@ -155,6 +155,11 @@ class Graph:
         """All convolutions, in order."""
         return [node.convolution for node in self.nodes if isinstance(node, ConvolutionNode)]
 
+    @cached_property
+    def operations(self) -> list[Operation]:
+        """All other operations, in order."""
+        return [node.operation for node in self.nodes if isinstance(node, OperationNode)]
+
     @property
     def last(self) -> Convolution:
         """The convolution whose output is written."""
@@ -172,9 +177,7 @@ class Graph:
     @property
     def needs_whole(self) -> bool:
         """Whether a node needs its whole input at once."""
-        return any(
-            isinstance(node, OperationNode) and node.operation.needs_whole for node in self.nodes
-        )
+        return any(operation.needs_whole for operation in self.operations)
 
     def use_threads(self, threads: int) -> None:
         """Plan all convolutions for another number of threads."""

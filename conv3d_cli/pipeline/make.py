@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from conv3d_cli.kernels import orient_kernel
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.pipeline.outputs import outputs_beside
 from conv3d_cli.pipeline.request import Job, Stage, Step
+from conv3d_cli.pipeline.selection import select_in_network, select_in_stack
 from conv3d_cli.settings.merge import JobSettings
 from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import Settings
+
+if TYPE_CHECKING:
+    from conv3d_cli.network.graph import Network
 
 
 def make_job(source: str, target: str, settings: JobSettings) -> Job:
@@ -23,11 +29,14 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
     >>> job.stages[0].kernel, job.missing.nan, job.gz_level
     ('box:size=3', 'ignore', 2)
     """
+    network = settings.network
+    if network is not None:
+        network = select_in_network(network, settings.run)
     return Job(
         source=source,
         target=target,
-        stages=_stages(settings),
-        network=settings.network,
+        stages=_stages(settings, network),
+        network=network,
         missing=Missing(**settings.run.arguments(Place.MISSING)),
         beside=outputs_beside(settings.run.given()),
         preset=settings.preset,
@@ -37,12 +46,12 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
     )
 
 
-def _stages(settings: JobSettings) -> tuple[Stage | Step, ...]:
-    if settings.network is None:
-        return tuple(map(make_stage, settings.stages))
+def _stages(settings: JobSettings, network: Network | None) -> tuple[Stage | Step, ...]:
+    if network is None:
+        return select_in_stack([*map(make_stage, settings.stages)], settings.run)
     from conv3d_cli.pipeline.lowering import lower_network  # few jobs have a network
 
-    return lower_network(settings.network)
+    return lower_network(network)
 
 
 def make_stage(settings: Settings) -> Stage:

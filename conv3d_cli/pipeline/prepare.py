@@ -17,7 +17,7 @@ import numpy as np
 
 from conv3d_cli.convolution.assemble import ResolvedConvolution, assemble, resolve_convolution
 from conv3d_cli.convolution.prepared import Convolution
-from conv3d_cli.errors import ShapeError, setting
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.formats import (
     is_stream,
     lost_provenance,
@@ -36,12 +36,14 @@ from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.network.operations.base import Operation, Shape
+from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.flow import whole_nodes
 from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.kernels import resolve_kernel
+from conv3d_cli.pipeline.labels import check_label_names, read_label_names
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
     MemoryUse,
@@ -58,6 +60,7 @@ from conv3d_cli.pipeline.request import (
     Step,
     inputs_of,
 )
+from conv3d_cli.pipeline.selection import check_selection
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from conv3d_cli.engine import Plan
     from conv3d_cli.network.shapes import ShapedNetwork
     from conv3d_cli.pipeline.boxes.stream import BoxJob
+    from conv3d_cli.pipeline.normalization import Normalized
 
 
 @dataclass
@@ -131,6 +135,8 @@ class PreparedJob:
     spooled : frozenset of int  stages, or -1 for the volume, whose output goes to a temporary file,
                                 since several stages take it at different times
     network : ShapedNetwork or None     that the stages were made of
+    label_names : dict          names of the labels that are written, by number
+    normalized : Normalized or None     statistics by which the first step scales the input
     memory_use : MemoryUse      at the peak of the process
     mask : Mask or None         its reader is open
     notes : list of str         for the user
@@ -149,6 +155,8 @@ class PreparedJob:
     notes: list[str] = field(default_factory=list)
     spooled: frozenset[int] = frozenset()
     network: ShapedNetwork | None = None
+    label_names: dict[int, str] = field(default_factory=dict)
+    normalized: Normalized | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -201,8 +209,27 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
         reader = stack.enter_context(open_source(job))
         with naming(reader):
             mask = stack.enter_context(open_job_mask(job, reader.header))
-            prepared = _prepare(job, reader, mask)
+            normalized = None
+            if job.normalize_input != "none" and not job.is_normalized:
+                job, normalized = _normalize(job, reader)
+            prepared = _prepare(job, reader, mask, normalized)
         yield prepared
+
+
+def _normalize(job: Job, reader: VolumeReader) -> tuple[Job, Normalized]:
+    """The job after the first pass over its input, and what was found.
+
+    Raises: as `normalization.normalize`.
+    """
+    from conv3d_cli.pipeline.normalization import normalize  # few jobs do
+
+    with ExitStack() as stack:
+        mask = None
+        if job.normalize_mask is not None:
+            with job.limits():
+                opened = open_mask(job.normalize_mask, reader.header, spacing=given_spacing(job))
+                mask = stack.enter_context(opened)
+        return normalize(job, reader, lambda: open_source(job), mask)
 
 
 @contextmanager
@@ -308,6 +335,20 @@ class _Resolved(NamedTuple):
         """The convolution whose output is written."""
         return self.convolutions[-1].resolved
 
+    @property
+    def selecting(self) -> Operation | None:
+        """The operation after which nothing is computed: it selects what is written."""
+        step = self.stages[-2] if len(self.stages) > 1 else None
+        last = self.stages[-1]
+        is_copy = isinstance(last, _ResolvedStage) and last.resolved.is_copy
+        return step.operation if isinstance(step, _ResolvedStep) and is_copy else None
+
+    @property
+    def labels(self) -> int:
+        """The number of labels that are written; 0 for other values."""
+        operation = self.selecting
+        return operation.inputs[0].channels if isinstance(operation, ArgMax) else 0
+
 
 class _StreamOrder(NamedTuple):
     """The order of streaming: see `_stream_order`, `StreamPlan` and `PreparedJob`."""
@@ -317,12 +358,17 @@ class _StreamOrder(NamedTuple):
     spool_output: bool
 
 
-def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
+def _prepare(
+    job: Job, reader: VolumeReader, mask: Mask | None, normalized: Normalized | None
+) -> PreparedJob:
     notes = list(reader.notes)
+    if normalized is not None:
+        notes.append(normalized.note())
     if mask is not None:
         notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
     with ceiling_of_memory(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
+    names = _label_names(job, chain, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
@@ -378,6 +424,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         notes=notes,
         spooled=spooled,
         network=chain.network,
+        label_names=names,
+        normalized=normalized,
     )
 
 
@@ -438,6 +486,8 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
         if isinstance(stage, Step):
             from conv3d_cli.network.operations.catalogue import make_operation
 
+            if job.selects and number == len(job.stages) - 2:
+                check_selection(job, shapes[inputs[0]][4])
             operation = make_operation(stage.node, [Shape(*shapes[n][1:]) for n in inputs])
             chain.append(_ResolvedStep(stage, inputs, operation))
             # the place of a network's voxels is known from the network itself
@@ -468,6 +518,21 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
     return _Resolved(chain, network)
 
 
+def _label_names(job: Job, chain: _Resolved, notes: list[str]) -> dict[int, str]:
+    """The names of the labels that are written. Raises: FormatError, ShapeError, SpecError."""
+    if job.label_names is None:
+        return {}
+    if not chain.labels:
+        raise SpecError(
+            f"{setting('label_names', job.label_names)} is for labels, and the network gives none: "
+            f"pass {setting('argmax', True)}, too, or leave it out"
+        )
+    names = read_label_names(job.label_names)
+    if note := check_label_names(job.label_names, names, chain.labels):
+        notes.append(note)
+    return names
+
+
 def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHeader:
     """The header of the output. Raises: ShapeError for --scale auto with RGB voxels."""
     grid, transform = source.grid, VoxelTransform()
@@ -482,14 +547,16 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
     last = chain.last
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
     copies = len(chain.stages) == 1 and last.is_copy and _regularizer(chain) is None
-    dtype = _output_dtype(job, source, copies)
-    header = output_header(job.target, source, shape, grid, transform, dtype)
-    header = replace(header, is_filtered=not copies)
-    if last.kernel.is_bank and not last.magnitude:
-        header = replace(header, components=last.kernel.filter_names)
-    elif _mixes_channels(chain):  # no channel is one of the input's
-        facts = replace(header.facts, channel_names=(), channel_colors=())
-        header = replace(header, facts=facts)
+    dtype = _output_dtype(job, source, copies, chain.labels)
+    plain = bool(job.selects) and shape[4] == 1
+    header = output_header(job.target, source, shape, grid, transform, dtype, plain)
+    header = replace(header, is_filtered=not copies, is_labels=chain.labels > 0)
+    taken = chain.selecting
+    if isinstance(taken, TakeChannels):
+        before = _with_names(header, _Resolved(chain.stages[:-2], chain.network))
+        header = _taken_names(before, taken)
+    else:
+        header = _with_names(header, chain)
     if job.history:
         header = replace(header, history=(*source.history, job.history))
     if job.scale == "auto" and "s" in header.axes.letters:
@@ -498,6 +565,36 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
             "leave it out"
         )
     return header
+
+
+def _with_names(header: VolumeHeader, chain: _Resolved) -> VolumeHeader:
+    """The header of an output with what names its channels."""
+    layers = [one for one in chain.stages if isinstance(one, _ResolvedStage)]
+    last = layers[-1].resolved if layers else None
+    if last is not None and last.kernel.is_bank and not last.magnitude:
+        return replace(header, components=last.kernel.filter_names)
+    if last is not None and not _mixes_channels(chain):
+        return header
+    # no channel is one of the input's
+    return replace(header, facts=replace(header.facts, channel_names=(), channel_colors=()))
+
+
+def _taken_names(header: VolumeHeader, taken: TakeChannels) -> VolumeHeader:
+    """The header of an output of some channels, with their names.
+
+    header : VolumeHeader       with the names of all of them
+    """
+    channels, components = taken.inputs[0].channels, header.components
+    if len(components) == channels:
+        return replace(header, components=tuple(components[n] for n in taken.taken))
+    axes = Axes("czyx", (channels, 1, 1, 1))
+    every = replace(header, axes=axes)
+    names, colors = (
+        tuple(own[n] for n in taken.taken) if own else ()
+        for own in (every.channel_names, every.channel_colors)
+    )
+    facts = replace(header.facts, channel_names=names, channel_colors=colors)
+    return replace(header, facts=facts, components=())
 
 
 def _regularizer(chain: _Resolved) -> Any:
@@ -537,12 +634,15 @@ def _shift_notes(job: Job, header: VolumeHeader, chain: _Resolved) -> list[str]:
     ]
 
 
-def _output_dtype(job: Job, source: VolumeHeader, copies: bool) -> np.dtype[Any]:
+def _output_dtype(job: Job, source: VolumeHeader, copies: bool, labels: int = 0) -> np.dtype[Any]:
     """The dtype of the output; `same` is the input's, and a copy's default holds every value.
 
+    labels : int        how many there are to write; 0: other values
     Raises: ShapeError under `same` for a dtype that no output has, for integers with a scale that
     the output would not have, and for --scale auto with floats.
     """
+    if job.dtype is None and labels:
+        return np.dtype(next(name for most, name in _LABEL_DTYPES if labels <= most))
     if job.dtype is None:
         return np.dtype(_copy_dtype(source) if copies else np.float32)
     if job.dtype != SAME_DTYPE:
@@ -562,6 +662,10 @@ def _output_dtype(job: Job, source: VolumeHeader, copies: bool) -> np.dtype[Any]
             f"{auto} (NIfTI), too, or {cure}"
         )
     return dtype
+
+
+# the most labels that are written in a dtype
+_LABEL_DTYPES = ((255, "uint8"), (65535, "uint16"), (math.inf, "uint32"))
 
 
 def _assemble_stages(
@@ -704,6 +808,7 @@ def output_header(
     grid: Grid,
     transform: VoxelTransform,
     dtype: np.dtype[Any],
+    plain: bool = False,
 ) -> VolumeHeader:
     """The header of an output volume, with its axes in the order of its format.
 
@@ -713,11 +818,14 @@ def output_header(
     grid : Grid                     of the output
     transform : VoxelTransform      from output voxels to input voxels
     dtype : dtype                   of the output
+    plain : bool                    its one channel has no axis, unless its file would be read wrong
     """
     letters = source.axes.letters_after(shape)
+    if plain and (output_format(target).names_axes or not source.axes.batch_letters):
+        letters = "".join(a for a in letters if a not in "cs")
     channels = shape[4]
     sizes = dict(zip("zyx", shape[1:4], strict=True))
-    if len([a for a in letters if a in "cs"]) < 2:
+    if not plain and len([a for a in letters if a in "cs"]) < 2:
         sizes[next((a for a in letters if a in "cs"), "c")] = channels
     letters = output_format(target).output_letters(letters, channels, dtype)
     channel_letters = [a for a in letters if a in "cs"]

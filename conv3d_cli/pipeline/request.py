@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from conv3d_cli.errors import SpecError, name_hint, setting, words
+import numpy as np
+
+from conv3d_cli.errors import SpecError, name_hint, named, setting, unknown_name, words
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
 from conv3d_cli.formats.zarr.remote import check_timeout, waiting
 from conv3d_cli.kernels.lengths import read_spacing
@@ -35,6 +38,80 @@ SAME_DTYPE = "same"
 # the default boundaries of filters and of layers
 FILTER_BOUNDARY, LAYER_BOUNDARY = Boundary("symmetric"), Boundary("zeros")
 DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # the default initializers, as in Keras
+
+
+def read_channels(value: Any) -> tuple[int, ...]:
+    """Positions of channels, counted from 0, as an option, a config or Python gives them.
+
+    Raises: SpecError.
+
+    >>> read_channels("1, 2"), read_channels([0]), read_channels(3)
+    ((1, 2), (0,), (3,))
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    texts = [part.strip() if isinstance(part, str) else part for part in parts]
+    found = [
+        int(text)
+        for text in texts
+        if (isinstance(text, str) and text.isascii() and text.isdigit())
+        or (isinstance(text, (int, np.integer)) and not isinstance(text, bool) and text >= 0)
+    ]
+    if not texts or len(found) != len(texts):
+        raise SpecError(
+            "channels must be whole numbers, counted from 0, with commas between them, as in "
+            f"{setting('channels', '1,2')}; received {value!r:.60}"
+        )
+    return tuple(found)
+
+
+NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
+
+
+class InputNormalization(NamedTuple):
+    """How an input is scaled by its own statistics.
+
+    method : str            one of `NORMALIZATIONS`
+    percentiles : (LO, HI)  that become 0 and 1, of "percentile"
+    nonzero : bool          only voxels that are not 0 count
+    """
+
+    method: str
+    percentiles: tuple[float, float] = (0.0, 100.0)
+    nonzero: bool = False
+
+    @property
+    def text(self) -> str:
+        """As the option is written."""
+        own = ":{:g},{:g}".format(*self.percentiles) if self.method == "percentile" else ""
+        return f"{self.method}{own}{':nonzero' if self.nonzero else ''}"
+
+
+def read_normalization(text: str) -> InputNormalization:
+    """The normalization that an option names. Raises: SpecError, UnknownNameError.
+
+    >>> read_normalization("percentile:1,99:nonzero")
+    InputNormalization(method='percentile', percentiles=(1.0, 99.0), nonzero=True)
+    """
+    method, *parts = (part.strip().lower() for part in text.split(":"))
+    if method not in NORMALIZATIONS:
+        raise unknown_name("normalize_input", method, NORMALIZATIONS)
+    nonzero = parts[-1:] == ["nonzero"] and method != "none"
+    parts = parts[:-1] if nonzero else parts
+    if method != "percentile" and not parts:
+        return InputNormalization(method, nonzero=nonzero)
+    try:
+        (numbers,) = parts
+        low, high = map(float, numbers.split(","))
+    except ValueError:
+        low = high = math.nan
+    if method != "percentile" or not 0 <= low < high <= 100:
+        raise SpecError(
+            f"{named('normalize_input')} must be zscore, minmax, percentile:LO,HI with percentages "
+            "from 0 to 100, as in percentile:1,99, each perhaps with :nonzero after it, or none; "
+            f"received {text!r:.60}"
+        )
+    return InputNormalization(method, (low, high), nonzero)
 
 
 @dataclass(frozen=True)
@@ -221,9 +298,17 @@ class Job:
     spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
                                 and mask do not tell (see `model.grid.complete_grid`)
     data_format : str           "channels_last" or "channels_first"
+    normalize_input : str       how the input is scaled first, see `read_normalization`
+    normalize_mask : str or None    mask of the voxels whose statistics count for that
+    output_name : str or None   the output of a network that has several
+    channels : tuple or None    positions of the channels that are written, in order; the last step
+                                takes them (`selection.py`). None: all are
+    argmax : bool               what is written is the label of each voxel, of the last step
+    label_names : str or None   file with names of the labels, see `labels.py`
     dtype : str or None         of the output voxels; integers are rounded half to even and
-                                saturated. None: float32, or for a copy, which computes nothing, a
-                                dtype that holds every value
+                                saturated. None: float32; for labels uint8, or a wider dtype that
+                                holds them; for a copy, which computes nothing, a dtype that holds
+                                every value
     precision : str             of the arithmetic, "float32" or "float64"
     threads : int or None       None: see `machine.thread_count`
     max_memory : int or None    ceiling of the whole process in bytes; None: see
@@ -254,6 +339,7 @@ class Job:
     given : frozenset of str    names of the options that were given, for notes on those without an
                                 effect
     network : Network or None   that the stages were made of; None: they are a stack
+    is_normalized : bool        the first step does what `normalize_input` says
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -266,6 +352,12 @@ class Job:
     axes: str | None = None
     spacing: str | None = None
     data_format: str = "channels_last"
+    normalize_input: str = "none"
+    normalize_mask: str | None = None
+    output_name: str | None = None
+    channels: str | int | Sequence[int] | None = None
+    argmax: bool = False
+    label_names: str | None = None
     dtype: str | None = None
     precision: str = "float32"
     threads: int | None = None
@@ -289,6 +381,7 @@ class Job:
     files: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()
     network: Network | None = None
+    is_normalized: bool = False
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -299,6 +392,8 @@ class Job:
     def __post_init__(self) -> None:
         if not self.stages:
             raise SpecError("a job needs at least one layer, received none; give a kernel")
+        if self.channels is not None:
+            object.__setattr__(self, "channels", read_channels(self.channels))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", self.dtype.lower())
         if self.dtype not in (None, *OUTPUT_DTYPES, SAME_DTYPE):
@@ -327,6 +422,29 @@ class Job:
             )
         check_compression(self.compression)
         means = self.missing.has_weights or self.missing.nan == "ignore"
+        normalization = read_normalization(self.normalize_input)
+        object.__setattr__(self, "normalize_input", normalization.text)
+        asked = setting("normalize_input", normalization.text)
+        if self.normalize_mask is not None and normalization.method == "none":
+            raise SpecError(
+                f"{setting('normalize_mask', self.normalize_mask)} needs "
+                f"{setting('normalize_input', 'zscore')} or another normalization: pass it, too, "
+                "or leave the mask out"
+            )
+        if normalization.method != "none" and self.source == "-":
+            raise SpecError(f"{asked} reads the input twice, and a pipe is read once: name a file")
+        if normalization.method != "none" and (self.missing != NOTHING or self.beside):
+            raise SpecError(
+                f"{asked} does not go with a mask of means, missing values, {setting('nan')} or a "
+                "second output: leave one of them out"
+            )
+        if self.selects and (means or self.beside):
+            raise SpecError(
+                f"{self.selects} does not go with a mask, missing values, "
+                f"{setting('nan', 'ignore')} or a second output: write all channels first, and "
+                f"select from that file by {words('-k identity', 'the kernel identity')} and "
+                f"{self.selects}"
+            )
         if means and len(self.stages) > 1:
             raise SpecError(
                 f"a mask, missing values and {setting('nan', 'ignore')} are for one convolution, "
@@ -348,6 +466,16 @@ class Job:
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        if self.label_names is not None and not self.argmax and self.network is None:
+            raise SpecError(
+                f"{setting('label_names', self.label_names)} is for labels: pass "
+                f"{setting('argmax', True)}, too, or leave it out"
+            )
+        if self.scale == "auto" and self.argmax:
+            raise SpecError(
+                f"{setting('scale', 'auto')} stretches values, and {self.selects} writes labels, "
+                "which are stored as they are: leave one of them out"
+            )
         dtype = self.dtype or "float32"
         if self.scale == "auto" and (
             not output_format(self.target).holds_scale or dtype.startswith("float")
@@ -380,6 +508,18 @@ class Job:
         if self.network is not None:
             return f"a network of {count_of(len(self.network.nodes), 'node')}"
         return f"a stack of {count_of(len(self.stages), 'layer')}"
+
+    @property
+    def selects(self) -> str:
+        """The setting that selects what of the last output is written; "" if all of it is.
+
+        >>> Job("in.nii", "out.nii", (Stage("box:size=3"),), channels="1,2").selects
+        "channels='1,2'"
+        """
+        if self.argmax:
+            return setting("argmax", True)
+        chosen = read_channels(self.channels) if self.channels is not None else ()
+        return setting("channels", ",".join(map(str, chosen))) if chosen else ""
 
     @property
     def is_chain(self) -> bool:

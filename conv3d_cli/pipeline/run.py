@@ -435,6 +435,7 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
     real = out if is_copy else first.plan.dtype
     cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
     notes = losses.notes(real, out, cure)
+    notes += filter(None, (operation.lost_note() for operation in prepared.graph.operations))
     if out == np.float64 and job.precision == "float32" and not is_copy:
         notes.append(
             "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "

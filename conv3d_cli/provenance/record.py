@@ -20,7 +20,7 @@ from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.volume import VolumeHeader
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, PreparedStep
-from conv3d_cli.pipeline.request import stage_names
+from conv3d_cli.pipeline.request import read_channels, stage_names
 from conv3d_cli.provenance.command import Rename
 from conv3d_cli.settings.config import is_kernel_file
 from conv3d_cli.system.atomic import sent_to, suffix_of
@@ -133,6 +133,10 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
         "Input": volume_record(prepared.reader.header),
         "Output": volume_record(prepared.header),
     }
+    if prepared.normalized is not None:
+        found["Input"]["Normalization"] = prepared.normalized.record()
+    if prepared.label_names:
+        found["Output"]["Labels"] = {str(n): name for n, name in prepared.label_names.items()}
     if job.preset is not None:
         found["Like"] = {"Tool": job.preset.name, "Settings": job.preset.settings}
     if job.missing != NOTHING:
@@ -179,10 +183,21 @@ def step_record(stage: PreparedStep) -> dict[str, Any]:
 
 def done_text(prepared: PreparedJob, rename: Rename) -> str:
     """What was done to a volume, for a line: the kernels, or the files of a network."""
-    network = prepared.job.network
+    job, network = prepared.job, prepared.job.network
     if network is None:
-        return ", then ".join(kernel_text(stage, rename) for stage in prepared.convolutions)
-    return f"the network {', '.join(map(rename, network.files))}".rstrip()
+        layers = prepared.convolutions[: -1 if job.selects else None]
+        done = [kernel_text(stage, rename) for stage in layers]
+    else:
+        done = [f"the network {', '.join(map(rename, network.files))}".rstrip()]
+        if job.output_name is not None:
+            done[0] += f" (output {job.output_name})"
+    if job.argmax:
+        done.append("argmax")
+    elif job.selects:
+        done.append("channels " + ",".join(map(str, read_channels(job.channels))))
+    if prepared.normalized is not None:
+        done[0] += f" after normalizing by {prepared.normalized.method}"
+    return ", then ".join(done)
 
 
 def layer_record(stage: PreparedStage, grid: Grid, rename: Rename) -> dict[str, Any]:

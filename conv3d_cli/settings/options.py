@@ -550,6 +550,70 @@ class Settings:
         "rounded half to even and clipped to their range; clipped voxels are counted.  [default: "
         "float32, or for a copy (-k identity) one that holds every value]",
     )
+    normalize_input: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="METHOD",
+        default="none",
+        config=Value((str,), 'a string such as "zscore"'),
+        help="Scale each channel of the input first by its own statistics, which takes a pass over "
+        "the volume: zscore (mean 0, standard deviation 1), minmax (range 0 to 1), or "
+        "percentile:LO,HI, as in percentile:1,99 (these become 0 and 1; nothing is clipped). With "
+        ":nonzero after it, only voxels that are not 0 count for the statistics.",
+    )
+    normalize_mask: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="MASK",
+        file=File.READ,
+        config=Value((str,), "a file's name"),
+        help="Take the statistics of --normalize-input from the voxels where this volume is above "
+        "0.",
+    )
+    output_name: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="NAME",
+        config=Value((str,), "a name"),
+        help="Write this output of a network that has several. What only the others need is not "
+        "computed.",
+    )
+    channels: str | int | Sequence[int] | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="N,N,...",
+        config=Value((str, int, list), 'a whole number from 0, or several as in "1,2" or [1, 2]'),
+        help="Write only these channels of the output, in this order. They are counted from 0. One "
+        "channel becomes a plain volume without an axis of channels.  [default: all]",
+    )
+    argmax: bool | None = option(
+        FLAG,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        help="Write the label of each voxel: the number of its largest channel. Channels are "
+        "counted from 0; the first of equal ones is taken. Labels are uint8, or uint16 of more "
+        "than 255 channels, unless --dtype is given.",
+    )
+    label_names: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="FILE",
+        file=File.READ,
+        config=Value((str,), "a file's name"),
+        help='Names of the labels for the sidecar: JSON as in {"0": "background"}, or a table as '
+        "BIDS' dseg.tsv with columns index and name.",
+    )
     scale: str | None = option(
         choice("none", "auto"),
         Place.JOB,

@@ -17,7 +17,7 @@ from conv3d_cli.cli.apply import apply
 from conv3d_cli.kernels import describe_builtins
 from conv3d_cli.model.missing import NAN_MODES
 from conv3d_cli.model.spec import BOUNDARIES
-from conv3d_cli.pipeline.request import OUTPUT_DTYPES
+from conv3d_cli.pipeline.request import NORMALIZATIONS, OUTPUT_DTYPES
 from conv3d_cli.settings.options import OPTION, OPTIONS
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.vocabulary import ABSENT, VALUES
@@ -139,7 +139,8 @@ def test_each_kind_of_usage_error(words: list[str], said: str, run: Any) -> None
         (["--n_jobs", "4"], "write --jobs 4 or -j 4 (volumes at a time, and threads)"),
         (["-odt", "short"], "write --dtype int16"),
         (["--stride", "2"], "write --strides 2"),
-        (["--channel", "1"], "every channel is convolved by itself; `conv3d view --channel N` shows one"),
+        (["--channel", "1"], "write --channels 1"),
+        (["--zscore"], "write --normalize-input zscore"),
         (["--Dilation_Rate", "2"], "write --dilation-rate"),
         (["-mask", "m.nii"], "write --mask"),
         (["--overw"], "did you mean '--overwrite'?"),
@@ -179,6 +180,7 @@ def test_the_words_for_values_are_not_values_here_and_stand_for_some() -> None:
     known = {
         "boundary": set(BOUNDARIES),
         "padding": {"valid", "same", "same_lower", "full"},
+        "normalize_input": set(NORMALIZATIONS),
         "preset": set(PRESETS),
         "kernel": {kernel.name for kernel in kernels},
         "parameter": {p.name for kernel in kernels for p in kernel.parameters},

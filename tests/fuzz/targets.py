@@ -544,6 +544,21 @@ def read_record(path: str) -> None:
     job_of(read_sidecar(path), str(Path(path).parent), path)
 
 
+def read_names_of_labels(path: str) -> None:
+    """Read the names of labels and check them against a network of four."""
+    from conv3d_cli.pipeline.labels import check_label_names, read_label_names
+
+    check_label_names(path, read_label_names(path), 4)
+
+
+def _names_of_labels() -> dict[str, bytes]:
+    return {
+        "object": b'{"0": "background", "1": "grey matter", "3": "csf"}',
+        "list": b'["background", "brain"]',
+        "table": b'index\tname\tcolor\r\n0\tbackground\t#000\r\n2\t"a\tb"\t#111\r\n',
+    }
+
+
 def _records() -> dict[str, bytes]:
     entry = {"Role": "volume", "Path": "a.nii.gz", "Digest": f"sha256:{'0' * 64}"}
     commands = {
@@ -1168,6 +1183,7 @@ TARGETS: tuple[Target, ...] = (
         ("network/onnx/graph.py", "network/onnx/folding.py", "network/onnx/operators.py", "network/onnx/windows.py", "network/onnx/flow.py"),
         ("Conv", "Resize", "Pad", "Slice", "Concat", "Shape", "Gather", "Expand", "Reshape", "Split", "axis", "axes", "pads", "mode"),
     ),
+    Target("label-names", ".tsv", read_names_of_labels, _names_of_labels, ("pipeline/labels.py",), ("index", "name", "\t", "{")),
     Target("sidecar", ".json", read_record, _records, ("provenance/record.py", "cli/rerun.py"), _RECORD_WORDS),
     Target(
         "expressions", "", read_expression, _expressions, ("kernels/expressions.py",),

@@ -47,6 +47,7 @@ NO_OPTIONS = {
         "stages",
         "missing",
         "network",
+        "is_normalized",
         "beside",
         "preset",
         "history",
@@ -78,6 +79,8 @@ VALUES: dict[str, Any] = {
     "activity_regularizer": "l2",
     "kernel_constraint": "non_neg",
     "bias_constraint": "non_neg",
+    "channels": "1,2",
+    "normalize_input": "zscore",
     "dtype": "int16",
     "precision": "float64",
     "scale": "auto",
@@ -113,6 +116,8 @@ def job_with(row: Option) -> tuple[Job, Job]:
         "a.npy",
         "b.nii",
         (stage,),
+        argmax=row.name == "label_names",
+        normalize_input="zscore" if row.name == "normalize_mask" else "none",
         dtype="int16" if row.name == "scale" else "float32",
         missing=missing,
     )
@@ -343,7 +348,9 @@ def test_a_config_says_what_an_option_would(tmp_path: Path, row: Option) -> None
     (tmp_path / "c.json").write_text(json.dumps({row.name: value}))
     config = read_config(str(tmp_path / "c.json"))
     found = getattr(config.stages[0] if row.place is Place.STAGE else config.job, row.name)
-    assert found == (str(tmp_path / value) if row.name == "mask" else value)
+    assert found == (
+        str(tmp_path / value) if row.name in ("mask", "label_names", "normalize_mask") else value
+    )
 
 
 def test_a_boolean_is_no_number_and_a_range_is_that_of_the_option(tmp_path: Path) -> None:

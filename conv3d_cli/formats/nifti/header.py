@@ -534,6 +534,8 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["intent_code"] = 0
         header["intent_name"] = b""
         header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
+    if volume.is_labels:
+        header["intent_code"] = LABEL_INTENT
     if volume.components and not rgb:
         notes += _write_components(header, volume.components, axes.size("c"))
     if source is not None and _slices_changed(volume, source, sizes):
@@ -555,6 +557,11 @@ def lost_meaning(volume: VolumeHeader) -> str:
     meaning = None if source is None else MEANINGS.get(int(source.header["intent_code"]))
     if meaning is None or not volume.is_filtered:
         return ""
+    if volume.is_labels:
+        return (
+            f"the input's voxels are {meaning} by its header (intent_code); those of the output "
+            "are labels of their own"
+        )
     return (
         f"the input's voxels are {meaning} by its header (intent_code), and filtered ones are not: "
         "the output has no such intent"

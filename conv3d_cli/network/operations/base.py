@@ -76,6 +76,7 @@ class Operation:
     node : Node
     inputs : sequence of Shape
     shape : Shape           of the output
+    lost : int              voxels that `compute` has met so far whose output means nothing
 
     Raises: SpecError for arguments, weights and numbers of inputs that the operation does not take;
         ShapeError for inputs of such a shape.
@@ -88,6 +89,7 @@ class Operation:
 
     def __init__(self, node: Node, inputs: Sequence[Shape]) -> None:
         self.node, self.inputs = node, tuple(inputs)
+        self.lost = 0
         self._check_names()
         self.shape = self.resolve()
 
@@ -133,6 +135,10 @@ class Operation:
         The bits do not depend on the box, nor on the team.
         """
         out[...] = self.define(windows, box)
+
+    def lost_note(self) -> str:
+        """A note on the voxels that were lost, or ""."""
+        return ""
 
     def begin(self) -> Any:
         """What an operation on the whole volume has gathered before the first plane."""

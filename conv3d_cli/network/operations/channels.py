@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.box import Box
-from conv3d_cli.network.operations.base import Reals, Shape, Window
+from conv3d_cli.network.operations.base import Array, Reals, Shape, Window
 from conv3d_cli.network.operations.planes import PlaneByPlane
+from conv3d_cli.system.words import count_of
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
 
 
 class TakeChannels(PlaneByPlane):
@@ -44,10 +49,32 @@ class TakeChannels(PlaneByPlane):
 class ArgMax(PlaneByPlane):
     """The position of the largest channel, from 0; of equal ones the first, or the last if `last`.
 
-    A voxel with NaN gives the position of its first NaN, or its last.
+    A voxel with NaN gives the position of its first NaN, or its last; such voxels are counted.
     """
 
     attributes = ("last",)
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        voxels = windows[0].box(*box)
+        found = np.zeros(len(voxels), np.int64)
+
+        def count(_: int, d: int) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # the sum tells at once of most
+                if not np.isfinite(voxels[d].sum()):
+                    found[d] = np.isnan(voxels[d]).any(axis=2).sum()
+
+        team.run(len(voxels), count)
+        self.lost += int(found.sum())
+        super().compute(windows, box, out, team)
+
+    def lost_note(self) -> str:
+        if not self.lost:
+            return ""
+        which = "last" if self.argument("last", False) else "first"
+        return (
+            f"{count_of(self.lost, 'voxel')} had NaN among the channels of which the largest is "
+            f"the label, and got the number of the {which} such channel"
+        )
 
     def resolve(self) -> Shape:
         return self.inputs[0]._replace(channels=1)
