@@ -44,7 +44,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     ("line", "expected", "options"),
     [
         ("conv3d ap", ["apply"], []),
-        ("conv3d apply --outp", ["--output"], []),
+        ("conv3d apply --output-n", ["--output-name"], []),
         ("conv3d apply -k gau", ["gaussian:", "gaussian_derivative:"], ["nospace"] * 2),
         (
             "conv3d apply -k gaussian:",
