@@ -31,9 +31,14 @@ COMMANDS = {" ".join(path): command for path, command in commands(main)}
 
 
 def help_lines(command: click.Command) -> list[str]:
-    return command.get_help(
-        click.Context(command, info_name="conv3d", max_content_width=110)
-    ).splitlines()
+    # Click keeps the help option that it makes first, so it needs both names here, too
+    context = click.Context(
+        command,
+        info_name="conv3d",
+        max_content_width=110,
+        help_option_names=["-h", "--help"],
+    )
+    return command.get_help(context).splitlines()
 
 
 def examples(command: click.Command) -> list[str]:
