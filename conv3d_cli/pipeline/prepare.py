@@ -43,7 +43,6 @@ from conv3d_cli.pipeline.flow import whole_nodes
 from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.kernels import resolve_kernel
-from conv3d_cli.pipeline.labels import check_label_names, read_label_names
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
     MemoryUse,
@@ -527,6 +526,8 @@ def _label_names(job: Job, chain: _Resolved, notes: list[str]) -> dict[int, str]
             f"{setting('label_names', job.label_names)} is for labels, and the network gives none: "
             f"pass {setting('argmax', True)}, too, or leave it out"
         )
+    from conv3d_cli.pipeline.labels import check_label_names, read_label_names  # few jobs do
+
     names = read_label_names(job.label_names)
     if note := check_label_names(job.label_names, names, chain.labels):
         notes.append(note)

@@ -479,3 +479,26 @@ def test_resume_sees_other_names(cube: Array, run: Any) -> None:
     Path("n.json").write_text('{"0": "y"}')
     run(*job, "--overwrite")
     assert Path("y.npy").stat().st_ino != made
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A BIDS dataset
+
+
+def test_labels_have_the_suffix_dseg_in_a_dataset(scan: Path, tmp_path: Path, monkeypatch: Any, run: Any) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("raw/sub-01/func").mkdir(parents=True)
+    name = "raw/sub-01/func/sub-01_task-rest_bold.nii"
+    scan.rename(name)
+    Path("raw/dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.9.0"}')
+    Path("a.toml").write_text('kernel = "sobel:axis=xyz"\nargmax = true\n')
+    Path("m.csv").write_text(f"input,kernel,argmax\n{name},sobel:axis=xyz,true\n")
+    for number, job in enumerate((
+        [name, "-k", "sobel:axis=xyz", "--argmax"], [name, "-c", "a.toml"], ["--manifest", "m.csv"],
+    )):  # fmt: skip
+        run("apply", *job, "--bids", "--desc", "x", "--out-dir", f"out{number}")
+        assert sorted(path.name for path in Path(f"out{number}/sub-01/func").iterdir()) == [
+            "sub-01_task-rest_desc-x_dseg.json", "sub-01_task-rest_desc-x_dseg.nii",
+        ]  # fmt: skip
+    run("apply", name, "-k", "sobel:axis=xyz", "--bids", "--desc", "x", "--out-dir", "out")
+    assert Path("out/sub-01/func/sub-01_task-rest_desc-x_bold.nii").exists()
