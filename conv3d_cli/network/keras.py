@@ -28,13 +28,13 @@ from conv3d_cli.model.keras_json import (
 )
 from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.network.keras_weights import KerasWeights, read_weights
-from conv3d_cli.network.operations.catalogue import OPERATIONS
+from conv3d_cli.network.operations.catalogue import LAYERS
 
 Config = Mapping[str, Any]
 Weights = Mapping[str, NDArray[Any]]
 
 _LAYER_NAMES = {
-    **{name: name for name in OPERATIONS},
+    **{name: name for name in LAYERS},
     **dict.fromkeys(CONV3D, "Conv3D"),
     "Convolution3DTranspose": "Conv3DTranspose",
     "MaxPool3D": "MaxPooling3D",
@@ -367,7 +367,7 @@ class _Reader:
             return self._activation(layer, name, inputs, rank), rank
         operation = _LAYER_NAMES.get(class_name)
         if operation is None:
-            understood = ", ".join(dict.fromkeys([*OPERATIONS, *activations.LAYERS, *_PASSIVE]))
+            understood = ", ".join(dict.fromkeys([*LAYERS, *activations.LAYERS, *_PASSIVE]))
             custom = (
                 "" if class_name == layer.entry["class_name"] else ", whose code is not in the file"
             )

@@ -55,8 +55,8 @@ from conv3d_cli.network.operations.reshaping import (
 from conv3d_cli.network.operations.resize import Resize
 from conv3d_cli.network.operations.statistics import GroupNormalization, Normalize, Statistics
 
-# What files may contain, by the name of Keras' layer.
-OPERATIONS: dict[str, type[Operation]] = {
+# Keras' layers, by their names.
+LAYERS: dict[str, type[Operation]] = {
     "Conv3D": Conv3D,
     "Conv3DTranspose": Conv3DTranspose,
     "Dense": Dense,
@@ -77,7 +77,6 @@ OPERATIONS: dict[str, type[Operation]] = {
     "Add": Add,
     "Subtract": Subtract,
     "Multiply": Multiply,
-    "Divide": Divide,
     "Average": Average,
     "Maximum": Maximum,
     "Minimum": Minimum,
@@ -86,6 +85,11 @@ OPERATIONS: dict[str, type[Operation]] = {
     "Flatten": Flatten,
     "Reshape": Reshape,
     "Permute": Permute,
+}
+# What files may contain: layers, and what only graphs of other formats have.
+OPERATIONS: dict[str, type[Operation]] = {
+    **LAYERS,
+    "Divide": Divide,
     "DilatedMaxPooling3D": DilatedMaxPooling3D,
     "DilatedAveragePooling3D": DilatedAveragePooling3D,
     "Clip": Clip,
