@@ -19,6 +19,7 @@ from conv3d_cli.network.onnx.folding import reshaped, unrepeated
 from conv3d_cli.network.operations.base import Shape
 
 Translator = Callable[[OnnxNode], Flow | list[Flow]]
+MOST_SCALINGS = 16  # one after another that are looked through for what they make together
 # operators that are no operations of networks, and what they may be a part of
 PARTS = {
     "Erf": "GELU, x · (1 + erf(x / √2)) / 2",
@@ -420,7 +421,9 @@ def part(op: OnnxNode) -> Flow:
 def _straight(op: OnnxNode, flow: Flow) -> tuple[Flow, float, float]:
     """A tensor as scale · x + offset of another: x, scale, offset."""
     scale, offset = 1.0, 0.0
-    while (made := op.made(flow)) is not None and made.operation == "Rescaling":
+    for _ in range(MOST_SCALINGS):
+        if (made := op.made(flow)) is None or made.operation != "Rescaling":
+            break
         own, added = (made.node.attributes[key] for key in ("scale", "offset"))
         if not isinstance(own, float) or not isinstance(added, float):
             break
