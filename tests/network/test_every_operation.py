@@ -383,6 +383,8 @@ WRONG: list[tuple[str, str, dict[str, Any], dict[str, Array], list[Any], type[Co
     ("turned axes", "Permute", {"dims": [2, 1, 3, 4]}, {}, [SIZE], SpecError, "permutes the axes"),
     ("odd glu", "Activation", {"activation": "glu"}, {}, [(2, 2, 2, 3)], ShapeError, "odd number: 3"),
     ("axis", "Activation", {"activation": "softmax:axis=1"}, {}, [SIZE], SpecError, "axis of the channels"),
+    ("no number", "ZeroPadding3D", {"value": "1"}, {}, [SIZE], SpecError, "needs a finite number for value, received '1'"),
+    ("NaN epsilon", "BatchNormalization", {"epsilon": math.nan}, {}, [SIZE], SpecError, "needs a finite number for epsilon, received nan"),
     ("NaN weights", "PReLU", {}, {"alpha": np.full((1, 1, 1, 4), np.nan)}, [SIZE], ShapeError, "NaN or infinite"),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from conv3d_cli.network.graph import Names, Network, Node
 
 def chain(length: int) -> list[Node]:
     names = ["x", *(f"n{number}" for number in range(length))]
-    return [Node(own, "Identity", (source,)) for source, own in zip(names, names[1:], strict=False)]
+    return [Node(own, "Identity", (source,)) for source, own in itertools.pairwise(names)]
 
 
 def test_the_time_to_sort_a_chain_grows_with_its_length_only() -> None:

@@ -8,6 +8,7 @@ which `pipeline/lowering.py` translates it.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -204,10 +205,11 @@ class Operation:
         return int(values[0]), int(values[1]), int(values[2])
 
     def number(self, name: str, default: float) -> float:
-        """An attribute that is a number. Raises: SpecError."""
+        """An attribute that is a finite number. Raises: SpecError."""
         value = self.argument(name, default)
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise SpecError(f"{self.where} needs a number for {name}, received {value!r}")
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise SpecError(f"{self.where} needs a finite number for {name}, received {value!r}")
         return float(value)
 
     def choice(self, name: str, default: str, known: Sequence[str]) -> str:
