@@ -216,7 +216,7 @@ def pool(op: OnnxNode) -> Flow:
     if counts:
         attributes["count_include_pad"] = True
     if max(rates) > 1:
-        operation, attributes["dilation_rate"] = f"Dilated{operation}", rates
+        attributes["dilation_rate"] = rates
     return op.add(operation, [source], attributes)
 
 

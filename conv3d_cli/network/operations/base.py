@@ -212,6 +212,20 @@ class Operation:
             raise SpecError(f"{self.where} needs a finite number for {name}, received {value!r}")
         return float(value)
 
+    def channel_groups(self, name: str, default: int) -> int:
+        """An attribute that divides the input's channels. Raises: SpecError, ShapeError."""
+        value, channels = self.argument(name, default), self.inputs[0].channels
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise SpecError(
+                f"{self.where} needs a whole number of at least 1 for {name}, received {value!r}"
+            )
+        if channels % value:
+            raise ShapeError(
+                f"{self.where} has {name}={value}, which must divide the {channels} channels of "
+                "its input"
+            )
+        return int(value)
+
     def choice(self, name: str, default: str, known: Sequence[str]) -> str:
         """An attribute that is one of several words. Raises: SpecError."""
         value = self.argument(name, default)

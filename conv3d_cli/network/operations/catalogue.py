@@ -22,10 +22,6 @@ from conv3d_cli.network.operations.borders import BorderPadding3D
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.clip import Clip
 from conv3d_cli.network.operations.convolution import Conv3D, Conv3DTranspose, Dense
-from conv3d_cli.network.operations.dilated import (
-    DilatedAveragePooling3D,
-    DilatedMaxPooling3D,
-)
 from conv3d_cli.network.operations.joining import (
     Add,
     Average,
@@ -90,8 +86,6 @@ LAYERS: dict[str, type[Operation]] = {
 OPERATIONS: dict[str, type[Operation]] = {
     **LAYERS,
     "Divide": Divide,
-    "DilatedMaxPooling3D": DilatedMaxPooling3D,
-    "DilatedAveragePooling3D": DilatedAveragePooling3D,
     "Clip": Clip,
     "Resize": Resize,
     "BorderPadding3D": BorderPadding3D,
