@@ -36,10 +36,10 @@ from conv3d_cli.network.operations.convolution import (
     Conv3D,
     Conv3DTranspose,
     WeightedSum,
-    padding_of,
     transposed_sizes,
 )
 from conv3d_cli.network.operations.reshaping import Same, ZeroPadding3D
+from conv3d_cli.network.operations.sliding import padding_of
 from conv3d_cli.network.operations.statistics import GATHERING, GroupNormalization
 from conv3d_cli.pipeline.request import Stage, Step
 

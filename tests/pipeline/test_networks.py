@@ -22,7 +22,7 @@ from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.network.keras import read_keras_network
 from conv3d_cli.network.keras_weights import read_here
 from conv3d_cli.network.operations.base import Shape, Window
-from conv3d_cli.network.operations.catalogue import make_operation
+from conv3d_cli.network.operations.catalogue import LAYERS, OPERATIONS, make_operation
 from conv3d_cli.pipeline.blocking import Blocking, Boxes
 from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
@@ -394,6 +394,17 @@ def test_models_that_are_not_understood(tmp_path: Path, run: Any, error_line: An
     dropout = layer("Dropout", "last", "c")
     dropout["inbound_nodes"][0]["kwargs"] = {"training": True}
     assert "training=True" in of(dropout, layer("MaxPooling3D", "p", "last"), outputs=("p",))
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - LAYERS.keys()))
+def test_a_layer_is_no_operation_of_other_formats_by_its_name(
+    name: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    """Keras 2 saves a user's own class Clip by this bare name."""
+    own = layer(name, "last", "volume", minimum=0.5)
+    line = refused(tmp_path, run, error_line, functional([volume(1), own], "last"), {})
+    assert f"layer 'last' is of class {name}; understood are Conv3D, Conv3DTranspose" in line
+    assert f" {name}," not in line
 
 
 def test_options_of_one_convolution(unet: Path, tmp_path: Path, run: Any, error_line: Any) -> None:
