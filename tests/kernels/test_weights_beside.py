@@ -405,6 +405,13 @@ def test_what_a_whole_module_does_beside_its_layer(tmp_path: Path) -> None:
     assert saved_layer(f"{path}::mine.weight").kernel.shape == (1, 2, 3, 1, 2)
 
 
+def test_what_stands_in_place_of_a_module_is_searched(tmp_path: Path) -> None:
+    """A function that makes the module, as of torch.fx, or an object around it."""
+    net = module(a=conv3d(), made=Pickled("my.Holder", {"body": conv3d()}))
+    layers = read_layers(saved(tmp_path / "net.pt", net))
+    assert sorted(layer.name for layer in layers) == ["a", "weight"]
+
+
 def test_modules_in_plain_lists_are_found(tmp_path: Path) -> None:
     """PyTorch's own state dict lacks them, but they are in the file."""
     net = module(a=conv3d())
