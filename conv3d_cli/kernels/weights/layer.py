@@ -16,7 +16,7 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import IO, Any
@@ -30,7 +30,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
-from conv3d_cli.system.room import JSON_BYTES, check_tree, require_weights
+from conv3d_cli.system.room import JSON_BYTES, check_tree, require_room, require_weights
 
 Array = NDArray[Any]
 
@@ -225,9 +225,9 @@ class Archive:
         self._zip.close()
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> KeysView[str]:
         """Names of the members, in the archive's order."""
-        return list(self._members)
+        return self._members.keys()
 
     def size(self, name: str) -> int:
         """Uncompressed size of a member in bytes. Raises: FormatError if it is missing."""
@@ -236,7 +236,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         """Read a member and verify its checksum.
 
-        Raises: FormatError if it is missing, damaged, or expands like a zip bomb.
+        Raises: FormatError if it is missing, damaged, or expands like a zip bomb; MemoryLimitError.
         """
         info = self._info(name)
         if info.file_size > max(_HARMLESS_BYTES, _MAX_COMPRESSION * info.compress_size):
@@ -244,6 +244,7 @@ class Archive:
                 f"cannot read {self._path}: {name} would swell from {info.compress_size:,} to "
                 f"{info.file_size:,} bytes"
             )
+        require_room(info.file_size, f"its {name}", self._path)
         with self._zip.open(info) as member:
             content = read_exactly(member, info.file_size, self._path)
             member.read(1)  # reading past the end makes a member verify its checksum
