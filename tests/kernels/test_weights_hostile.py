@@ -268,13 +268,16 @@ def test_what_exceeds_the_memory_is_not_called_damaged(
     large = pt_file(tmp_path / "large.pt", content)
     part = pt_file(
         tmp_path / "part.pt",
-        tensor_pickle((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), count=1000),
-        **{"data/0": bytes(4000)},
+        tensor_pickle((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), count=2000),
+        **{"data/0": bytes(8000)},
     )
     assert read_layers(part)[0].kernel.size == 1
+    small_room(monkeypatch, 2000 * 12)
+    assert read_layers(part)[0].kernel.size == 1
+    small_room(monkeypatch, 2000 * 12 - 1)
+    refused(part, "the storage of tensor a.weight needs", MemoryLimitError)
     small_room(monkeypatch, 16 << 10)
     refused(large, "its pickle needs", MemoryLimitError)
-    refused(part, "the storage of tensor a.weight needs", MemoryLimitError)
     small_room(monkeypatch, len(content) - 1)
     refused(large, "its net/data.pkl needs", MemoryLimitError)
 
@@ -440,7 +443,7 @@ def test_a_tensor_by_hand(tmp_path: Path) -> None:
             FormatError,
         ),
         (
-            {"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "count": 10**9},
+            {"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "count": 10**11},
             "truncated",
             FormatError,
         ),
@@ -617,7 +620,10 @@ def test_safetensors_lengths_that_lie(length: int, tmp_path: Path) -> None:
         ({}, "without a 'weight_map'"),
         ({"a.weight": "../net.safetensors"}, "names the file '../net.safetensors'"),
         ({"a.weight": "net.exe"}, "names the file 'net.exe'"),
-        ({"a.weight": "gone.safetensors"}, "names gone.safetensors, which is not in its folder"),
+        (
+            {"a.weight": "gone.safetensors"},
+            "its weights are in gone.safetensors: it is not in its folder",
+        ),
         ({"b.weight": "net.safetensors"}, "names the tensor b.weight in net.safetensors, which"),
         ({f"{i}.weight": f"{i}.safetensors" for i in range(300)}, "names 300 files; at most 256"),
     ],
@@ -630,6 +636,19 @@ def test_an_index_that_lies(table: dict[str, str], words: str, layer: str, tmp_p
     path.write_text(json.dumps({"metadata": {}, "weight_map": table}))
     with pytest.raises(FormatError, match=words):
         read_kernel(f"{path}{layer}")
+
+
+def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
+    """A link in its folder may not; nor is the index itself read whatever its length."""
+    (tmp_path / "in").mkdir()
+    tensors_file(tmp_path / "net.safetensors", {"a.weight": entry()}, bytes(4))
+    (tmp_path / "in/net.safetensors").symlink_to(tmp_path / "net.safetensors")
+    path = tmp_path / "in/model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a.weight": "net.safetensors"}}))
+    refused(path, "weights are read only from its own folder")
+    with open(path, "r+b") as file:
+        file.truncate((64 << 20) + 1)
+    refused(path, "it has 67,108,865 bytes; at most 67,108,864 of JSON are read")
 
 
 def test_absurd_shapes(tmp_path: Path) -> None:

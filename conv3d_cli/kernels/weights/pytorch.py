@@ -58,6 +58,7 @@ OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _OLD_PROTOCOL = 1001
 _MAX_DEPTH = 64  # nested dicts, lists and modules
 _MAX_NAME = 1000  # characters
+_DECODED_BYTES = 8  # at most, of a number of several bytes, beside what is stored
 _INTEGERS = ("int8", "uint8", "int32", "int64", "int16")
 # attributes of every module, and those of recurrent ones that repeat their parameters
 _MODULE_STATE = (
@@ -120,8 +121,7 @@ def open_pytorch(path: str) -> Iterator[StateDict]:
 
         def raw(storage: Storage, needed: int, what: str) -> bytes:
             place, count = places[storage.key]
-            if needed > count:
-                raise _truncated(what, needed, "its storage", count, path)
+            _check_storage(storage, needed, what, "its storage", count, path)
             file.seek(place)
             return read_exactly(file, needed, path)
 
@@ -146,8 +146,7 @@ def _of_archive(archive: Archive, path: str) -> StateDict:
     def raw(storage: Storage, needed: int, what: str) -> bytes:
         member = f"{folder}data/{storage.key}"
         size = archive.size(member) if member in archive.names else 0
-        if needed > size:
-            raise _truncated(what, needed, member, size, path)
+        _check_storage(storage, needed, what, member, size, path)
         return archive.read(member)[:needed]
 
     state = state_dict_of(content, raw, byte_order, path)
@@ -210,6 +209,21 @@ def _truncated(what: str, needed: int, member: str, size: int, path: str) -> For
         f"cannot read {path}: truncated: {what} needs {needed:,} bytes of {member}, which has "
         f"{size:,}"
     )
+
+
+def _check_storage(
+    storage: Storage, needed: int, what: str, member: str, size: int, path: str
+) -> None:
+    """Check that a storage is whole, and fits into the memory: a tensor may be a small part of it.
+
+    needed, size : int      bytes of the storage, and of the file's part that holds it
+    Raises: FormatError, MemoryLimitError.
+    """
+    if needed > size:
+        raise _truncated(what, needed, member, size, path)
+    width = _width(storage.dtype)
+    decoded = WEIGHT_BYTES if width == 1 else _DECODED_BYTES
+    require_room(needed // width * (width + decoded), f"the storage of {what}", path)
 
 
 def _pickled(content: bytes, what: str, path: str) -> Pickle:
@@ -538,10 +552,7 @@ def _read_tensor(
     stored = f"{storage.key}:{storage.dtype}"
     if stored not in storages:
         width = _width(storage.dtype)
-        count = storage.count // width if storage.in_bytes else storage.count
-        # it may be far larger than this tensor
-        require_room(count * WEIGHT_BYTES, f"the storage of {what}", path)
-        needed = count * width
+        needed = storage.count // width * width if storage.in_bytes else storage.count * width
         content = raw(storage, needed, what)
         storages[stored] = (
             decode_floats(content, storage.dtype, byte_order)
