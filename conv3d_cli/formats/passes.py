@@ -14,7 +14,7 @@ from conv3d_cli.model.spec import Triple
 from conv3d_cli.model.volume import Array, VolumeReader, parts_in_storage_order
 from conv3d_cli.system.room import require_room, room_left
 
-MOST_PLANES = 8  # read at once
+MOST_PLANES = 8  # read at once, which `pipeline/held.py` counts on
 ENOUGH_BYTES = 128 << 20  # more at once is no faster
 WORK_BYTES = 32 << 20  # of what is computed from a block
 COPIES = 2  # of what is read, while it is put together
