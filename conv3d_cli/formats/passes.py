@@ -14,7 +14,7 @@ from conv3d_cli.model.spec import Triple
 from conv3d_cli.model.volume import Array, VolumeReader, parts_in_storage_order
 from conv3d_cli.system.room import require_room, room_left
 
-MOST_PLANES = 8  # read at once
+MOST_PLANES = 8  # read at once, which `pipeline/held.py` counts on
 ENOUGH_BYTES = 128 << 20  # more at once is no faster
 WORK_BYTES = 32 << 20  # of what is computed from a block
 COPIES = 2  # of what is read, while it is put together
@@ -37,7 +37,8 @@ class Block(NamedTuple):
 def blocks_of(readers: Sequence[VolumeReader], bytes_each: int) -> Iterator[Block]:
     """The blocks of volumes of the same shape, in the order in which the first one is stored.
 
-    Whole planes are read, or boxes where a plane does not fit; blocks are parts of them.
+    Whole planes are read, or boxes where a plane does not fit; blocks are parts of them. Planes are
+    released as the pass moves on.
 
     bytes_each : int    that is computed from a voxel while its block is worked on
     Raises: MemoryLimitError if not even a plane fits, and a reader gives nothing smaller.
@@ -54,6 +55,8 @@ def blocks_of(readers: Sequence[VolumeReader], bytes_each: int) -> Iterator[Bloc
     for n, channels in parts_in_storage_order(readers[0].header.axes, channels_together=False):
         count = channels.stop - channels.start
         for depth, rows, columns in _boxes(sizes, _read_at_once(readers, count)):
+            for reader in readers:
+                reader.release(n, depth.start)
             stored = tuple(
                 reader.read(n, depth, channels)
                 if (rows, columns) == whole

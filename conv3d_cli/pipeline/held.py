@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from conv3d_cli.convolution.slabs import SHRINKS, first_needed
+from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.pipeline.flow import WHOLE_PLANES
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
-
-SPOOLED_PLANES = 8  # that `spool_reader` reads at once
 
 
 @dataclass
@@ -90,9 +89,9 @@ class _Count:
         nodes = self.graph.nodes
         for position in sorted(self.spooled - {VOLUME}):
             size = nodes[position].size[0]
-            for start in range(0, size, SPOOLED_PLANES):
-                with self.pass_by(SPOOLED_PLANES * self.plane[position]):
-                    self._compute(position, start, min(start + SPOOLED_PLANES, size))
+            for start in range(0, size, MOST_PLANES):
+                with self.pass_by(MOST_PLANES * self.plane[position]):
+                    self._compute(position, start, min(start + MOST_PLANES, size))
         last = len(nodes) - 1
         window, size = self.windows[last][0], nodes[last].size[0]
         for start in range(0, size, depth):

@@ -292,6 +292,8 @@ def _values(reader: VolumeReader, mask: Mask | None, nonzero: bool) -> Iterator[
                     chosen = values.reshape(-1) if inside is None else values[inside]
                     yield channels.start + number, chosen[chosen != 0] if nonzero else chosen
             reader.release(n, d + 1)
+            if mask is not None:
+                mask.reader.release(0, d + 1)
 
 
 def _with_first_step(job: Job, found: Normalized) -> Job:
