@@ -223,12 +223,11 @@ def _normalize(job: Job, reader: VolumeReader) -> tuple[Job, Normalized]:
     """
     from conv3d_cli.pipeline.normalization import normalize  # few jobs do
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, job.limits():
         mask = None
         if job.normalize_mask is not None:
-            with job.limits():
-                opened = open_mask(job.normalize_mask, reader.header, spacing=given_spacing(job))
-                mask = stack.enter_context(opened)
+            opened = open_mask(job.normalize_mask, reader.header, spacing=given_spacing(job))
+            mask = stack.enter_context(opened)
         return normalize(job, reader, lambda: open_source(job), mask)
 
 
