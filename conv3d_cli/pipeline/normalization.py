@@ -339,25 +339,16 @@ def _with_first_step(job: Job, found: Normalized) -> Job:
 
 def _network_after(network: Network, attributes: dict[str, Any]) -> Network:
     """The network whose nodes take the scaled volume."""
-    ((source, channels),) = network.inputs.items()
+    (source,) = network.inputs
     name = NAME
     while name in (source, *(node.name for node in network.nodes)):
         name += "_"
 
     def after(other: Network) -> Network:
-        at = other.at
         nodes = [
             replace(node, inputs=tuple(name if one == source else one for one in node.inputs))
             for node in other.nodes
         ]
-        return Network(
-            [Node(name, "Rescaling", (source,), attributes), *nodes],
-            {source: channels},
-            other.outputs,
-            other.data_format,
-            other.files,
-            other.notes,
-            None if at is None else lambda shape: after(at(shape)),
-        )
+        return replace(other, nodes=(Node(name, "Rescaling", (source,), attributes), *nodes))
 
-    return after(network)
+    return network.changed(after)
