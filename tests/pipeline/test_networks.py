@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import networks
 import nibabel as nib
 import numpy as np
 import pytest
+from blocking import in_boxes_of
 from networks import Draw, Layer, functional, layer, sequential, volume, write_h5, write_keras
 
 from conv3d_cli.model.box import Box
@@ -23,9 +23,6 @@ from conv3d_cli.network.keras import read_keras_network
 from conv3d_cli.network.keras_weights import read_here
 from conv3d_cli.network.operations.base import Shape, Window
 from conv3d_cli.network.operations.catalogue import make_operation
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
-from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.flow import Tee
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.lowering import lower_network
@@ -78,20 +75,6 @@ def test_a_unet_is_what_its_nodes_define(unet: Path, tmp_path: Path, run: Any) -
         np.testing.assert_allclose(own, evaluated(network_of(unet), expected), atol=3e-6)
 
 
-def always_boxes(block: tuple[int, int, int]) -> Callable[..., Blocking]:
-    """In place of `choose_blocking`: boxes, whatever fits."""
-
-    def choose_blocking(*arguments: Any) -> Blocking:
-        job = arguments[-1]()
-        assert isinstance(job, BoxJob)
-        least = job.chunk
-        d, h, w = map(max, block, least)
-        partition = Partition(job.graph.last.problem.out_size, least, (d, h, w))
-        return Blocking(1, job.memory(partition), Boxes(partition, job.redundancy(partition)))
-
-    return choose_blocking
-
-
 def test_bits_do_not_depend_on_threads_memory_and_boxes(
     unet: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +87,7 @@ def test_bits_do_not_depend_on_threads_memory_and_boxes(
     run(*job, "-o", tmp_path / "two.npy", "-j", 3, "--max-memory", least[1])
     bits = (tmp_path / "one.npy").read_bytes()
     assert (tmp_path / "two.npy").read_bytes() == bits
-    monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", always_boxes((20, 16, 24)))
+    monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", in_boxes_of(20, 16, 24))
     run(*job, "-o", tmp_path / "boxes.npy")
     assert (tmp_path / "boxes.npy").read_bytes() == bits
 

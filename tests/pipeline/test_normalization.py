@@ -13,13 +13,12 @@ import numpy as np
 import oracle
 import pytest
 import tifffile
+from blocking import in_boxes_of, plane_by_plane
 from networks import write_keras
 
 from conv3d_cli import convolve_file, read_volume
 from conv3d_cli.formats import passes
 from conv3d_cli.pipeline import normalization
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 
@@ -246,18 +245,10 @@ def test_bits_do_not_depend_on_threads_memory_and_boxes(
         np.load(tmp_path / "one.npy"), np.load(tmp_path / "s.npy"), atol=5e-6
     )
 
-    def boxes(*arguments: Any) -> Blocking:
-        own = arguments[-1]()
-        partition = Partition(own.graph.last.problem.out_size, own.chunk, (8, 12, 16))
-        return Blocking(1, own.memory(partition), Boxes(partition, own.redundancy(partition)))
-
-    def planes(*arguments: Any) -> Blocking:
-        return Blocking(1, arguments[0].memory(1), None)
-
-    for choose in (boxes, planes):
+    for name, choose in (("boxes", in_boxes_of(8, 12, 16)), ("planes", plane_by_plane)):
         monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", choose)
-        run(*job, "-o", tmp_path / f"{choose.__name__}.npy", "-j", 2)
-        assert (tmp_path / f"{choose.__name__}.npy").read_bytes() == found
+        run(*job, "-o", tmp_path / f"{name}.npy", "-j", 2)
+        assert (tmp_path / f"{name}.npy").read_bytes() == found
 
 
 def test_a_plane_in_pieces_has_the_same_statistics(cube: Array, run: Any, monkeypatch: Any) -> None:
