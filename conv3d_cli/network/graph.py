@@ -158,6 +158,13 @@ class Network:
         """The network with a function that reads it for a volume's shape."""
         return replace(self, at=at)
 
+    def changed(self, change: Callable[[Network], Network]) -> Network:
+        """The network after a change, which `at` makes as well."""
+        at = self.at
+        if at is None:
+            return change(self)
+        return change(self).for_sizes(lambda shape: at(shape).changed(change))
+
 
 class Names:
     """Names that nodes have already, and how many of one name there are.

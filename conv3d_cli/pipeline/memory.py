@@ -144,6 +144,7 @@ class SlabJob:
     writer : int                    bytes of the writer, without the blocks passed to it
     in_channels : int or None       channels of the volume that are read at once; None: those of the
                                     only convolution
+    in_plane_voxels : int or None   voxels of a plane of the volume; None: see `in_channels`
     spooled : frozenset of int      see `flow.reader_of_last`
     """
 

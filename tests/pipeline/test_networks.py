@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import networks
 import nibabel as nib
 import numpy as np
 import pytest
+from blocking import in_boxes_of
 from networks import Draw, Layer, functional, layer, sequential, volume, write_h5, write_keras
 
 from conv3d_cli.model.box import Box
@@ -23,11 +23,9 @@ from conv3d_cli.network.keras import read_keras_network
 from conv3d_cli.network.keras_weights import read_here
 from conv3d_cli.network.operations.base import Shape, Window
 from conv3d_cli.network.operations.catalogue import LAYERS, OPERATIONS, make_operation
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
-from conv3d_cli.pipeline.boxes.stream import BoxJob
+from conv3d_cli.pipeline import held
 from conv3d_cli.pipeline.flow import Tee
-from conv3d_cli.pipeline.held import count_held
+from conv3d_cli.pipeline.held import count_held, nodes_to_spool
 from conv3d_cli.pipeline.lowering import lower_network
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
@@ -78,20 +76,6 @@ def test_a_unet_is_what_its_nodes_define(unet: Path, tmp_path: Path, run: Any) -
         np.testing.assert_allclose(own, evaluated(network_of(unet), expected), atol=3e-6)
 
 
-def always_boxes(block: tuple[int, int, int]) -> Callable[..., Blocking]:
-    """In place of `choose_blocking`: boxes, whatever fits."""
-
-    def choose_blocking(*arguments: Any) -> Blocking:
-        job = arguments[-1]()
-        assert isinstance(job, BoxJob)
-        least = job.chunk
-        d, h, w = map(max, block, least)
-        partition = Partition(job.graph.last.problem.out_size, least, (d, h, w))
-        return Blocking(1, job.memory(partition), Boxes(partition, job.redundancy(partition)))
-
-    return choose_blocking
-
-
 def test_bits_do_not_depend_on_threads_memory_and_boxes(
     unet: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +88,7 @@ def test_bits_do_not_depend_on_threads_memory_and_boxes(
     run(*job, "-o", tmp_path / "two.npy", "-j", 3, "--max-memory", least[1])
     bits = (tmp_path / "one.npy").read_bytes()
     assert (tmp_path / "two.npy").read_bytes() == bits
-    monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", always_boxes((20, 16, 24)))
+    monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", in_boxes_of(20, 16, 24))
     run(*job, "-o", tmp_path / "boxes.npy")
     assert (tmp_path / "boxes.npy").read_bytes() == bits
 
@@ -142,6 +126,64 @@ def test_readers_hold_the_planes_that_were_counted(
     if norm == "BatchNormalization":
         assert len(counted) == 2  # both skips, and not the whole volume
         assert max(counted.values()) < 64
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_waits_in_any_case_is_spooled_at_once(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same nodes as if one after another was found."""
+    draw = np.random.default_rng(seed)
+    names, nodes = ["x"], []
+    for number in range(14):
+        kind = ("GroupNormalization", "Add", "Add", "AveragePooling3D")[draw.integers(4)]
+        taken = [names[max(0, len(names) - 1 - int(draw.integers(4)))] for _ in "ab"]
+        if kind == "GroupNormalization":
+            vectors = {"gamma": np.ones(1), "beta": np.zeros(1)}
+            node = Node(f"n{number}", kind, (taken[0],), {"groups": 1}, vectors)
+        elif kind == "Add":
+            node = Node(f"n{number}", kind, (names[-1], taken[1]))
+        else:
+            pool = {"pool_size": 3, "strides": 1, "padding": "same"}
+            node = Node(f"n{number}", kind, (taken[0],), pool)
+        nodes.append(node)
+        names.append(node.name)
+    nodes.append(Node("all", "Average", tuple(names)))
+    network = Network(nodes, {"x": 1}, {"y": "all"})
+    saved(tmp_path / "x.npy", 12, 4, 4)
+    stages = lower_network(network)
+    job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages, axes="zyx", network=network)
+    with prepare_job(job) as prepared:
+        graph = prepared.graph
+    found = nodes_to_spool(graph)
+    monkeypatch.setattr(held, "_waited_for", lambda graph: set())
+    assert nodes_to_spool(graph) == found
+
+
+def test_many_blocks_with_skips_are_counted_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = {"gamma": np.ones(1), "beta": np.zeros(1)}
+    nodes, last = [], "x"
+    for number in range(8):
+        nodes.append(Node(f"n{number}", "GroupNormalization", (last,), {"groups": 1}, vectors))
+        nodes.append(Node(f"s{number}", "Add", (last, f"n{number}")))
+        last = f"s{number}"
+    network = Network(nodes, {"x": 1}, {"y": last})
+    saved(tmp_path / "x.npy", 4, 4, 4)
+    stages = lower_network(network)
+    job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages, axes="zyx", network=network)
+    with prepare_job(job) as prepared:
+        graph = prepared.graph
+    counted: list[Any] = []
+
+    def spied(*arguments: Any) -> Any:
+        counted.append(arguments)
+        return count_held(*arguments)
+
+    monkeypatch.setattr(held, "count_held", spied)
+    assert len(nodes_to_spool(graph)) == 8
+    assert len(counted) <= 3
 
 
 def test_group_normalization_takes_as_many_passes_as_it_says(tmp_path: Path, run: Any) -> None:

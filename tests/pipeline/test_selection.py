@@ -12,12 +12,11 @@ import numpy as np
 import oracle
 import pytest
 import tifffile
+from blocking import in_boxes_of, plane_by_plane
 from networks import functional, layer, sequential, volume, write_keras
 
 from conv3d_cli import convolve_file, read_volume
 from conv3d_cli.errors import SpecError
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
 
 Array = np.ndarray[Any, Any]
 
@@ -176,15 +175,7 @@ def test_labels_have_the_same_bytes_at_any_memory(
     job = ["apply", tmp_path / "x.npy", "-c", net, "--argmax", "-q"]
     run(*job, "-o", tmp_path / "one.npy", "-j", 1)
     found = (tmp_path / "one.npy").read_bytes()
-    for name, block in (("planes", None), ("boxes", (8, 12, 16))):
-
-        def choose(*arguments: Any, block: Any = block) -> Blocking:
-            if block is None:
-                return Blocking(1, arguments[0].memory(1), None)
-            own = arguments[-1]()
-            partition = Partition(own.graph.last.problem.out_size, own.chunk, block)
-            return Blocking(1, own.memory(partition), Boxes(partition, own.redundancy(partition)))
-
+    for name, choose in (("planes", plane_by_plane), ("boxes", in_boxes_of(8, 12, 16))):
         monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", choose)
         run(*job, "-o", tmp_path / f"{name}.npy", "-j", 2)
         assert (tmp_path / f"{name}.npy").read_bytes() == found
