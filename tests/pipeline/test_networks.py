@@ -235,6 +235,26 @@ def test_json_and_weights_in_two_files_give_the_same(
     assert "pass its JSON" in line
 
 
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([layer("MaxPooling3D", "p"), layer("LSTM", "l", units=2)], "layer 'l' is of class LSTM"),
+        ([layer("Conv3D", "c", filters=2, kernel_size=3), layer("ReLU", "r"), layer("MaxPooling3D", "p")], "layer 'c' (Conv3D) has weights, and the model comes without; pass --weights"),
+        ([layer("Conv3D", "c", filters=2, kernel_size=3, strides=0)], "strides must be at least 1"),
+    ],
+    ids=["network", "without-weights", "chain"],
+)  # fmt: skip
+def test_json_that_cannot_be_run_tells_the_layer_at_fault(
+    layers: list[Layer], words: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    saved(tmp_path / "x.npy", 1, 8, 8, 8, 1)
+    (tmp_path / "m.json").write_text(json.dumps(sequential(layers)))
+    job = ["apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy"]
+    line = error_line(run(*job, code=2).stderr)
+    assert words in line, line
+    assert "m.json" in line
+
+
 # --------------------------------------------------------------------------------------------------
 # Places
 
