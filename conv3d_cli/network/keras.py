@@ -482,6 +482,8 @@ class _Reader:
         if operation == "Normalization" and layer.config.get("mean") is not None:
             expected = []
         if self.weights is None:
+            if not expected:
+                return {}
             raise SpecError(
                 f"layer '{layer.title}' ({layer.class_name}) has weights, and the model comes "
                 f"without; pass {setting('weights', 'FILE')}, or the model as .keras or .h5"

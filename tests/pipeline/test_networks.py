@@ -255,6 +255,17 @@ def test_json_that_cannot_be_run_tells_the_layer_at_fault(
     assert "m.json" in line
 
 
+def test_a_normalization_whose_json_has_its_numbers_needs_no_weights(
+    tmp_path: Path, run: Any
+) -> None:
+    x = saved(tmp_path / "x.npy", 1, 4, 4, 4, 2)
+    model = sequential([layer("Normalization", "n", axis=-1, mean=[1, 2], variance=[4, 9])])
+    (tmp_path / "m.json").write_text(json.dumps(model))
+    run("apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy")
+    expected = (x - [1, 2]) / [2, 3]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
+
+
 # --------------------------------------------------------------------------------------------------
 # Places
 
