@@ -294,6 +294,18 @@ def test_wrong_selections_are_refused(
     assert not Path("y.nii").exists()
 
 
+@pytest.mark.parametrize(("channels", "held"), [(1, "channel 0 only"), (3, "channels 0 to 2")])
+def test_a_channel_that_a_network_lacks_is_refused(
+    channels: int, held: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    pool = {"class_name": "MaxPooling3D", "config": {"name": "pool", "pool_size": 2}}
+    (tmp_path / "m.json").write_text(json.dumps(pool))
+    np.save(tmp_path / "x.npy", np.zeros((4, 4, 4, channels), np.float32))
+    job = ["apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy"]
+    line = error_line(run(*job, "--channels", channels, code=4).stderr)
+    assert f"takes channel {channels}, and its input has {held}" in line
+
+
 def test_one_channel_has_no_labels(scan: Path, tmp_path: Path, run: Any, error_line: Any) -> None:
     out = tmp_path / "y.nii"
     result = run("apply", scan, "-k", "box:size=3", "--argmax", "-o", out, code=4)
