@@ -270,6 +270,10 @@ def test_explain_tells_the_selection(cube: Array, run: Any) -> None:
     assert "ArgMax -> 7x9x11 with 1 channel" in told
     assert "zyx 7x9x11 uint8" in told
     assert "layer 1    of the volume" in told
+    told = run("explain", "x.npy", "-k", "k.npy", "--channels", "1,1,1").output
+    assert "TakeChannels  channels [1, 1, 1] -> 7x9x11 with 3 channels" in told
+    told = run("explain", "x.npy", "-k", "k.npy", "--channels", "4,3,2,1,0").output
+    assert "TakeChannels  channels [4, 3, 2, 1, ...] -> 7x9x11 with 5 channels" in told
 
 
 @pytest.mark.parametrize(
