@@ -481,8 +481,8 @@ def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
 
     if not isinstance(model.get("class_name"), str):
         raise ConfigError(
-            f"config {path} is no Keras model (`model.to_json()`), to which "
-            f"{setting('weights', weights)} belong"
+            f"config {path} is no Keras model (`model.to_json()`), which "
+            f"{setting('weights', weights)} is for: leave it out"
         )
     try:
         with read_errors(path):

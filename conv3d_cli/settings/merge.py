@@ -68,8 +68,9 @@ def merge_settings(given: Settings) -> JobSettings:
     """
     if given.weights and not given.config:
         raise SpecError(
-            f"{setting('weights', given.weights)} are those of a Keras model: pass its JSON, too, "
-            f"as {setting('config', 'model.json')}"
+            f"{setting('weights', given.weights)} is for a Keras model: pass its JSON, too, as "
+            f"{setting('config', 'model.json')}; a kernel, or one trained layer, is passed as "
+            f"{setting('kernel', given.weights)}"
         )
     config = (
         read_config(given.config, given.named_kernel is not None, given.weights)
