@@ -80,7 +80,8 @@ def merge_settings(given: Settings) -> JobSettings:
     stages = _stages(given, config)
     run = overlay(config.job, given.only(Place.JOB, Place.MISSING))
     if config.path:
-        run = replace(run, files=(config.path, *([given.weights] if given.weights else [])))
+        read = () if config.network is None else config.network.files
+        run = replace(run, files=tuple(dict.fromkeys((config.path, *read))))
     if isinstance(run.max_memory, str):
         run = replace(run, max_memory=byte_size(run.max_memory))
     names = frozenset(given.given())

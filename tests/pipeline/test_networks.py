@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from conv3d_cli.pipeline.run import run_job
 
 pytest.importorskip("h5py")
 Array = np.ndarray[Any, Any]
+SAMPLE = Path(__file__).parents[2] / "sample_data"
 
 
 def evaluated(network: Network, x: Array) -> Array:
@@ -264,6 +267,22 @@ def test_a_normalization_whose_json_has_its_numbers_needs_no_weights(
     run("apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy")
     expected = (x - [1, 2]) / [2, 3]
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
+
+
+def test_every_file_of_a_network_is_recorded(tmp_path: Path, run: Any) -> None:
+    """Rules for make and the record name the shards, too, though no option does."""
+    model = Path(shutil.copytree(SAMPLE / "meshnet", tmp_path / "meshnet")) / "model.json"
+    manifest = json.loads(model.read_text())["weightsManifest"]
+    shards = [str(model.with_name(name)) for group in manifest for name in group["paths"]]
+    assert shards
+    saved(tmp_path / "x.npy", 8, 8, 8)
+    job = ["apply", tmp_path / "x.npy", "--axes", "zyx", "-c", model, "-o", tmp_path / "y.npy"]
+    run(*job, "--sidecar", "--depfile", tmp_path / "y.d")
+    rules = (tmp_path / "y.d").read_text().split()
+    record = (tmp_path / "y.json").read_text()
+    for file in (str(model), *shards):
+        assert file in rules
+        assert sha256(Path(file).read_bytes()).hexdigest() in record
 
 
 # --------------------------------------------------------------------------------------------------
