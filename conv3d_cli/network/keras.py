@@ -133,10 +133,6 @@ def read_keras_network(
     )
 
 
-class WeightsMissing(SpecError):
-    """A model's JSON comes without the weights that a layer has."""
-
-
 def _data_format(model: Config) -> str | None:
     """The data_format of all layers that have one. Raises: SpecError for two."""
     found: dict[str, str] = {}  # data format -> a layer that has it
@@ -480,7 +476,9 @@ class _Reader:
         if operation == "Normalization" and layer.config.get("mean") is not None:
             expected = []
         if self.weights is None:
-            raise WeightsMissing(
+            if not expected:
+                return {}
+            raise SpecError(
                 f"layer '{layer.title}' ({layer.class_name}) has weights, and the model comes "
                 f"without; pass {setting('weights', 'FILE')}, or the model as .keras or .h5"
             )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from conv3d_cli.pipeline.run import run_job
 
 pytest.importorskip("h5py")
 Array = np.ndarray[Any, Any]
+SAMPLE = Path(__file__).parents[2] / "sample_data"
 
 
 def evaluated(network: Network, x: Array) -> Array:
@@ -275,6 +278,53 @@ def test_json_and_weights_in_two_files_give_the_same(
     lone = ["apply", tmp_path / "x.npy", "--weights", tmp_path / "m.weights.h5"]
     line = error_line(run(*lone, "-o", tmp_path / "c.npy", code=2).stderr)
     assert "pass its JSON" in line
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([layer("MaxPooling3D", "p"), layer("LSTM", "l", units=2)], "layer 'l' is of class LSTM"),
+        ([layer("Conv3D", "c", filters=2, kernel_size=3), layer("ReLU", "r"), layer("MaxPooling3D", "p")], "layer 'c' (Conv3D) has weights, and the model comes without; pass --weights"),
+        ([layer("Conv3D", "c", filters=2, kernel_size=3, strides=0)], "strides must be at least 1"),
+    ],
+    ids=["network", "without-weights", "chain"],
+)  # fmt: skip
+def test_json_that_cannot_be_run_tells_the_layer_at_fault(
+    layers: list[Layer], words: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    saved(tmp_path / "x.npy", 1, 8, 8, 8, 1)
+    (tmp_path / "m.json").write_text(json.dumps(sequential(layers)))
+    job = ["apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy"]
+    line = error_line(run(*job, code=2).stderr)
+    assert words in line, line
+    assert "m.json" in line
+
+
+def test_a_normalization_whose_json_has_its_numbers_needs_no_weights(
+    tmp_path: Path, run: Any
+) -> None:
+    x = saved(tmp_path / "x.npy", 1, 4, 4, 4, 2)
+    model = sequential([layer("Normalization", "n", axis=-1, mean=[1, 2], variance=[4, 9])])
+    (tmp_path / "m.json").write_text(json.dumps(model))
+    run("apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy")
+    expected = (x - [1, 2]) / [2, 3]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
+
+
+def test_every_file_of_a_network_is_recorded(tmp_path: Path, run: Any) -> None:
+    """Rules for make and the record name the shards, too, though no option does."""
+    model = Path(shutil.copytree(SAMPLE / "meshnet", tmp_path / "meshnet")) / "model.json"
+    manifest = json.loads(model.read_text())["weightsManifest"]
+    shards = [str(model.with_name(name)) for group in manifest for name in group["paths"]]
+    assert shards
+    saved(tmp_path / "x.npy", 8, 8, 8)
+    job = ["apply", tmp_path / "x.npy", "--axes", "zyx", "-c", model, "-o", tmp_path / "y.npy"]
+    run(*job, "--sidecar", "--depfile", tmp_path / "y.d")
+    rules = (tmp_path / "y.d").read_text().split()
+    record = (tmp_path / "y.json").read_text()
+    for file in (str(model), *shards):
+        assert file in rules
+        assert sha256(Path(file).read_bytes()).hexdigest() in record
 
 
 # --------------------------------------------------------------------------------------------------

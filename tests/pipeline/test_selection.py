@@ -261,6 +261,10 @@ def test_explain_tells_the_selection(cube: Array, run: Any) -> None:
     assert "ArgMax -> 7x9x11 with 1 channel" in told
     assert "zyx 7x9x11 uint8" in told
     assert "layer 1    of the volume" in told
+    told = run("explain", "x.npy", "-k", "k.npy", "--channels", "1,1,1").output
+    assert "TakeChannels  channels [1, 1, 1] -> 7x9x11 with 3 channels" in told
+    told = run("explain", "x.npy", "-k", "k.npy", "--channels", "4,3,2,1,0").output
+    assert "TakeChannels  channels [4, 3, 2, 1, ...] -> 7x9x11 with 5 channels" in told
 
 
 @pytest.mark.parametrize(
@@ -283,6 +287,18 @@ def test_wrong_selections_are_refused(
     result = run("apply", "x.npy", "-k", "k.npy", "-o", "y.nii", *options, code=code)
     assert words in error_line(result.stderr)
     assert not Path("y.nii").exists()
+
+
+@pytest.mark.parametrize(("channels", "held"), [(1, "channel 0 only"), (3, "channels 0 to 2")])
+def test_a_channel_that_a_network_lacks_is_refused(
+    channels: int, held: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    pool = {"class_name": "MaxPooling3D", "config": {"name": "pool", "pool_size": 2}}
+    (tmp_path / "m.json").write_text(json.dumps(pool))
+    np.save(tmp_path / "x.npy", np.zeros((4, 4, 4, channels), np.float32))
+    job = ["apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy"]
+    line = error_line(run(*job, "--channels", channels, code=4).stderr)
+    assert f"takes channel {channels}, and its input has {held}" in line
 
 
 def test_one_channel_has_no_labels(scan: Path, tmp_path: Path, run: Any, error_line: Any) -> None:
