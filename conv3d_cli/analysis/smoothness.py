@@ -97,8 +97,8 @@ def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
             sums = _sums_over_time(reader, with_next, channel, count)
             if mask is not None:
                 sums.valid &= mask.inside(mask.reader.read(0, with_next, slice(0, 1))[..., 0])
+                mask.reader.release(0, start)
             sums.add_to(values, steps, stop - start)
-            reader.release(0, start)
     if values.variance <= 0:
         raise ShapeError(
             f"cannot estimate the smoothness of {reader.path}: the voxels to estimate it from "
@@ -156,6 +156,7 @@ def _sums_over_time(reader: VolumeReader, depth: slice, channel: int, count: int
     first = None
     for n in range(count):
         block = reader.read(n, depth, slice(channel, channel + 1))[..., 0].astype(np.float64)
+        reader.release(n, depth.start)
         finite = np.isfinite(block)
         sums.valid &= finite
         block[~finite] = 0

@@ -331,12 +331,10 @@ def _expected_step(
         values = _read(inputs.volume, n, slice(0, operation.inputs[0].channels), box)
         bounds = np.zeros_like(values)
     else:
-        values, bounds = _expected_box(prepared, number - 1, inputs, n, 0, box)
-    if values.shape[3] < operation.inputs[0].channels:  # a filter gives a channel at a time
-        found = [
-            _expected_box(prepared, number - 1, inputs, n, channel, box)
-            for channel in range(operation.inputs[0].channels)
-        ]
+        found = [_expected_box(prepared, number - 1, inputs, n, 0, box)]
+        for channel in range(found[0][0].shape[3], operation.inputs[0].channels):
+            # a filter gives a channel at a time
+            found.append(_expected_box(prepared, number - 1, inputs, n, channel, box))
         values, bounds = (np.concatenate(parts, axis=3) for parts in zip(*found, strict=True))
     taken, off = Window(values, box.start), Window(bounds, box.start)
     rounding = BOUNDS[prepared.job.precision]

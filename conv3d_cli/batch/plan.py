@@ -76,6 +76,10 @@ class JobTemplate(Protocol):
         """The mask of every volume, or a rule that finds a mask for each; None without a mask."""
 
     @property
+    def writes_labels(self) -> bool:
+        """Whether the outputs are labels."""
+
+    @property
     def used_files(self) -> Sequence[str]:
         """Files that jobs use besides inputs and outputs: configs, kernels, a mask, a coverage."""
 
@@ -212,7 +216,7 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
             notes.append(used_otherwise(len(masks_in_folders)))
     notes += left.notes()
     sources = [volume.path for volume in found]
-    dataset = _dataset(sources, request, [given] * len(sources))
+    dataset = _dataset(sources, request, [given] * len(sources), [settings] * len(sources))
     if output is not None:
         if len(sources) > 1:
             raise SpecError(
@@ -350,7 +354,16 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
     rows = kept
     with _errors_at(f"manifest {path}"):
         check_left(rows, left)
-        dataset = _dataset(sources, request, given)
+    known: dict[str, JobTemplate] = {}  # by their options, as JSON
+    templates = []
+    for row, row_options in zip(rows, given, strict=True):
+        with _errors_at(f"manifest {path}, line {row.line}"):
+            key = json.dumps(row_options.given(), sort_keys=True)
+            if key not in known:
+                known[key] = options.settings(row_options, (path,))
+            templates.append(known[key])
+    with _errors_at(f"manifest {path}"):
+        dataset = _dataset(sources, request, given, templates)
     left.taken += [] if request.bids else named_discrete(sources)
     targets = []
     for number, (row, source) in enumerate(zip(rows, sources, strict=True)):
@@ -368,14 +381,6 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
             raise SpecError(
                 f"manifest {path} names every output; leave out --{name}, or the column output"
             )
-    known: dict[str, JobTemplate] = {}  # by their options, as JSON
-    templates = []
-    for row, row_options in zip(rows, given, strict=True):
-        with _errors_at(f"manifest {path}, line {row.line}"):
-            key = json.dumps(row_options.given(), sort_keys=True)
-            if key not in known:
-                known[key] = options.settings(row_options, (path,))
-            templates.append(known[key])
     notes = left.notes()
     with _errors_at(f"manifest {path}"):
         rules = [one.mask if one.mask and is_rule(one.mask) else None for one in templates]
@@ -492,7 +497,10 @@ def _check_bids(request: BatchRequest) -> None:
 
 
 def _dataset(
-    sources: Sequence[str], request: BatchRequest, given: Sequence[Settings]
+    sources: Sequence[str],
+    request: BatchRequest,
+    given: Sequence[Settings],
+    templates: Sequence[JobTemplate],
 ) -> Dataset | None:
     """The derivative dataset that --bids asks for."""
     if not request.bids:
@@ -500,7 +508,8 @@ def _dataset(
     from conv3d_cli.provenance.bids import plan_dataset
 
     assert request.out_dir is not None
-    return plan_dataset(sources, request.out_dir, given)
+    of_labels = [template.writes_labels for template in templates]
+    return plan_dataset(sources, request.out_dir, given, of_labels)
 
 
 def _check_beside(jobs: Sequence[Job]) -> None:

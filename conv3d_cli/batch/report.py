@@ -232,36 +232,35 @@ def _heading(prepared: PreparedJob, number: int) -> str:
     return f"{name and f'{name}, '}of {', '.join(taken)}"
 
 
+# arguments that are not told: how phases are interleaved is of no use to people
+_UNTOLD = ("added", "phases")
+# arguments whose numbers are not along depth, height, width
+_NO_SIZES = ("channels", "dims", "target_shape")
+
+
 def _step_text(layer: dict[str, Any]) -> str:
     """An operation in words."""
-    # how phases are interleaved is of no use to people
-    shown = {key: value for key, value in layer["arguments"].items() if key in _TOLD}
-    arguments = ", ".join(f"{key} {_argument_text(value)}" for key, value in shown.items())
+    arguments = ", ".join(
+        f"{key} {_argument_text(value, key not in _NO_SIZES)}"
+        for key, value in layer["arguments"].items()
+        if key not in _UNTOLD
+    )
     size = "x".join(map(str, layer["output_size"]))
     whole = "; it needs the whole volume" if layer["needs_whole"] else ""
     shape = f"{size} with {count_of(layer['output_channels'], 'channel')}"
     return f"{layer['operation']}{arguments and f'  {arguments}'} -> {shape}{whole}"
 
 
-def _argument_text(value: Any) -> str:
-    """A value of an operation's argument: whole numbers along D, H, W as --strides writes them."""
-    triple = isinstance(value, list) and len(value) == 3
-    return triple_text(value) if triple and all(isinstance(n, int) for n in value) else str(value)
+def _argument_text(value: Any, is_size: bool) -> str:
+    """A value of an operation's argument; of a list for many channels the beginning.
 
-
-# arguments that explain tells
-_TOLD = (
-    "activation",
-    "cropping",
-    "epsilon",
-    "groups",
-    "offset",
-    "padding",
-    "pool_size",
-    "scale",
-    "size",
-    "strides",
-)
+    is_size : bool      three whole numbers are along D, H, W, and written as by --strides
+    """
+    if not isinstance(value, list):
+        return str(value)
+    if is_size and len(value) == 3 and all(isinstance(n, int) for n in value):
+        return triple_text(value)
+    return f"[{', '.join(map(str, value[:4]))}{', ...' if len(value) > 4 else ''}]"
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:

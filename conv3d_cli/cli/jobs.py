@@ -104,6 +104,19 @@ class MergedSettings:
         return self.merged.run.mask
 
     @property
+    def writes_labels(self) -> bool:
+        """Whether the outputs are labels: of --argmax, or of a network that ends so."""
+        network = self.merged.network
+        if network is None:
+            return bool(self.merged.run.argmax)
+        operations = {node.name: node.operation for node in network.nodes}
+        output = self.merged.run.output_name or next(iter(network.outputs))
+        ends = operations.get(network.outputs.get(output, ""))
+        return bool(self.merged.run.argmax) or (
+            ends == "ArgMax" and self.merged.run.channels is None
+        )
+
+    @property
     def used_files(self) -> list[str]:
         """Paths of files that jobs use besides their inputs and outputs."""
         run = self.merged.run

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -84,50 +85,50 @@ class UnitOption(click.Option):
 
 def timeout_option() -> Callable[[Any], Any]:
     """A decorator that adds --timeout to another command than `apply`, and obeys it."""
-    from conv3d_cli.settings.options import OPTION
 
-    option = OPTION["timeout"]
+    def limit(seconds: float | None) -> AbstractContextManager[None]:
+        from conv3d_cli.formats.zarr.remote import waiting
 
-    def decorate(command: Callable[..., Any]) -> Any:
-        @wraps(command)
-        def obeying(*arguments: Any, timeout: float | None, **values: Any) -> Any:
-            from conv3d_cli.formats.zarr.remote import waiting
+        return waiting(seconds)
 
-            with waiting(timeout):
-                return command(*arguments, **values)
-
-        return click.option(
-            "--timeout",
-            cls=UnitOption,
-            unit=option.unit,
-            type=Real(),
-            metavar=option.metavar,
-            help=option.help,
-        )(obeying)
-
-    return decorate
+    return _limiting_option("timeout", Real(), limit)
 
 
 def memory_option() -> Callable[[Any], Any]:
     """A decorator that adds --max-memory to another command than `apply`, and obeys it."""
+
+    def limit(size: str | None) -> AbstractContextManager[None]:
+        from conv3d_cli.system.machine import byte_size
+        from conv3d_cli.system.room import ceiling_of_memory
+
+        return ceiling_of_memory(None if size is None else byte_size(size))
+
+    return _limiting_option("max_memory", Text(), limit)
+
+
+def _limiting_option(
+    name: str, kind: Any, limit: Callable[[Any], AbstractContextManager[None]]
+) -> Callable[[Any], Any]:
+    """A decorator that adds an option of the table, in whose limit the command runs.
+
+    kind : click.ParamType      the type of its value
+    limit : callable            value -> the limit, as a context manager
+    """
     from conv3d_cli.settings.options import OPTION
 
-    option = OPTION["max_memory"]
+    option = OPTION[name]
 
     def decorate(command: Callable[..., Any]) -> Any:
         @wraps(command)
-        def obeying(*arguments: Any, max_memory: str | None, **values: Any) -> Any:
-            from conv3d_cli.system.machine import byte_size
-            from conv3d_cli.system.room import ceiling_of_memory
-
-            with ceiling_of_memory(None if max_memory is None else byte_size(max_memory)):
+        def obeying(*arguments: Any, **values: Any) -> Any:
+            with limit(values.pop(name)):
                 return command(*arguments, **values)
 
         return click.option(
-            "--max-memory",
+            *option.flags,
             cls=UnitOption,
             unit=option.unit,
-            type=Text(),
+            type=kind,
             metavar=option.metavar,
             help=option.help,
         )(obeying)

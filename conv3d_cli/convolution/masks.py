@@ -169,7 +169,6 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
             )
         if labels:
             _check_labels(reader, stored)
-        reader.release(0, block.starts[0])
     if low < 0:
         raise ShapeError(
             f"the mask {reader.path} holds numbers below 0 ({low:g}); a mask holds numbers "

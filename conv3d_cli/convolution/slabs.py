@@ -135,7 +135,6 @@ class SlabSource:
         self.reader.release(self.n, needed[stop] if stop < len(needed) else self.problem.in_size[0])
 
 
-@lru_cache(maxsize=512)
 def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     """For every output plane, the first input plane that it or a later output plane spans.
 
@@ -146,6 +145,11 @@ def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     >>> first_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
     (0, 0, 1, 2, 3)
     """
+    return _first_needed(problem.along_depth)
+
+
+@lru_cache(maxsize=64)
+def _first_needed(problem: ConvProblem) -> tuple[int, ...]:
     lowest, size = problem.in_size[0], problem.out_size[0]
     result = []
     for plane in reversed(range(size)):
@@ -155,7 +159,6 @@ def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     return tuple(reversed(result))
 
 
-@lru_cache(maxsize=512)
 def last_needed(problem: ConvProblem) -> tuple[int, ...]:
     """For every output plane, the end of the input planes that it and earlier output planes span.
 
@@ -165,6 +168,11 @@ def last_needed(problem: ConvProblem) -> tuple[int, ...]:
     >>> last_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
     (2, 3, 4, 5, 5)
     """
+    return _last_needed(problem.along_depth)
+
+
+@lru_cache(maxsize=64)
+def _last_needed(problem: ConvProblem) -> tuple[int, ...]:
     indices = problem.source_indices(0, 0, problem.out_size[0])
     highest = list(itertools.accumulate(indices, max))
     last_tap, stride = problem.extent[0] - 1, problem.strides[0]

@@ -637,6 +637,7 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
                     header.axes.assign(
                         data, n, depth, channels, block * slope + intercept if scaled else block
                     )
+                reader.release(n, depth.stop)
         reader.finish()
     return Volume(
         data,

@@ -383,9 +383,13 @@ class RawReader(ArrayReader):
                 file.name if isinstance(file.name, str) else path
             )  # an unnamed file's is a number
             self._watched = watch_map(start, buffer.nbytes, name)
-        self._released = 0
+        self._released = self._channel = 0
         self._start = offset
         super().__init__(array, header, path)
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        self._channel = channels.start
+        return super().read(n, depth, channels)
 
     def box_access(self) -> BoxAccess:
         fastest = self.header.axes.letters[self._fastest]
@@ -439,14 +443,16 @@ class RawReader(ArrayReader):
         )
 
     def release(self, n: int, depth_stop: int) -> None:
-        """Release the pages before a plane of volume n; a later read maps them again."""
+        """Release the pages before a plane of volume n, of the channel that was read last.
+
+        A later read maps them again.
+        """
         axes = self.header.axes
         if self._map is None or not hasattr(self._map, "madvise") or "z" not in axes.letters:
             return
         first = self.array.__array_interface__["data"][0]
-        block = axes.block(
-            self.array, n, slice(min(depth_stop, axes.size("z") - 1), None), slice(0, 1)
-        )
+        depth = slice(min(depth_stop, axes.size("z") - 1), None)
+        block = axes.block(self.array, n, depth, slice(self._channel, self._channel + 1))
         stop = self._start + block.__array_interface__["data"][0] - first
         stop -= stop % mmap.PAGESIZE
         if stop - self._released >= 1 << 20:

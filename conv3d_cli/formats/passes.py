@@ -14,7 +14,7 @@ from conv3d_cli.model.spec import Triple
 from conv3d_cli.model.volume import Array, VolumeReader, parts_in_storage_order
 from conv3d_cli.system.room import require_room, room_left
 
-MOST_PLANES = 8  # read at once
+MOST_PLANES = 8  # read at once, which `pipeline/held.py` counts on
 ENOUGH_BYTES = 128 << 20  # more at once is no faster
 WORK_BYTES = 32 << 20  # of what is computed from a block
 COPIES = 2  # of what is read, while it is put together
@@ -34,12 +34,18 @@ class Block(NamedTuple):
     stored: tuple[Array, ...]
 
 
-def blocks_of(readers: Sequence[VolumeReader], bytes_each: int) -> Iterator[Block]:
+def blocks_of(
+    readers: Sequence[VolumeReader], bytes_each: int, rows: int = 0, together: bool = False
+) -> Iterator[Block]:
     """The blocks of volumes of the same shape, in the order in which the first one is stored.
 
-    Whole planes are read, or boxes where a plane does not fit; blocks are parts of them.
+    Whole planes are read, or boxes where a plane does not fit; blocks are parts of them. Planes are
+    released as the pass moves on.
 
     bytes_each : int    that is computed from a voxel while its block is worked on
+    rows : int          of which multiples are in every block but the last of a plane, as wide as
+                        the volume; 0: blocks are cut anywhere
+    together : bool     blocks have all channels, of which several are stored in one piece
     Raises: MemoryLimitError if not even a plane fits, and a reader gives nothing smaller.
 
     >>> import numpy as np
@@ -51,21 +57,22 @@ def blocks_of(readers: Sequence[VolumeReader], bytes_each: int) -> Iterator[Bloc
     """
     _, *sizes, _ = readers[0].header.shape
     whole = (slice(0, sizes[1]), slice(0, sizes[2]))
-    for n, channels in parts_in_storage_order(readers[0].header.axes, channels_together=False):
+    least = (1, rows, sizes[2]) if rows else (1, 1, 1)
+    for n, channels in parts_in_storage_order(readers[0].header.axes, together):
         count = channels.stop - channels.start
-        for depth, rows, columns in _boxes(sizes, _read_at_once(readers, count)):
+        voxels = WORK_BYTES // max(1, count * bytes_each)
+        for box in _boxes(sizes, _read_at_once(readers, count, least)):
+            for reader in readers:
+                reader.release(n, box[0].start)
             stored = tuple(
-                reader.read(n, depth, channels)
-                if (rows, columns) == whole
-                else reader.read_box(n, depth, rows, columns, channels)
+                reader.read(n, box[0], channels)
+                if box[1:] == whole
+                else reader.read_box(n, *box, channels)
                 for reader in readers
             )
-            inner = [part.stop - part.start for part in (depth, rows, columns)]
-            for part in _boxes(inner, _lengths(inner, WORK_BYTES // max(1, count * bytes_each))):
-                d, h, w = (
-                    first.start + p.start
-                    for first, p in zip((depth, rows, columns), part, strict=True)
-                )
+            inner = [part.stop - part.start for part in box]
+            for part in _boxes(inner, _lengths(inner, voxels, least)):
+                d, h, w = (first.start + p.start for first, p in zip(box, part, strict=True))
                 yield Block(n, (d, h, w), channels.start, tuple(array[part] for array in stored))
 
 
@@ -96,8 +103,8 @@ def _lengths(sizes: Sequence[int], voxels: int, units: Sequence[int] = (1, 1, 1)
     return found
 
 
-def _read_at_once(readers: Sequence[VolumeReader], channels: int) -> list[int]:
-    """Planes, rows and columns of what is read at once."""
+def _read_at_once(readers: Sequence[VolumeReader], channels: int, least: Triple) -> list[int]:
+    """Planes, rows and columns of what is read at once: multiples of `least`, or up to the end."""
     _, *sizes, _ = readers[0].header.shape
     depth, height, width = (max(1, size) for size in sizes)
     each = COPIES * channels * sum(reader.header.dtype.itemsize for reader in readers)
@@ -116,10 +123,14 @@ def _read_at_once(readers: Sequence[VolumeReader], channels: int) -> list[int]:
     if len(accesses) < len(readers):
         require_room(needed(1) + WORK_BYTES, "a plane of it", readers[0].path)
         return [1, height, width]
-    units = [min(size, max(a.unit[i] for a in accesses)) for i, size in enumerate(sizes)]
+    units = [
+        min(size, -(-max(a.unit[i] for a in accesses) // least[i]) * least[i])
+        for i, size in enumerate(sizes)
+    ]
     room -= sum(access.buffer_bytes for access in accesses)
     voxels = min(room, ENOUGH_BYTES) // max(1, each)
     if math.prod(units) * each <= room:  # so that no chunk is decoded twice
         return _lengths(sizes, voxels, units)
-    require_room(room_left() - room + max(1, each), "a chunk of it", readers[0].path)
-    return _lengths(sizes, voxels)
+    smallest = math.prod(min(n, size) for n, size in zip(least, sizes, strict=True))
+    require_room(room_left() - room + max(1, smallest * each), "a chunk of it", readers[0].path)
+    return _lengths(sizes, voxels, least)

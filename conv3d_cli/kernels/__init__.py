@@ -22,7 +22,7 @@ from conv3d_cli.kernels.grammar import (
     describe,
     lower_names,
 )
-from conv3d_cli.kernels.manifests import manifest_kind
+from conv3d_cli.kernels.manifests import is_manifest
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.system.inputs import check_input
@@ -133,7 +133,7 @@ def may_name_a_layer(text: str) -> bool:
     >>> [may_name_a_layer(text) for text in ("model.keras", "psf.npy", "gaussian:sigma=1vox")]
     [True, False, False]
     """
-    if manifest_kind(text):
+    if is_manifest(text):
         return True
     return "::" in text or not (is_builtin(text) or find_kernel_file(text) is not None)
 

@@ -6,7 +6,10 @@ the readers of weights, which most runs do not need.
 
 from __future__ import annotations
 
-_START = 1 << 16  # bytes in which a mark must stand
+import os
+
+START_BYTES = 1 << 16
+"""A mark must stand in so many bytes at the beginning of a file."""
 # a key of the file -> what it is
 _MARKS = {
     b'"weight_map"': "index",
@@ -15,22 +18,26 @@ _MARKS = {
 }
 
 
-def manifest_kind(path: str, start: bytes | None = None) -> str:
-    """What a JSON file describes: "index", of a model in several files, "tfjs", or "" for nothing.
+def manifest_kind(start: bytes) -> str:
+    """What a file that begins so is: "index", of a model in several files, "tfjs", or "".
 
-    start : bytes or None       the first bytes of the file; None: they are read
-
-    >>> manifest_kind("a.json", b'{"metadata": {}, "weight_map": {}}')
-    'index'
-    >>> manifest_kind("a.json", b'{"kernel": [[[1]]]}'), manifest_kind("box:size=3")
-    ('', '')
+    >>> manifest_kind(b'{"metadata": {}, "weight_map": {}}'), manifest_kind(b'{"kernel": [[[1]]]}')
+    ('index', '')
     """
-    if not path.lower().endswith(".json"):
-        return ""
-    if start is None:
-        try:
-            with open(path, "rb") as file:
-                start = file.read(_START)
-        except OSError:
-            return ""
     return next((kind for mark, kind in _MARKS.items() if mark in start), "")
+
+
+def is_manifest(path: str) -> bool:
+    """Whether a path is that of a JSON file that describes layers.
+
+    >>> is_manifest("box:size=3")
+    False
+    """
+    # to open a pipe would wait for its writer
+    if not path.lower().endswith(".json") or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return bool(manifest_kind(file.read(START_BYTES)))
+    except OSError:
+        return False  # the reader of kernels says what is wrong

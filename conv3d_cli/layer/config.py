@@ -406,6 +406,11 @@ def as_keras2(activation: Activation) -> Activation:
 # --------------------------------------------------------------------------------------------------
 # Models
 
+
+class NoChain(SpecError):
+    """A model is more, or other, than a chain of Conv3D layers."""
+
+
 ACTIVATION_LAYERS = ("Activation", *(name for name in activations.LAYERS))
 
 
@@ -419,8 +424,8 @@ def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerCon
     Activation layers become `then` of the layer before them, ZeroPadding3D layers `pads` of the
     layer after them. Dropout, noise and Identity layers are ignored: Keras applies a model without
     them.
-    Raises: SpecError for layers of other classes, branches, an activation before the first Conv3D,
-        and padding that no Conv3D can include.
+    Raises: NoChain for layers of other classes, branches, an activation before the first Conv3D,
+        and padding that no Conv3D can include; SpecError for a layer that is wrong in any model.
 
     >>> relu = {"class_name": "ReLU", "config": {"max_value": 6.0}}
     >>> conv = {"class_name": "Conv3D", "config": {"filters": 2, "kernel_size": 3}}
@@ -449,12 +454,12 @@ def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerCon
             if activation.is_linear:
                 continue
             if not convolutions:
-                raise SpecError(
+                raise NoChain(
                     f"the model begins with {class_name} '{name}'; an activation must come after a "
                     "Conv3D layer"
                 )
             if padding and not _keeps_zeros(activation):
-                raise SpecError(
+                raise NoChain(
                     f"layer '{name}', {activation.text}, makes other numbers of the zeros that "
                     f"layer '{name_of(padding[-1])}' adds before it, so the two cannot be joined "
                     "with Conv3D layers"
@@ -463,14 +468,14 @@ def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerCon
             convolutions[-1] = replace(last, then=(*last.then, activation))
         elif class_name not in PASSIVE:
             understood = ", ".join(("Conv3D", *ACTIVATION_LAYERS, *PADDING, *PASSIVE))
-            raise SpecError(f"layer '{name}' is of class {class_name}; understood are {understood}")
+            raise NoChain(f"layer '{name}' is of class {class_name}; understood are {understood}")
     if padding:
-        raise SpecError(
+        raise NoChain(
             f"layer '{name_of(padding[-1])}' is of class {class_of(padding[-1])} and no Conv3D "
             "layer follows it"
         )
     if not convolutions:
-        raise SpecError("the model has no Conv3D layer; give a model with at least one")
+        raise NoChain("the model has no Conv3D layer; give a model with at least one")
     return convolutions
 
 
@@ -480,15 +485,13 @@ def _with_pads(
     """The convolution with the zeros of padding layers before it.
 
     name, data_format : of the convolution, as its config has them
-    Raises: SpecError if they cannot be combined with the convolution's own padding.
+    Raises: NoChain if they cannot be combined with the convolution's own padding.
     """
     try:
         return replace(convolution, pads=pads_of(padding, data_format))
     except SpecError as error:
         names = ", ".join(f"'{name_of(before)}'" for before in padding)
-        raise SpecError(
-            f"layer '{name}' cannot be joined with {names} before it: {error}"
-        ) from None
+        raise NoChain(f"layer '{name}' cannot be joined with {names} before it: {error}") from None
 
 
 def _with_class(model: Any) -> Mapping[str, Any]:
@@ -583,7 +586,7 @@ def _has_key(value: Any, key: str) -> bool:
 def _chain(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The layers of a model in the order of application, including those of models within it.
 
-    Raises: SpecError if they form no chain.
+    Raises: NoChain if they form none, SpecError for what is no model.
     """
     class_name = class_of(model)
     if class_name not in MODELS:
@@ -609,7 +612,7 @@ def _in_order(
 ) -> list[Mapping[str, Any]]:
     """The layers of a functional model from its input to its output.
 
-    Raises: SpecError if they form no chain.
+    Raises: NoChain if they form none.
     """
     by_name = {str(layer.get("name", _inner(layer).get("name"))): layer for layer in layers}
     following: dict[str, str] = {}  # name of a layer -> name of the next one
@@ -620,18 +623,18 @@ def _in_order(
             first.append(name)
             continue
         if len(sources) > 1:
-            raise SpecError(
+            raise NoChain(
                 f"the model is no chain: layer '{name}' has {len(sources)} inputs, "
                 f"{', '.join(sources)}"
             )
         if sources[0] in following:
-            raise SpecError(
+            raise NoChain(
                 f"the model is no chain: layers '{following[sources[0]]}' and '{name}' both follow "
                 f"'{sources[0]}'"
             )
         following[sources[0]] = name
     if len(first) != 1:
-        raise SpecError(
+        raise NoChain(
             f"the model is no chain: it begins with {len(first)} layers {', '.join(first)}".rstrip()
         )
     order = first
@@ -640,5 +643,5 @@ def _in_order(
     outputs = set(output_names(config.get("output_layers", [])))
     if len(order) != len(by_name) or (outputs and outputs != {order[-1]}):
         output = ", ".join(sorted(outputs))
-        raise SpecError(f"the model is no chain from '{order[0]}' to its output {output}".rstrip())
+        raise NoChain(f"the model is no chain from '{order[0]}' to its output {output}".rstrip())
     return [by_name[name] for name in order]

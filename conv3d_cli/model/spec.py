@@ -15,6 +15,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from conv3d_cli.errors import ShapeError, SpecError, setting, unknown_name, words
@@ -584,6 +585,34 @@ class ConvProblem:
             )
         filters = self.filters // self.in_channels * channels
         return replace(self, batch=1, in_channels=channels, groups=channels, filters=filters)
+
+    @cached_property
+    def along_depth(self) -> ConvProblem:
+        """What of it matters along depth: many layers of a network are the same there.
+
+        >>> wide = ConvSpec(padding="same").resolve((1, 8, 9, 9, 4), (3, 5, 5, 4, 2))
+        >>> wide.along_depth == ConvSpec(padding="same").resolve((1, 8, 1, 1, 1), (3, 1, 1, 1, 1))
+        True
+        """
+
+        def only(three: Triple, other: int) -> Triple:
+            return three[0], other, other
+
+        return ConvProblem(
+            batch=1,
+            in_size=only(self.in_size, 1),
+            in_channels=1,
+            filters=1,
+            groups=1,
+            kernel_size=only(self.kernel_size, 1),
+            strides=only(self.strides, 1),
+            dilation_rate=only(self.dilation_rate, 1),
+            pad_before=only(self.pad_before, 0),
+            pad_after=only(self.pad_after, 0),
+            out_size=only(self.out_size, 1),
+            boundary=self.boundary,
+            centre=(self.centre[0], 0.0, 0.0),
+        )
 
     @property
     def channels_per_group(self) -> int:

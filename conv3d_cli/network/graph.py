@@ -121,7 +121,8 @@ class Network:
         if not outputs:
             raise SpecError("the network has no output; name the node that gives it")
         ordered = _ordered(by_name, inputs, outputs)
-        unused = [node.name for node in given if node not in ordered]
+        needed = {node.name for node in ordered}
+        unused = [name for name in by_name if name not in needed]
         if unused:
             notes = (
                 *notes,
@@ -157,6 +158,40 @@ class Network:
         """The network with a function that reads it for a volume's shape."""
         return replace(self, at=at)
 
+    def changed(self, change: Callable[[Network], Network]) -> Network:
+        """The network after a change, which `at` makes as well."""
+        at = self.at
+        if at is None:
+            return change(self)
+        return change(self).for_sizes(lambda shape: at(shape).changed(change))
+
+
+class Names:
+    """Names that nodes have already, and how many of one name there are.
+
+    >>> names = Names(["volume"])
+    >>> [names.take(name) for name in ("a", "a", "volume", "a")]
+    ['a', "a'", "volume'", "a'2"]
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._marks: dict[str, int] = {}  # a name -> the first mark that may be free
+
+    def free(self, name: str) -> str:
+        """The name, or the first with a mark that no node has."""
+        mark = self._marks.get(name, 0)
+        while (own := name + ("", "'", f"'{mark}")[min(mark, 2)]) in self._taken:
+            mark += 1
+        self._marks[name] = mark
+        return own
+
+    def take(self, name: str) -> str:
+        """The same, which a node has from now on."""
+        own = self.free(name)
+        self._taken.add(own)
+        return own
+
 
 def _ordered(
     nodes: Mapping[str, Node], inputs: Mapping[str, Any], outputs: Mapping[str, str]
@@ -166,29 +201,32 @@ def _ordered(
     Raises: SpecError for a name that neither a node nor an input has, and for a cycle.
     """
     ordered: list[Node] = []
-    done: set[str] = set()
+    done = set(inputs)
     for output, last in outputs.items():
-        # a stack of (name, iterator of its inputs), since networks are deeper than Python recurses
-        way: list[str] = []
-        pending: list[tuple[str, str | None]] = [(last, None)]
+        # a stack of (name, who asks for it, whether what it takes is done), since networks are
+        # deeper than Python recurses
+        way: dict[str, None] = {}  # nodes whose inputs are being followed, in order
+        pending: list[tuple[str, str | None, bool]] = [(last, None, False)]
         while pending:
-            name, asking = pending.pop()
-            if name == "":  # the end of a node's inputs
-                done.add(way[-1])
-                ordered.append(nodes[way.pop()])
+            name, asking, is_ready = pending.pop()
+            if is_ready:
+                del way[name]
+                done.add(name)
+                ordered.append(nodes[name])
                 continue
-            if name in done or name in inputs:
+            if name in done:
                 continue
             if name not in nodes:
                 raise SpecError(_unknown_source(name, asking, output, nodes, inputs))
             if name in way:
-                cycle = " -> ".join([*way[way.index(name) :], name][::-1])
+                names = list(way)
+                cycle = " -> ".join([*names[names.index(name) :], name][::-1])
                 raise SpecError(
                     f"the network has a cycle, so no node of it can be computed first: {cycle}"
                 )
-            way.append(name)
-            pending.append(("", None))
-            pending += [(source, name) for source in reversed(nodes[name].inputs)]
+            way[name] = None
+            pending.append((name, asking, True))
+            pending += [(source, name, False) for source in reversed(nodes[name].inputs)]
     return ordered
 
 

@@ -26,15 +26,15 @@ from conv3d_cli.model.keras_json import (
     layers_of,
     name_of,
 )
-from conv3d_cli.network.graph import Network, Node
+from conv3d_cli.network.graph import Names, Network, Node
 from conv3d_cli.network.keras_weights import KerasWeights, read_weights
-from conv3d_cli.network.operations.catalogue import OPERATIONS
+from conv3d_cli.network.operations.catalogue import LAYERS
 
 Config = Mapping[str, Any]
 Weights = Mapping[str, NDArray[Any]]
 
 _LAYER_NAMES = {
-    **{name: name for name in OPERATIONS},
+    **{name: name for name in LAYERS},
     **dict.fromkeys(CONV3D, "Conv3D"),
     "Convolution3DTranspose": "Conv3DTranspose",
     "MaxPool3D": "MaxPooling3D",
@@ -121,8 +121,8 @@ def read_keras_network(
     nodes = list(reader.nodes)
     for name, node in list(outputs.items()):
         if node in reader.inputs:  # a model that returns its input
-            nodes.append(Node(f"{node}/output", "Identity", (node,)))
-            outputs[name] = f"{node}/output"
+            outputs[name] = reader.names.take(f"{node}/output")
+            nodes.append(Node(outputs[name], "Identity", (node,)))
     return Network(
         nodes,
         inputs=reader.inputs,
@@ -131,10 +131,6 @@ def read_keras_network(
         files=files,
         notes=tuple(reader.notes),
     )
-
-
-class WeightsMissing(SpecError):
-    """A model's JSON comes without the weights that a layer has."""
 
 
 def _data_format(model: Config) -> str | None:
@@ -175,7 +171,7 @@ class _Reader:
     inputs: dict[str, int | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     data_format: str | None = None
-    used: set[str] = field(default_factory=set)
+    names: Names = field(default_factory=Names)
 
     def model(
         self, model: Config, above: tuple[str, ...], group: str, given: Sequence[_Tensor] | None
@@ -320,6 +316,7 @@ class _Reader:
         if isinstance(shape, (list, tuple)) and len(shape) == _RANK_OF_VOLUMES:
             channels = shape[1 if self.data_format == "channels_first" else -1]
         self.inputs[name] = channels if isinstance(channels, int) else None
+        self.names.take(name)
         return _Tensor(name)
 
     # ----------------------------------------------------------------------------------------------
@@ -343,17 +340,10 @@ class _Reader:
             )
         if class_name in _PASSIVE:
             return taken[0]
-        name = self._name(layer, number)
+        name = self.names.take(layer.title if number == 1 else f"{layer.title}#{number}")
         node, rank = self._node(layer, name, taken, constants)
         self.nodes.append(node)
         return _Tensor(name, rank)
-
-    def _name(self, layer: _Layer, number: int) -> str:
-        name = layer.title if number == 1 else f"{layer.title}#{number}"
-        while name in self.used or name in self.inputs:
-            name += "'"
-        self.used.add(name)
-        return name
 
     def _node(
         self, layer: _Layer, name: str, taken: list[_Tensor], constants: Sequence[Any]
@@ -367,7 +357,7 @@ class _Reader:
             return self._activation(layer, name, inputs, rank), rank
         operation = _LAYER_NAMES.get(class_name)
         if operation is None:
-            understood = ", ".join(dict.fromkeys([*OPERATIONS, *activations.LAYERS, *_PASSIVE]))
+            understood = ", ".join(dict.fromkeys([*LAYERS, *activations.LAYERS, *_PASSIVE]))
             custom = (
                 "" if class_name == layer.entry["class_name"] else ", whose code is not in the file"
             )
@@ -486,7 +476,9 @@ class _Reader:
         if operation == "Normalization" and layer.config.get("mean") is not None:
             expected = []
         if self.weights is None:
-            raise WeightsMissing(
+            if not expected:
+                return {}
+            raise SpecError(
                 f"layer '{layer.title}' ({layer.class_name}) has weights, and the model comes "
                 f"without; pass {setting('weights', 'FILE')}, or the model as .keras or .h5"
             )

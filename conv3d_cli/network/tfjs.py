@@ -1,7 +1,6 @@
 """TensorFlow.js layers models as networks: a Keras 2 model's JSON, and shards with its weights.
 
-TensorFlow.js computes every model as Keras 2 does, whoever saved it. `kernels/weights/tfjs.py`
-reads the files.
+`kernels/weights/tfjs.py` reads the files.
 """
 
 from __future__ import annotations
@@ -37,9 +36,7 @@ def read_tfjs_network(path: str) -> Network:
         *above, leaf = name.split("/")
         if above:
             weights.setdefault((above[0], above[-1]), {})[leaf] = values
-    network = read_keras_network(
-        {**model, "keras_version": "2.0"}, KerasWeights(None, weights), (path, *files)
-    )
+    network = read_keras_network(model, KerasWeights(None, weights), (path, *files))
     return _with_unused(network, arrays)
 
 

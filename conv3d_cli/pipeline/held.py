@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from conv3d_cli.convolution.slabs import SHRINKS, first_needed
+from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.pipeline.flow import WHOLE_PLANES
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
-
-SPOOLED_PLANES = 8  # that `spool_reader` reads at once
 
 
 @dataclass
@@ -55,6 +54,39 @@ def count_held(graph: Graph, volume_plane: int, depth: int, spooled: Collection[
     return count.held
 
 
+def nodes_to_spool(graph: Graph) -> frozenset[int]:
+    """The nodes, or `VOLUME`, whose output goes into a temporary file.
+
+    Where several nodes take a volume, and one of them needs all of it before another takes its
+    first plane, it would be held in memory as a whole.
+    """
+    if not graph.needs_whole:
+        return frozenset()
+    sure, spooled = _waited_for(graph), frozenset[int]()
+    while True:
+        found = count_held(graph, 1, 1, spooled).gathered - spooled
+        if not found:
+            return spooled
+        # what comes after the first may be taken in time then, unless it waits in any case
+        spooled |= {min(found)} | (found & sure)
+
+
+def _waited_for(graph: Graph) -> set[int]:
+    """Nodes, or `VOLUME`, that a node takes together with what all of their planes go into."""
+    # sets of nodes as bits, since a network may have thousands
+    before, whole = {VOLUME: 1}, {VOLUME: 0}
+    found = set()
+    for position, node in enumerate(graph.nodes):
+        before[position], whole[position] = 1 << (position + 1), 0
+        for source in node.inputs:
+            before[position] |= before[source]
+            whole[position] |= whole[source]
+        found |= {one for one in node.inputs if whole[position] >> (one + 1) & 1}
+        if isinstance(node, OperationNode) and node.operation.needs_whole:
+            whole[position] |= before[position]
+    return found
+
+
 class _Count:
     """A run of a graph, in planes and bytes."""
 
@@ -90,9 +122,9 @@ class _Count:
         nodes = self.graph.nodes
         for position in sorted(self.spooled - {VOLUME}):
             size = nodes[position].size[0]
-            for start in range(0, size, SPOOLED_PLANES):
-                with self.pass_by(SPOOLED_PLANES * self.plane[position]):
-                    self._compute(position, start, min(start + SPOOLED_PLANES, size))
+            for start in range(0, size, MOST_PLANES):
+                with self.pass_by(MOST_PLANES * self.plane[position]):
+                    self._compute(position, start, min(start + MOST_PLANES, size))
         last = len(nodes) - 1
         window, size = self.windows[last][0], nodes[last].size[0]
         for start in range(0, size, depth):

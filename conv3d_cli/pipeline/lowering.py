@@ -36,10 +36,10 @@ from conv3d_cli.network.operations.convolution import (
     Conv3D,
     Conv3DTranspose,
     WeightedSum,
-    padding_of,
     transposed_sizes,
 )
 from conv3d_cli.network.operations.reshaping import Same, ZeroPadding3D
+from conv3d_cli.network.operations.sliding import padding_of
 from conv3d_cli.network.operations.statistics import GATHERING, GroupNormalization
 from conv3d_cli.pipeline.request import Stage, Step
 
@@ -49,9 +49,9 @@ TRIAL = 1 << 20
 
 
 def lower_network(network: Network) -> tuple[Stage | Step, ...]:
-    """The stages of a network with one input and one output.
+    """The stages of a network with one output.
 
-    Raises: SpecError for another number of outputs, an operation that is not known, and arguments
+    Raises: SpecError for another number of inputs, an operation that is not known, and arguments
         and weights that it does not take.
 
     >>> bent = Node("bent", "Activation", ("twice",), {"activation": "relu"})
@@ -60,11 +60,6 @@ def lower_network(network: Network) -> tuple[Stage | Step, ...]:
     >>> [stage.name or stage.kernel for stage in stages]
     ['twice', 'bent', 'identity']
     """
-    if len(network.outputs) != 1:
-        raise SpecError(
-            f"the network has {len(network.outputs)} outputs, {', '.join(network.outputs)}, and a "
-            "job writes one volume; save a model that ends with one of them"
-        )
     if len(network.inputs) != 1:
         raise SpecError(
             f"the network has {len(network.inputs)} inputs, {', '.join(network.inputs)}, and a job "

@@ -12,8 +12,9 @@ import numpy as np
 
 from conv3d_cli.convolution.slabs import Slab, cut_slabs, most_planes
 from conv3d_cli.errors import MemoryLimitError, setting
+from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph
-from conv3d_cli.pipeline.held import SPOOLED_PLANES, count_held
+from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 from conv3d_cli.system.room import PROCESS_BYTES, READING_BYTES
@@ -143,6 +144,7 @@ class SlabJob:
     writer : int                    bytes of the writer, without the blocks passed to it
     in_channels : int or None       channels of the volume that are read at once; None: those of the
                                     only convolution
+    in_plane_voxels : int or None   voxels of a plane of the volume; None: see `in_channels`
     spooled : frozenset of int      see `flow.reader_of_last`
     """
 
@@ -208,7 +210,7 @@ class SlabJob:
             use = use.plus(input=SLABS_READ * window * self.in_plane)
             if len(self.graph.nodes) > 1:
                 # the other nodes fill a temporary file first, a few planes at a time
-                filling = count_held(self.graph, self.volume_plane, SPOOLED_PLANES, self.spooled)
+                filling = count_held(self.graph, self.volume_plane, MOST_PLANES, self.spooled)
                 use = use.plus(layers=filling.layers, skips=filling.skips)
         elif len(self.graph.nodes) == 1:
             # the window of the slab that is computed, the next one, and planes on their way into it

@@ -1,23 +1,25 @@
 """--normalize-input: scale and shift the input by its own statistics, which a first pass gathers.
 
-The statistics are of each channel, in float64, in pieces of planes in order, so that they have the
-same bits however the file is read. Percentiles are exact: passes narrow them down by the bits of
-their floats, 16 at a time. What uses them is one more step of the job, before all others.
+The statistics are of each channel, in float64, of pieces of planes, joined in order, so that they
+have the same bits however the file is read. Percentiles are exact: passes narrow them down by the
+bits of their floats, some at a time. What uses them is one more step of the job, before all others.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, setting
-from conv3d_cli.model.volume import VolumeReader, parts_in_storage_order
+from conv3d_cli.formats.passes import blocks_of
+from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.pipeline.request import (
     InputNormalization,
@@ -36,8 +38,11 @@ if TYPE_CHECKING:
 
 Reals = NDArray[np.float64]
 NAME = "normalize_input"
-PIECE = 1 << 20  # voxels of a channel that are looked at together
-DIGIT = 16  # bits of a float that one pass over the volume decides
+PIECE = 1 << 18  # voxels of a channel that are looked at together
+BYTES_EACH = 64  # of memory for such a voxel
+# Bits of a float that one pass over the volume decides, of few channels and of many: for each of
+# them up to four histograms count the digits.
+DIGIT, SHORT_DIGIT, FEW_CHANNELS = 16, 8, 16
 WORDS = {
     "mean": "mean",
     "deviation": "standard deviation",
@@ -53,8 +58,8 @@ class Moments:
     """Number, mean, sum of squares around it, and range of the values of a channel so far.
 
     >>> moments = Moments()
-    >>> moments.add(np.array([1.0, 3.0]))
-    >>> moments.add(np.array([5.0]))
+    >>> moments.join(Moments.of(np.array([1.0, 3.0])))
+    >>> moments.join(Moments.of(np.array([5.0])))
     >>> moments.mean, round(moments.deviation, 6), moments.low, moments.high
     (3.0, 1.632993, 1.0, 5.0)
     """
@@ -65,23 +70,29 @@ class Moments:
     low: float = math.inf
     high: float = -math.inf
 
-    def add(self, values: Reals) -> None:
-        """Add finite values (one axis).
+    @classmethod
+    def of(cls, values: Reals) -> Moments:
+        """Those of finite values (one axis)."""
+        if not values.size:
+            return cls()
+        with np.errstate(over="ignore", invalid="ignore"):  # values near the end of float64
+            mean = float(values.mean())
+            squares = float(np.square(values - mean).sum())
+        return cls(values.size, mean, squares, float(values.min()), float(values.max()))
+
+    def join(self, other: Moments) -> None:
+        """Add the values of others.
 
         Source: T. Chan, G. Golub, R. LeVeque, Updating formulae and a pairwise algorithm for
         computing sample variances, Stanford STAN-CS-79-773.
         """
-        if not values.size:
+        if not other.count:
             return
-        with np.errstate(over="ignore", invalid="ignore"):  # values near the end of float64
-            mean = float(values.mean())
-            squares = float(np.square(values - mean).sum())
-            apart, total = mean - self.mean, self.count + values.size
-            self.mean += apart * values.size / total
-            self.squares += squares + apart * apart * self.count * values.size / total
+        apart, total = other.mean - self.mean, self.count + other.count
+        self.mean += apart * other.count / total
+        self.squares += other.squares + apart * apart * self.count * other.count / total
         self.count = total
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     @property
     def deviation(self) -> float:
@@ -153,16 +164,20 @@ def normalize(
             "normalize them one by one"
         )
 
-    def every() -> Iterator[tuple[int, Reals]]:
+    def every() -> Iterator[_Piece]:
         with reopened() as again:
-            yield from _values(again, mask, wanted.nonzero)
+            yield from _pieces(again, mask, wanted.nonzero)
 
     moments = [Moments() for _ in range(channels)]
+    begun: dict[tuple[int, int], Moments] = {}  # of planes that boxes pass through side by side
     left_out = 0
-    for channel, values in every():
+    for channel, plane, ends_plane, values in every():
         finite = values[np.isfinite(values)]
         left_out += values.size - finite.size
-        moments[channel].add(finite)
+        of_plane = begun.setdefault((channel, plane), Moments())
+        of_plane.join(Moments.of(finite))
+        if ends_plane:
+            moments[channel].join(begun.pop((channel, plane)))
     for channel, found in enumerate(moments):
         if not found.count:
             which = " that are not 0" if wanted.nonzero else ""
@@ -192,7 +207,7 @@ def normalize(
 def _statistics(
     wanted: InputNormalization,
     moments: Sequence[Moments],
-    every: Callable[[], Iterator[tuple[int, Reals]]],
+    every: Callable[[], Iterator[_Piece]],
 ) -> dict[str, tuple[float, ...]]:
     """Two statistics of each channel, by name."""
     if wanted.method == "zscore":
@@ -225,7 +240,7 @@ def _between(values: dict[int, float], place: float) -> float:
 
 
 def _of_ranks(
-    ranks: Sequence[set[int]], every: Callable[[], Iterator[tuple[int, Reals]]]
+    ranks: Sequence[set[int]], every: Callable[[], Iterator[_Piece]]
 ) -> list[dict[int, float]]:
     """The values at ranks (from 0) of each channel, exactly.
 
@@ -234,24 +249,24 @@ def _of_ranks(
     """
     # for each channel: rank -> (the digits that are known, the rank among those that begin so)
     known = [{rank: (0, rank) for rank in own} for own in ranks]
-    for shift in range(64 - DIGIT, -1, -DIGIT):
+    bits = DIGIT if len(ranks) <= FEW_CHANNELS else SHORT_DIGIT
+    for shift in range(64 - bits, -1, -bits):
         counted: list[dict[int, NDArray[np.int64]]] = [
-            {start: np.zeros(1 << DIGIT, np.int64) for start, _ in own.values()} for own in known
+            {start: np.zeros(1 << bits, np.int64) for start, _ in own.values()} for own in known
         ]
-        for channel, values in every():
-            keys = _keys(values[np.isfinite(values)])
-            for start, histogram in counted[channel].items():
-                same = (
-                    keys if shift == 64 - DIGIT else keys[keys >> np.uint64(shift + DIGIT) == start]
-                )
-                digits = (same >> np.uint64(shift)) & np.uint64((1 << DIGIT) - 1)
-                histogram += np.bincount(digits.astype(np.int64), minlength=1 << DIGIT)
+        for piece in every():
+            keys = _keys(piece.values[np.isfinite(piece.values)])
+            for start, histogram in counted[piece.channel].items():
+                is_first = shift == 64 - bits
+                same = keys if is_first else keys[keys >> np.uint64(shift + bits) == start]
+                digits = (same >> np.uint64(shift)) & np.uint64((1 << bits) - 1)
+                histogram += np.bincount(digits.astype(np.int64), minlength=1 << bits)
         for own, histograms in zip(known, counted, strict=True):
             for rank, (start, within) in own.items():
                 sums = np.cumsum(histograms[start])
                 digit = int(np.searchsorted(sums, within, side="right"))
                 before = int(sums[digit - 1]) if digit else 0
-                own[rank] = (start << DIGIT) | digit, within - before
+                own[rank] = (start << bits) | digit, within - before
     return [{rank: _value(key) for rank, (key, _) in own.items()} for own in known]
 
 
@@ -270,28 +285,39 @@ def _value(key: int) -> float:
     return float(np.array([bits], np.uint64).view(np.float64)[0])
 
 
-def _values(reader: VolumeReader, mask: Mask | None, nonzero: bool) -> Iterator[tuple[int, Reals]]:
-    """The channel, and the values that count, of pieces of every plane of each channel, in order.
+class _Piece(NamedTuple):
+    """The values that count, of a piece of a plane of a channel; the last piece ends the plane."""
 
-    The pieces depend on the size of planes alone, not on the memory.
+    channel: int
+    plane: int
+    ends_plane: bool
+    values: Reals
+
+
+def _pieces(reader: VolumeReader, mask: Mask | None, nonzero: bool) -> Iterator[_Piece]:
+    """The pieces of every plane of each channel.
+
+    They depend on the size of planes alone, and those of a plane come in order, as do the ends of
+    planes: neither depends on the memory.
     """
     slope, intercept = reader.header.scale
-    _, depth, height, width, _ = reader.header.shape
+    _, _, height, width, _ = reader.header.shape
     rows = max(1, PIECE // max(1, width))
-    for n, channels in parts_in_storage_order(reader.header.axes, reader.channels_together):
-        for d in range(depth):
-            block = reader.read(n, slice(d, d + 1), channels)[0]
-            stored = None
-            if mask is not None:
-                stored = mask.reader.read(0, slice(d, d + 1), slice(0, 1))[0, ..., 0]
-            for start in range(0, height, rows):
-                piece = slice(start, start + rows)
-                inside = None if mask is None or stored is None else mask.inside(stored[piece])
-                for number in range(block.shape[2]):
-                    values = block[piece, :, number].astype(np.float64) * slope + intercept
-                    chosen = values.reshape(-1) if inside is None else values[inside]
-                    yield channels.start + number, chosen[chosen != 0] if nonzero else chosen
-            reader.release(n, d + 1)
+    for block in blocks_of([reader], BYTES_EACH, rows, reader.channels_together):
+        (stored,), (depth, top, _) = block.stored, block.starts
+        planes, lines, _, channels = stored.shape
+        inside = None
+        if mask is not None:
+            box = slice(depth, depth + planes), slice(top, top + lines), slice(0, width)
+            inside = mask.inside(mask.reader.read_box(0, *box, slice(0, 1))[..., 0])
+        for plane, start in itertools.product(range(planes), range(0, lines, rows)):
+            part = plane, slice(start, start + rows)
+            ends_plane = top + start + rows >= height
+            for number in range(channels):
+                values = stored[part][..., number].astype(np.float64) * slope + intercept
+                chosen = values.reshape(-1) if inside is None else values[inside[part]]
+                chosen = chosen[chosen != 0] if nonzero else chosen
+                yield _Piece(block.channel + number, depth + plane, ends_plane, chosen)
 
 
 def _with_first_step(job: Job, found: Normalized) -> Job:
@@ -312,25 +338,16 @@ def _with_first_step(job: Job, found: Normalized) -> Job:
 
 def _network_after(network: Network, attributes: dict[str, Any]) -> Network:
     """The network whose nodes take the scaled volume."""
-    ((source, channels),) = network.inputs.items()
+    (source,) = network.inputs
     name = NAME
     while name in (source, *(node.name for node in network.nodes)):
         name += "_"
 
     def after(other: Network) -> Network:
-        at = other.at
         nodes = [
             replace(node, inputs=tuple(name if one == source else one for one in node.inputs))
             for node in other.nodes
         ]
-        return Network(
-            [Node(name, "Rescaling", (source,), attributes), *nodes],
-            {source: channels},
-            other.outputs,
-            other.data_format,
-            other.files,
-            other.notes,
-            None if at is None else lambda shape: after(at(shape)),
-        )
+        return replace(other, nodes=(Node(name, "Rescaling", (source,), attributes), *nodes))
 
-    return after(network)
+    return network.changed(after)

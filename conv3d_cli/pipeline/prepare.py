@@ -41,9 +41,8 @@ from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.flow import whole_nodes
 from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
-from conv3d_cli.pipeline.held import count_held
+from conv3d_cli.pipeline.held import nodes_to_spool
 from conv3d_cli.pipeline.kernels import resolve_kernel
-from conv3d_cli.pipeline.labels import check_label_names, read_label_names
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
     MemoryUse,
@@ -223,12 +222,11 @@ def _normalize(job: Job, reader: VolumeReader) -> tuple[Job, Normalized]:
     """
     from conv3d_cli.pipeline.normalization import normalize  # few jobs do
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, job.limits():
         mask = None
         if job.normalize_mask is not None:
-            with job.limits():
-                opened = open_mask(job.normalize_mask, reader.header, spacing=given_spacing(job))
-                mask = stack.enter_context(opened)
+            opened = open_mask(job.normalize_mask, reader.header, spacing=given_spacing(job))
+            mask = stack.enter_context(opened)
         return normalize(job, reader, lambda: open_source(job), mask)
 
 
@@ -383,7 +381,7 @@ def _prepare(
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
     graph = _graph(stages)
-    spooled = _spooled(graph)
+    spooled = nodes_to_spool(graph)
     if order.spool_input[0] and len(graph.consumers[-1]) > 1:  # once, for all that take the volume
         spooled |= {-1}
         order.spool_input[0] = False
@@ -433,22 +431,6 @@ def _listed(names: Sequence[str]) -> str:
     """Names of nodes in a note."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{name}'" for name in names[:3]) + more
-
-
-def _spooled(graph: Graph) -> frozenset[int]:
-    """The nodes, or -1 for the volume, whose output goes into a temporary file.
-
-    Where several nodes take a volume, and one of them needs all of it before another takes its
-    first plane, it would be held in memory as a whole.
-    """
-    if not graph.needs_whole:
-        return frozenset()
-    spooled: frozenset[int] = frozenset()
-    while True:
-        found = count_held(graph, 1, 1, spooled).gathered - spooled
-        if not found:
-            return spooled
-        spooled |= {min(found)}  # what comes after it may be taken in time then
 
 
 def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolved:
@@ -527,6 +509,8 @@ def _label_names(job: Job, chain: _Resolved, notes: list[str]) -> dict[int, str]
             f"{setting('label_names', job.label_names)} is for labels, and the network gives none: "
             f"pass {setting('argmax', True)}, too, or leave it out"
         )
+    from conv3d_cli.pipeline.labels import check_label_names, read_label_names  # few jobs do
+
     names = read_label_names(job.label_names)
     if note := check_label_names(job.label_names, names, chain.labels):
         notes.append(note)

@@ -7,6 +7,7 @@ So networks, stacks and single convolutions have it alike, in slabs, boxes and t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from conv3d_cli.errors import ShapeError, SpecError, name_hint, setting
@@ -63,19 +64,12 @@ def select_in_network(network: Network, run: Settings) -> Network:
     if node is None and len(network.outputs) == 1:
         return network
 
-    def added(other: Network) -> Network:
-        at = other.at
-        return Network(
-            other.nodes if node is None else [*other.nodes, node],
-            other.inputs,
-            {output: other.outputs[output] if node is None else node.name},
-            other.data_format,
-            other.files,
-            other.notes,
-            None if at is None else lambda shape: added(at(shape)),
-        )
+    def selected(other: Network) -> Network:
+        if node is None:
+            return replace(other, outputs={output: other.outputs[output]})
+        return replace(other, nodes=(*other.nodes, node), outputs={output: node.name})
 
-    return added(network)
+    return network.changed(selected)
 
 
 def _chosen_output(network: Network, name: str | None) -> str:

@@ -42,6 +42,7 @@ OWN_FIELDS = ("Description", "Sources", "RawSources", "GeneratedBy", "IntendedFo
 SLICE_FIELDS = ("SliceTiming", "SliceThickness", "SpacingBetweenSlices", "SliceEncodingDirection")
 GRID_FIELDS = ("Resolution", "PixelSize", "PixelSizeUnits")
 VALUE_FIELDS = ("Units",)
+SEGMENTATION = "dseg"  # the suffix of a volume of labels
 # By a volume's suffix: suffix and extension of the files that it needs. They contain the diffusion
 # gradients, or the type of each ASL volume.
 COMPANIONS = {"dwi": (("dwi", ".bval"), ("dwi", ".bvec")), "asl": (("aslcontext", ".tsv"),)}
@@ -196,12 +197,17 @@ def _letters(text: str) -> str:
 
 
 def plan_names(
-    inputs: Sequence[str], out_dir: str, labels: Sequence[str], replaces: bool
+    inputs: Sequence[str],
+    out_dir: str,
+    labels: Sequence[str],
+    replaces: bool,
+    segmented: Sequence[bool],
 ) -> list[BidsFile]:
     """Choose the output file of each input in a derivative dataset.
 
     labels : sequence of str    the `desc` label of each input
     replaces : bool             see `BidsFile.described`
+    segmented : sequence of bool    whether each output is of labels, whose suffix is dseg
 
     Raises: SpecError for inputs without BIDS names, and for two inputs with the same output;
     OutputExistsError if an output is an input.
@@ -215,8 +221,10 @@ def plan_names(
     found: list[BidsFile] = []
     writers: dict[str, str] = {}
     sources = {os.path.realpath(name): name for name in inputs}
-    for name, label in zip(inputs, labels, strict=True):
+    for name, label, is_labels in zip(inputs, labels, segmented, strict=True):
         output = replace(read_name(name), root=out_dir).described(label, replaces)
+        if is_labels:
+            output = replace(output, suffix=SEGMENTATION)
         real = os.path.realpath(output.path)
         if real in writers:
             raise SpecError(
@@ -429,7 +437,7 @@ def copies(source: BidsFile, output: BidsFile) -> list[tuple[str, str]]:
     """
     entities = tuple(pair for pair in output.entities if pair[0] != "desc")
     found = []
-    for suffix, extension in COMPANIONS.get(source.suffix, ()):
+    for suffix, extension in COMPANIONS.get(output.suffix, ()):
         if companions := inherited(source, suffix, extension):
             copy = replace(output, entities=entities, suffix=suffix, extension=extension)
             found.append((companions[-1], copy.path))
@@ -523,17 +531,20 @@ class Dataset:
         self.datasets.write()
 
 
-def plan_dataset(inputs: Sequence[str], out_dir: str, given: Sequence[Settings]) -> Dataset:
+def plan_dataset(
+    inputs: Sequence[str], out_dir: str, given: Sequence[Settings], segmented: Sequence[bool]
+) -> Dataset:
     """Plan the names and metadata of a command's outputs, before any work.
 
     given : sequence of Settings    the options for each input; without `desc`, `kernel_label`
                                     makes the label
+    segmented : sequence of bool    see `plan_names`
 
     Raises: as `plan_names`, `find_datasets` and `Derivatives.description`.
     """
     labels = [kernel_label(options) if options.desc is None else options.desc for options in given]
     replaces = any(options.desc is not None for options in given)
-    outputs = plan_names(inputs, out_dir, labels, replaces)
+    outputs = plan_names(inputs, out_dir, labels, replaces, segmented)
     datasets = find_datasets(inputs, out_dir)
     datasets.description()
     sources = {output.path: read_name(name) for name, output in zip(inputs, outputs, strict=True)}

@@ -43,8 +43,8 @@ def _named(job: Job, given: Settings) -> Iterator[tuple[str, str]]:
             yield "volume" if role == "input" else role.partition(" of layer ")[0], path
     if given.config is not None:
         yield "config", given.config
-    if given.weights is not None:
-        yield "weights", given.weights
+    for path in () if job.network is None else job.network.files:
+        yield "weights", path
     for stage in job.stages:
         kernel = stage.kernel if isinstance(stage, Stage) else None
         weights = kernel.name.partition("::")[0] if isinstance(kernel, Kernel) else None

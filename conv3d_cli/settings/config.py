@@ -122,14 +122,17 @@ def read_config(path: str, with_kernel: bool = False, weights: str | None = None
     )
 
 
+def _of_network(path: str, network: Network) -> Config:
+    return Config(path, [], Settings(data_format=network.data_format), network)
+
+
 def _read_network_file(path: str, kind: NetworkFile) -> Config:
     """The config of a file that holds a network. Raises: FormatError, SpecError, ShapeError."""
     try:
         network = kind.read(path)
     except (SpecError, ShapeError) as error:
         raise type(error)(f"config {path}: {error}") from None
-    job = Settings(data_format=network.data_format) if network.data_format else Settings()
-    return Config(path, [], job, network)
+    return _of_network(path, network)
 
 
 def is_kernel_file(value: Any) -> bool:
@@ -446,23 +449,25 @@ def read_model_file(path: str) -> Config:
 def _keras_config(model: dict[str, Any], path: str, trained: bool) -> Config:
     """The config of Keras' JSON: layers in order, or a network that has no weights.
 
-    Raises: as `from_keras`.
+    Raises: as `from_keras`; SpecError, FormatError for a network that cannot be read.
     """
     try:
         return from_keras(model, path, trained)
-    except SpecError as no_chain:
+    except SpecError as in_chain:
         from conv3d_cli.kernels.weights.layer import read_errors
-        from conv3d_cli.network.keras import WeightsMissing, read_keras_network
+        from conv3d_cli.layer.config import NoChain
+        from conv3d_cli.network.keras import read_keras_network
 
         try:
             with read_errors(path):
                 network = read_keras_network(model, None, (path,))
-        except WeightsMissing as error:
-            raise SpecError(f"config {path}: {error}") from None
-        except (SpecError, FormatError):
-            raise no_chain from None
-    job = Settings(data_format=network.data_format) if network.data_format else Settings()
-    return Config(path, [], job, network)
+        except (SpecError, FormatError) as error:
+            if not isinstance(in_chain, NoChain):  # a layer of the chain is at fault
+                raise in_chain from None
+            if isinstance(error, FormatError):
+                raise
+            raise type(error)(f"config {path}: {error}") from None
+    return _of_network(path, network)
 
 
 def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
@@ -476,16 +481,15 @@ def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
 
     if not isinstance(model.get("class_name"), str):
         raise ConfigError(
-            f"config {path} is no Keras model (`model.to_json()`), to which "
-            f"{setting('weights', weights)} belong"
+            f"config {path} is no Keras model (`model.to_json()`), which "
+            f"{setting('weights', weights)} is for: leave it out"
         )
     try:
         with read_errors(path):
             network = read_keras_network(model, read_weights(weights), (path, weights))
     except SpecError as error:
         raise type(error)(f"config {path}: {error}") from None
-    job = Settings(data_format=network.data_format) if network.data_format else Settings()
-    return Config(path, [], job, network)
+    return _of_network(path, network)
 
 
 def _network_config(path: str, model: dict[str, Any]) -> Config:
@@ -507,5 +511,4 @@ def _network_config(path: str, model: dict[str, Any]) -> Config:
             raise type(error)(f"config {path}: {error}") from None
         cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
         raise type(error)(f"config {path}: {error}; {cure}") from None
-    job = Settings(data_format=network.data_format) if network.data_format else Settings()
-    return Config(path, [], job, network)
+    return _of_network(path, network)

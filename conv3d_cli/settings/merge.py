@@ -68,8 +68,9 @@ def merge_settings(given: Settings) -> JobSettings:
     """
     if given.weights and not given.config:
         raise SpecError(
-            f"{setting('weights', given.weights)} are those of a Keras model: pass its JSON, too, "
-            f"as {setting('config', 'model.json')}"
+            f"{setting('weights', given.weights)} is for a Keras model: pass its JSON, too, as "
+            f"{setting('config', 'model.json')}; a kernel, or one trained layer, is passed as "
+            f"{setting('kernel', given.weights)}"
         )
     config = (
         read_config(given.config, given.named_kernel is not None, given.weights)
@@ -79,7 +80,8 @@ def merge_settings(given: Settings) -> JobSettings:
     stages = _stages(given, config)
     run = overlay(config.job, given.only(Place.JOB, Place.MISSING))
     if config.path:
-        run = replace(run, files=(config.path, *([given.weights] if given.weights else [])))
+        read = () if config.network is None else config.network.files
+        run = replace(run, files=tuple(dict.fromkeys((config.path, *read))))
     if isinstance(run.max_memory, str):
         run = replace(run, max_memory=byte_size(run.max_memory))
     names = frozenset(given.given())

@@ -34,6 +34,10 @@ class Merged:
         return self.values.get("mask")
 
     @property
+    def writes_labels(self) -> bool:
+        return False
+
+    @property
     def used_files(self) -> Sequence[str]:
         return [path for path in (self.values.get("mask"), self.values.get("coverage_out")) if path]
 

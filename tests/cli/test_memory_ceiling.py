@@ -31,14 +31,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import zarr
 
     made = tmp_path_factory.mktemp("large")
-    with open(made / "x.npy", "wb") as file:
-        head = {"descr": "<f4", "fortran_order": False, "shape": SHAPE}
-        np.lib.format.write_array_header_1_0(file, head)
-        file.truncate(file.tell() + 4 * int(np.prod(SHAPE)))
+    sparse(made / "x.npy", SHAPE)
     values = np.zeros(SHAPE[1:], np.uint8)
     tifffile.imwrite(made / "x.tif", values, compression="zlib", rowsperstrip=SHAPE[1])
     zarr.create_array(made / "x.zarr", shape=SHAPE, chunks=SHAPE, dtype="f4")
     return made
+
+
+def sparse(path: Path, shape: tuple[int, ...]) -> None:
+    """A file of float32 zeros that takes no space."""
+    with open(path, "wb") as file:
+        head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
+        file.truncate(file.tell() + 4 * int(np.prod(shape)))
 
 
 def check(folder: Path, *command: object) -> tuple[int, str]:
@@ -73,6 +78,22 @@ def test_planes_that_do_not_fit(file: str, command: str, folder: Path) -> None:
 @pytest.mark.parametrize("command", ["info --stats", "compare", "view"])
 def test_planes_are_read_in_boxes(command: str, folder: Path) -> None:
     assert check(folder, *COMMANDS[command]("x.npy"))[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("info", "--stats", "x.npy"),
+        ("compare", "x.npy", "x.npy"),
+        ("apply", "x.npy", "--axes", "czyx", "-k", "identity", "-o", "o.npy"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_was_read_of_many_planes_is_released(command: tuple[str, ...], tmp_path: Path) -> None:
+    """400 MB in four channels, one after another in the file."""
+    sparse(tmp_path / "x.npy", (4, 100, 512, 512))
+    assert check(tmp_path, *command)[0] == 0
 
 
 def test_smoothness_of_planes_that_do_not_fit(folder: Path) -> None:

@@ -12,7 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import BOUNDARIES, Geometry, geometries
 
-from conv3d_cli.convolution.slabs import SlabSource, cut_slabs, most_planes, plane_runs
+from conv3d_cli.convolution.slabs import (
+    SlabSource,
+    cut_slabs,
+    first_needed,
+    last_needed,
+    most_planes,
+    plane_runs,
+)
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader
 
@@ -188,3 +195,18 @@ def test_padding_that_reaches_back_keeps_early_planes(boundary: Any) -> None:
     slabs = cut_slabs(problem, 3)
     assert most_planes(problem, slabs, sequential=True) == 6
     check_all_slabs(problem, 3, sequential=True)
+
+
+def test_layers_that_are_the_same_along_depth_share_what_they_need() -> None:
+    """Networks have hundreds of layers, and volumes thousands of planes."""
+    one = ConvSpec(padding="same").resolve((1, 9, 8, 8, 4), (3, 5, 5, 4, 2))
+    two = ConvSpec(padding="same").resolve((3, 9, 4, 4, 2), (3, 3, 3, 2, 7))
+    assert first_needed(one) is first_needed(two)
+    assert last_needed(one) is last_needed(two)
+    for other in (
+        ConvSpec(padding="same", strides=2).resolve((1, 9, 8, 8, 4), (3, 5, 5, 4, 2)),
+        ConvSpec(padding="same", boundary="wrap").resolve((1, 9, 8, 8, 4), (3, 5, 5, 4, 2)),
+        ConvSpec(padding="same", dilation_rate=2).resolve((1, 9, 8, 8, 4), (3, 5, 5, 4, 2)),
+        ConvSpec().resolve((1, 11, 8, 8, 4), (3, 5, 5, 4, 2)),
+    ):
+        assert last_needed(other) != last_needed(one)

@@ -234,6 +234,16 @@ class TestValues:
             write(data, file, syntax)
         np.testing.assert_array_equal(read_volume(path).data, VALUES)
 
+    def test_files_of_a_series_are_packed_in_different_ways(self, tmp_path: Path) -> None:
+        path = series(tmp_path / "s")
+        ways = (ImplicitVRLittleEndian, RLELossless, DeflatedExplicitVRLittleEndian)
+        for k, file in enumerate((tmp_path / "s").iterdir()):
+            data, syntax = pydicom.dcmread(file), ways[k % 3]
+            if syntax is RLELossless:
+                data.compress(RLELossless)
+            write(data, file, syntax)
+        np.testing.assert_array_equal(read_volume(path).data, VALUES)
+
     def test_compressions_without_a_decoder_are_named(self, tmp_path: Path) -> None:
         from pydicom.pixels import get_decoder
 

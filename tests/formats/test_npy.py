@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import math
 import os
 import pickle
 import struct
@@ -20,9 +21,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import REAL_DTYPES, small_numbers
 
-from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.analysis import smoothness
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    OutputExistsError,
+    ShapeError,
+    SpecError,
+    WriteError,
+)
 from conv3d_cli.formats import npy, read_volume, write_volume
 from conv3d_cli.formats.npy import NpySource, create_npy, open_npy
+from conv3d_cli.formats.passes import blocks_of
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeWriter, parts_in_storage_order
@@ -154,14 +164,7 @@ def test_bytes_behind_the_array_do_not_matter(path: Path) -> None:
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_large_file_is_mapped_not_copied(path: Path, order: str) -> None:
     """64 MB: opening and reading allocate next to nothing, and what was released leaves the process."""
-
-    def mapped_bytes() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("RssFile")).split()[1])
-
-    with open(path, "wb") as file:  # a sparse file
-        file.write(npy_bytes(header_of((64, 512, 512), fortran=order == "F")))
-        file.truncate(file.tell() + (64 << 20))
+    sparse(path, (64, 512, 512), fortran=order == "F")
     before = mapped_bytes()
     tracemalloc.start()
     try:
@@ -176,6 +179,38 @@ def test_a_large_file_is_mapped_not_copied(path: Path, order: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20  # `any` needs a mask of four planes
     finally:
         tracemalloc.stop()
+
+
+def sparse(path: Path, shape: tuple[int, ...], fortran: bool = False) -> None:
+    """A file of zeros that takes no space."""
+    with open(path, "wb") as file:
+        file.write(npy_bytes(header_of(shape, fortran=fortran)))
+        file.truncate(file.tell() + 4 * math.prod(shape))
+
+
+def mapped_bytes() -> int:
+    """Resident bytes of mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssFile")).split()[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+@pytest.mark.parametrize("axes", ["zyx", "czyx", "tzyx"])
+def test_a_pass_over_a_large_file_releases_what_it_has_read(
+    path: Path, axes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 MB; the smoothness of a series reads the same planes of all time points together."""
+    sparse(path, (3, 32, 256, 256)[4 - len(axes) :])
+    monkeypatch.setattr(smoothness, "BLOCK_BYTES", 1)  # a plane at once
+    size, before = path.stat().st_size, mapped_bytes()
+    with open_npy(str(path), axes=axes) as reader:
+        for block in blocks_of([reader], 1):
+            assert not block.stored[0].any()
+        assert mapped_bytes() - before < size // 2
+    with open_npy(str(path), axes=axes) as reader:
+        with pytest.raises(ShapeError, match="same value"):
+            smoothness.estimate_fwhm(reader)
+        assert mapped_bytes() - before < size // 2
 
 
 def test_released_planes_can_be_read_again(path: Path) -> None:

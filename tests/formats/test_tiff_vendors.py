@@ -14,6 +14,7 @@ from ometiff import planes
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats import open_volume, read_volume
+from conv3d_cli.formats.tiff.directories import read_directories
 from conv3d_cli.formats.tiff.vendors import read_vendor
 from conv3d_cli.model.volume import Array, Axes
 
@@ -177,6 +178,19 @@ def test_hamamatsu_beyond_four_gigabytes(tmp_path: Path) -> None:
         file.truncate((5 << 30) + 8000)
     with pytest.raises(FormatError, match="truncated"), open_volume(str(tmp_path / "a.ndpi")):
         pass
+
+
+@pytest.mark.parametrize("name", ["a.ndpi", "renamed.tif"])
+def test_hamamatsu_that_breaks_off(name: str, tmp_path: Path) -> None:
+    """Wherever it does: in the head, and between the halves of an offset, too."""
+    (voxels,) = colours(1, 4, 4)
+    write_ndpi(tmp_path / name, [(voxels, 40.0, 0), (voxels, 40.0, 1000)])
+    data = (tmp_path / name).read_bytes()
+    second = data.rindex(struct.pack("<2H", 18, 256))  # of 18 tags, which begin with the width
+    for length in range(4, second + 2):
+        (tmp_path / name).write_bytes(data[:length])
+        with pytest.raises(FormatError, match=r"not a TIFF file|truncated"):
+            read_directories(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("overlap", "noted"), [("4", True), ("0", False)])

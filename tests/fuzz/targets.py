@@ -689,13 +689,16 @@ def read_network(path: str) -> None:
     from conv3d_cli.network.operations.base import Shape
     from conv3d_cli.network.shapes import shape_network
     from conv3d_cli.pipeline.lowering import lower_network
+    from conv3d_cli.pipeline.selection import select_in_network
     from conv3d_cli.settings.config import read_config
+    from conv3d_cli.settings.options import Settings
 
     network = read_config(path).network
     if network is not None and len(network.inputs) == 1:
         (channels,) = network.inputs.values()
         shape_network(network, Shape(6, 8, 10, channels or 1))
-        lower_network(network)
+        chosen = Settings(output_name=next(iter(network.outputs)))
+        lower_network(select_in_network(network, chosen))
 
 
 SHARD = np.arange(40, dtype="<f4").tobytes()  # what the manifests of all seeds divide
@@ -858,6 +861,8 @@ def read_keras_model(path: str) -> None:
     from conv3d_cli.network.operations.base import Shape
     from conv3d_cli.network.shapes import shape_network
     from conv3d_cli.pipeline.lowering import lower_network
+    from conv3d_cli.pipeline.selection import select_in_network
+    from conv3d_cli.settings.options import Settings
 
     model, arrays = networks.unet()
     places = {name: place.removeprefix("layers/") for name, place in networks.groups(model).items()}
@@ -867,7 +872,8 @@ def read_keras_model(path: str) -> None:
     with read_errors(path):
         content = parse_json(Path(path).read_bytes(), "the model", path)
         network = read_keras_network(content, KerasWeights(weights, {}), (path,))
-        lower_network(network)
+        chosen = Settings(output_name=next(iter(network.outputs)))
+        lower_network(select_in_network(network, chosen))
         shape_network(network, Shape(8, 8, 8, 1))
 
 

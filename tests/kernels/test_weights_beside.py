@@ -8,6 +8,7 @@ held by test_weights.py.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError
+from conv3d_cli.kernels.manifests import is_manifest
 from conv3d_cli.kernels.weights import (
     OtherLayer,
     SavedLayer,
@@ -403,6 +405,13 @@ def test_what_a_whole_module_does_beside_its_layer(tmp_path: Path) -> None:
     assert saved_layer(f"{path}::mine.weight").kernel.shape == (1, 2, 3, 1, 2)
 
 
+def test_what_stands_in_place_of_a_module_is_searched(tmp_path: Path) -> None:
+    """A function that makes the module, as of torch.fx, or an object around it."""
+    net = module(a=conv3d(), made=Pickled("my.Holder", {"body": conv3d()}))
+    layers = read_layers(saved(tmp_path / "net.pt", net))
+    assert sorted(layer.name for layer in layers) == ["a", "weight"]
+
+
 def test_modules_in_plain_lists_are_found(tmp_path: Path) -> None:
     """PyTorch's own state dict lacks them, but they are in the file."""
     net = module(a=conv3d())
@@ -563,6 +572,21 @@ def test_the_suffix_tells_what_is_written(tmp_path: Path) -> None:
     shutil.copy(DATA / "state.pt", target)
     convert_layers(f"{DATA / 'net.safetensors'}::mid", target, overwrite=True)
     assert np.load(target)["kernel"].ndim == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs of POSIX")
+def test_a_pipe_is_never_opened_to_look_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would wait for its writer."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    os.mkfifo(tmp_path / "k.json")
+    monkeypatch.setattr("builtins.open", refuse)
+    for name in (str(tmp_path / "k.json"), str(tmp_path), "a\0.json"):
+        assert not is_manifest(name)
 
 
 def test_an_index_of_keras_names_the_files(tmp_path: Path) -> None:

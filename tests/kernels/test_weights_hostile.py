@@ -23,15 +23,25 @@ from hypothesis import strategies as st
 from processes import LIMIT
 from profiles import examples
 
-from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
+from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, ShapeError
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.weights import (
     OtherLayer,
     model_config,
+    pickles,
+    pytorch,
     read_contents,
     read_layers,
 )
-from conv3d_cli.kernels.weights.pickles import Record, RefusedError, read_pickle
+from conv3d_cli.kernels.weights.layer import Archive
+from conv3d_cli.kernels.weights.pickles import (
+    Name,
+    Record,
+    RefusedError,
+    Storage,
+    Tensor,
+    read_pickle,
+)
 from conv3d_cli.system import isolated
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
@@ -227,8 +237,6 @@ def test_records_keep_attributes_and_members() -> None:
 
 def test_pickles_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bytes, in operations, in lists that are copied, and in memory."""
-    from conv3d_cli.errors import MemoryLimitError
-    from conv3d_cli.kernels.weights import pickles
     from conv3d_cli.system.room import ceiling_of_memory
 
     monkeypatch.setattr(pickles, "_MAX_OPERATIONS", 1000)
@@ -243,6 +251,97 @@ def test_pickles_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         read_pickle(b"}" * (1 << 20) + b".")
     with pytest.raises(RefusedError, match="a pickle of"):
         read_pickle(bytes(pickles.MAX_PICKLE + 1))
+
+
+def small_room(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Let the ceiling of memory leave so many bytes."""
+    from conv3d_cli.system import room
+
+    monkeypatch.setattr(room, "READING_BYTES", room.READING_BYTES + room.room_left() - size)
+
+
+def test_what_exceeds_the_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pickle, a member of an archive, and a storage that is larger than its tensor."""
+    content = pickle.dumps({"a": [{} for _ in range(100)]})
+    large = pt_file(tmp_path / "large.pt", content)
+    part = pt_file(
+        tmp_path / "part.pt",
+        tensor_pickle((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), count=2000),
+        **{"data/0": bytes(8000)},
+    )
+    assert read_layers(part)[0].kernel.size == 1
+    small_room(monkeypatch, 2000 * 12)
+    assert read_layers(part)[0].kernel.size == 1
+    small_room(monkeypatch, 2000 * 12 - 1)
+    refused(part, "the storage of tensor a.weight needs", MemoryLimitError)
+    small_room(monkeypatch, 16 << 10)
+    refused(large, "its pickle needs", MemoryLimitError)
+    small_room(monkeypatch, len(content) - 1)
+    refused(large, "its net/data.pkl needs", MemoryLimitError)
+
+
+def test_what_occurs_often_is_met_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes of a pickle repeat a shape, a quantizer or a state of any size."""
+    shape = (1,) * 65
+    with pytest.raises(ValueError, match="damaged tensor"):
+        read_pickle(tensor_pickle(shape, shape))
+    storage, view = Storage("0", "float32", 1), ((1,), (1,))
+    tensor = Tensor(storage, 0, *view)
+    axis = (Name("torch.per_channel_affine"), tensor, tensor, 0)
+    codes = pickles._call_result(Name("torch._utils._rebuild_qtensor"), (storage, 0, *view, axis))
+    assert isinstance(codes, Tensor)
+    again = (axis[0], codes, tensor, 0)
+    refused = pickles._call_result(
+        Name("torch._utils._rebuild_qtensor"), (storage, 0, *view, again)
+    )
+    assert isinstance(refused, Record)
+
+    def keys(content: Any) -> list[str]:
+        return list(pytorch.state_dict_of(content, lambda *_: bytes(4), "<", "net.pt").shapes)
+
+    state = {"_modules": {}, "_parameters": {"w": tensor}}
+    assert keys([Record("a.B", (), state), Record("a.B", (), state)]) == ["w"]
+    states: list[Any] = [{"_modules": {}, "_parameters": state["_parameters"]} for _ in "ab"]
+    assert keys([Record("a.B", (), each) for each in states]) == ["w"]
+    script = {"training": False, "w": tensor}
+    assert keys([Record("__torch__.B", (), script), Record("__torch__.B", (), script)]) == ["w"]
+
+
+def test_a_source_is_read_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Counted(Archive):
+        def read(self, name: str) -> bytes:
+            asked.append(name)
+            return super().read(name)
+
+    path = tmp_path / "net.pt"
+    source = "class A(Module):\n  n : Final[int] = 1\nclass B(Module):\n  n : Final[int] = 2\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("code/__torch__/m.py", source)
+    shared: dict[str, Any] = {}
+    inner = {key: Record(f"__torch__.m.{key}", (), {}) for key in "AB"}
+    inner |= {key: Record(f"__torch__.n.{key}", (), shared) for key in "CD"}
+    with Counted(str(path)) as archive:
+        pytorch._add_constants(Record("__torch__.Net", (), inner), archive, "code/", str(path))
+    assert asked == ["code/__torch__/m.py"]
+    assert (inner["A"].state, inner["B"].state) == ({"n": 1}, {"n": 2})
+    assert inner["C"].state is inner["D"].state is shared
+
+
+@pytest.mark.parametrize("folder", ["a.", "lora_."])
+def test_names_that_are_too_long(folder: str, tmp_path: Path) -> None:
+    """Each part of a name is a module, whose own name is longer than that of the one around it."""
+    path = tensors_file(tmp_path / "net.safetensors", {f"{folder * 6000}weight": entry()})
+    refused(path, "the name of a tensor, .*, has 6,000 dots; at most 200 are read")
+    tensor = Tensor(Storage("0", "float32", 1), 0, (1,), (1,))
+    inner = {"_modules": {}, "_parameters": {"w": tensor}}
+    outer = {"_modules": {folder * 600: Record("a.B", (), inner)}, "_parameters": {}}
+    for content in (Record("a.B", (), outer), [{folder * 600: {"w": tensor}}, {"w": tensor}]):
+        with pytest.raises(ValueError, match=r"a (module|dict) has a name of"):
+            pytorch.state_dict_of(content, lambda *_: bytes(4), "<", "net.pt")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +443,7 @@ def test_a_tensor_by_hand(tmp_path: Path) -> None:
             FormatError,
         ),
         (
-            {"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "count": 10**9},
+            {"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "count": 10**11},
             "truncated",
             FormatError,
         ),
@@ -521,7 +620,10 @@ def test_safetensors_lengths_that_lie(length: int, tmp_path: Path) -> None:
         ({}, "without a 'weight_map'"),
         ({"a.weight": "../net.safetensors"}, "names the file '../net.safetensors'"),
         ({"a.weight": "net.exe"}, "names the file 'net.exe'"),
-        ({"a.weight": "gone.safetensors"}, "names gone.safetensors, which is not in its folder"),
+        (
+            {"a.weight": "gone.safetensors"},
+            "its weights are in gone.safetensors: it is not in its folder",
+        ),
         ({"b.weight": "net.safetensors"}, "names the tensor b.weight in net.safetensors, which"),
         ({f"{i}.weight": f"{i}.safetensors" for i in range(300)}, "names 300 files; at most 256"),
     ],
@@ -534,6 +636,19 @@ def test_an_index_that_lies(table: dict[str, str], words: str, layer: str, tmp_p
     path.write_text(json.dumps({"metadata": {}, "weight_map": table}))
     with pytest.raises(FormatError, match=words):
         read_kernel(f"{path}{layer}")
+
+
+def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
+    """A link in its folder may not; nor is the index itself read whatever its length."""
+    (tmp_path / "in").mkdir()
+    tensors_file(tmp_path / "net.safetensors", {"a.weight": entry()}, bytes(4))
+    (tmp_path / "in/net.safetensors").symlink_to(tmp_path / "net.safetensors")
+    path = tmp_path / "in/model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a.weight": "net.safetensors"}}))
+    refused(path, "weights are read only from its own folder")
+    with open(path, "r+b") as file:
+        file.truncate((64 << 20) + 1)
+    refused(path, "it has 67,108,865 bytes; at most 67,108,864 of JSON are read")
 
 
 def test_absurd_shapes(tmp_path: Path) -> None:

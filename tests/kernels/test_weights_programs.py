@@ -244,11 +244,11 @@ def weights_of(table: Any) -> Any:
         (lambda table: table.update(modelTopology=[]), "its modelTopology is no JSON object"),
         (
             lambda table: table["weightsManifest"][0].update(paths=["../tfjs1.bin"]),
-            "only from the model's own folder",
+            "only from its own folder",
         ),
         (
             lambda table: table["weightsManifest"][0].update(paths=["gone.bin"]),
-            "its weights are in gone.bin, which is not in its folder",
+            "its weights are in gone.bin: it is not in its folder; copy it there",
         ),
         (lambda table: table["weightsManifest"][0]["paths"].pop(), "its tensors need"),
         (lambda table: weights_of(table).pop(), r"its tensors need [\d,]+ bytes, and its shards"),

@@ -13,6 +13,9 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 pytest.importorskip("h5py")
+
+from conv3d_cli.network.operations.catalogue import LAYERS  # noqa: E402 - after the guard
+
 L = keras.layers
 pytestmark = [pytest.mark.keras, pytest.mark.filterwarnings("default")]
 
@@ -195,6 +198,10 @@ def test_the_command_computes_what_keras_does(
         pytest.skip("Keras itself cannot load it again")
     model = functional(NETWORKS[name])
     check(model, tmp_path / f"m{suffix}", run, (12, 8, 16))
+
+
+def test_every_layer_that_is_read_is_one_of_keras() -> None:
+    assert [name for name in LAYERS if not hasattr(L, name)] == []
 
 
 def test_sequential_models_and_names(tmp_path: Path, run: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from conv3d_cli.errors import FormatError, MemoryLimitError, ShapeError, SpecError
+from conv3d_cli.kernels.weights import read_layers, tfjs
 from conv3d_cli.network.tfjs import read_tfjs_network
 from conv3d_cli.settings.config import read_config
 
@@ -162,6 +163,32 @@ def test_hard_sigmoid_is_that_of_keras_2(tmp_path):
     assert network.node("bent").attributes["activation"] == "hard_sigmoid:keras2=true"
 
 
+def test_hard_sigmoid_of_one_layer_is_that_of_keras_2_too(tmp_path):
+    conv = {**CONV, "config": {**CONV["config"], "activation": "hard_sigmoid"}}
+    model = topology(VOLUME, conv)
+    model["keras_version"] = "3.4.0"
+    groups = [manifest({"conv/kernel": KERNEL, "conv/bias": BIAS}, "w.bin")]
+    path = save(tmp_path, model, groups, {"w.bin": KERNEL.tobytes() + BIAS.tobytes()})
+    (saved,) = read_layers(path)
+    assert any("its hard_sigmoid is that of Keras 2" in note for note in saved.notes)
+
+
+def test_a_tensor_is_read_from_its_own_shards(tmp_path, monkeypatch):
+    """Models have thousands of tensors and shards."""
+    names = ["w0.bin", "w1.bin", "w2.bin"]  # of 8 bytes each
+    groups = [manifest({"conv/kernel": KERNEL, "conv/bias": BIAS}, *names)]
+    raw = KERNEL.tobytes() + BIAS.tobytes()
+    files = {name: raw[8 * n : 8 * n + 8] for n, name in enumerate(names)}
+    _, tensors = tfjs.read_model(save(tmp_path, topology(VOLUME, CONV), groups, files))
+    asked = []
+    monkeypatch.setattr(
+        tfjs, "read_exactly", lambda file, n, path: (asked.append(Path(path).name), file.read(n))[1]
+    )
+    np.testing.assert_array_equal(tensors["conv/kernel"].read(), KERNEL)
+    np.testing.assert_array_equal(tensors["conv/bias"].read(), BIAS)
+    assert asked == names
+
+
 def test_tensors_of_no_layer_are_told(tmp_path):
     training = np.zeros(3, np.float32)
     groups = [
@@ -216,7 +243,7 @@ def test_a_manifest_that_cannot_be_is_refused(changes, kind, words, tmp_path):
 def test_a_shard_that_is_missing_is_named(tmp_path):
     groups, _ = broken()
     path = save(tmp_path, topology(VOLUME, CONV), groups, {})
-    with pytest.raises(FormatError, match=r"its weights are in w\.bin, which is not in its folder"):
+    with pytest.raises(FormatError, match=r"its weights are in w\.bin: it is not in its folder"):
         read_tfjs_network(path)
 
 

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from blocking import in_boxes_of, plane_by_plane
 from nibabel.testing import data_path
 from scipy import ndimage
 from tools import command
@@ -20,9 +21,6 @@ from conv3d_cli import Kernel, Volume, conv3d, read_kernel, read_volume, write_v
 from conv3d_cli.analysis.verify import verify_output
 from conv3d_cli.errors import Conv3DError, DifferenceError, ShapeError, SpecError
 from conv3d_cli.pipeline import prepare as job_module
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
-from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
 
@@ -251,23 +249,6 @@ def test_magnitudes_of_huge_and_tiny_slopes_are_right() -> None:
 # Bits
 
 
-def boxes_of(block: tuple[int, int, int]) -> Callable[..., Blocking]:
-    """In place of `choose_blocking`: boxes, whatever fits."""
-
-    def choose_blocking(*arguments: Any) -> Blocking:
-        box_job = arguments[-1]()
-        assert isinstance(box_job, BoxJob)
-        least = box_job.chunk
-        partition = Partition(
-            box_job.convolutions[-1].problem.out_size, least, tuple(map(max, block, least))
-        )  # type: ignore[arg-type]
-        return Blocking(
-            1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition))
-        )
-
-    return choose_blocking
-
-
 @pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize(
     "kernel", ["sobel:axis=xyz", "gaussian_derivative:sigma=1.5mm:axis=xyz:orient=world"]
@@ -285,14 +266,9 @@ def test_bits_do_not_depend_on_threads_slabs_or_boxes(
 
     one = bits(threads=1)
     assert bits(threads=2) == one
-    whole = job_module.choose_blocking
-
-    def one_step(job: Any, *arguments: Any) -> Blocking:
-        return whole(job, *arguments)._replace(depth=job.last.plan.depth_step)
-
-    monkeypatch.setattr(job_module, "choose_blocking", one_step)
+    monkeypatch.setattr(job_module, "choose_blocking", plane_by_plane)
     assert bits() == one
-    monkeypatch.setattr(job_module, "choose_blocking", boxes_of((3, 4, 5)))
+    monkeypatch.setattr(job_module, "choose_blocking", in_boxes_of(3, 4, 5))
     assert bits() == one
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import networks
 import nibabel as nib
 import numpy as np
 import pytest
+from blocking import in_boxes_of
 from networks import Draw, Layer, functional, layer, sequential, volume, write_h5, write_keras
 
 from conv3d_cli.model.box import Box
@@ -22,12 +24,10 @@ from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.network.keras import read_keras_network
 from conv3d_cli.network.keras_weights import read_here
 from conv3d_cli.network.operations.base import Shape, Window
-from conv3d_cli.network.operations.catalogue import make_operation
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
-from conv3d_cli.pipeline.boxes.stream import BoxJob
+from conv3d_cli.network.operations.catalogue import LAYERS, OPERATIONS, make_operation
+from conv3d_cli.pipeline import held
 from conv3d_cli.pipeline.flow import Tee
-from conv3d_cli.pipeline.held import count_held
+from conv3d_cli.pipeline.held import count_held, nodes_to_spool
 from conv3d_cli.pipeline.lowering import lower_network
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
@@ -35,6 +35,7 @@ from conv3d_cli.pipeline.run import run_job
 
 pytest.importorskip("h5py")
 Array = np.ndarray[Any, Any]
+SAMPLE = Path(__file__).parents[2] / "sample_data"
 
 
 def evaluated(network: Network, x: Array) -> Array:
@@ -78,20 +79,6 @@ def test_a_unet_is_what_its_nodes_define(unet: Path, tmp_path: Path, run: Any) -
         np.testing.assert_allclose(own, evaluated(network_of(unet), expected), atol=3e-6)
 
 
-def always_boxes(block: tuple[int, int, int]) -> Callable[..., Blocking]:
-    """In place of `choose_blocking`: boxes, whatever fits."""
-
-    def choose_blocking(*arguments: Any) -> Blocking:
-        job = arguments[-1]()
-        assert isinstance(job, BoxJob)
-        least = job.chunk
-        d, h, w = map(max, block, least)
-        partition = Partition(job.graph.last.problem.out_size, least, (d, h, w))
-        return Blocking(1, job.memory(partition), Boxes(partition, job.redundancy(partition)))
-
-    return choose_blocking
-
-
 def test_bits_do_not_depend_on_threads_memory_and_boxes(
     unet: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +91,7 @@ def test_bits_do_not_depend_on_threads_memory_and_boxes(
     run(*job, "-o", tmp_path / "two.npy", "-j", 3, "--max-memory", least[1])
     bits = (tmp_path / "one.npy").read_bytes()
     assert (tmp_path / "two.npy").read_bytes() == bits
-    monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", always_boxes((20, 16, 24)))
+    monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", in_boxes_of(20, 16, 24))
     run(*job, "-o", tmp_path / "boxes.npy")
     assert (tmp_path / "boxes.npy").read_bytes() == bits
 
@@ -142,6 +129,64 @@ def test_readers_hold_the_planes_that_were_counted(
     if norm == "BatchNormalization":
         assert len(counted) == 2  # both skips, and not the whole volume
         assert max(counted.values()) < 64
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_waits_in_any_case_is_spooled_at_once(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same nodes as if one after another was found."""
+    draw = np.random.default_rng(seed)
+    names, nodes = ["x"], []
+    for number in range(14):
+        kind = ("GroupNormalization", "Add", "Add", "AveragePooling3D")[draw.integers(4)]
+        taken = [names[max(0, len(names) - 1 - int(draw.integers(4)))] for _ in "ab"]
+        if kind == "GroupNormalization":
+            vectors = {"gamma": np.ones(1), "beta": np.zeros(1)}
+            node = Node(f"n{number}", kind, (taken[0],), {"groups": 1}, vectors)
+        elif kind == "Add":
+            node = Node(f"n{number}", kind, (names[-1], taken[1]))
+        else:
+            pool = {"pool_size": 3, "strides": 1, "padding": "same"}
+            node = Node(f"n{number}", kind, (taken[0],), pool)
+        nodes.append(node)
+        names.append(node.name)
+    nodes.append(Node("all", "Average", tuple(names)))
+    network = Network(nodes, {"x": 1}, {"y": "all"})
+    saved(tmp_path / "x.npy", 12, 4, 4)
+    stages = lower_network(network)
+    job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages, axes="zyx", network=network)
+    with prepare_job(job) as prepared:
+        graph = prepared.graph
+    found = nodes_to_spool(graph)
+    monkeypatch.setattr(held, "_waited_for", lambda graph: set())
+    assert nodes_to_spool(graph) == found
+
+
+def test_many_blocks_with_skips_are_counted_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = {"gamma": np.ones(1), "beta": np.zeros(1)}
+    nodes, last = [], "x"
+    for number in range(8):
+        nodes.append(Node(f"n{number}", "GroupNormalization", (last,), {"groups": 1}, vectors))
+        nodes.append(Node(f"s{number}", "Add", (last, f"n{number}")))
+        last = f"s{number}"
+    network = Network(nodes, {"x": 1}, {"y": last})
+    saved(tmp_path / "x.npy", 4, 4, 4)
+    stages = lower_network(network)
+    job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages, axes="zyx", network=network)
+    with prepare_job(job) as prepared:
+        graph = prepared.graph
+    counted: list[Any] = []
+
+    def spied(*arguments: Any) -> Any:
+        counted.append(arguments)
+        return count_held(*arguments)
+
+    monkeypatch.setattr(held, "count_held", spied)
+    assert len(nodes_to_spool(graph)) == 8
+    assert len(counted) <= 3
 
 
 def test_group_normalization_takes_as_many_passes_as_it_says(tmp_path: Path, run: Any) -> None:
@@ -233,6 +278,53 @@ def test_json_and_weights_in_two_files_give_the_same(
     lone = ["apply", tmp_path / "x.npy", "--weights", tmp_path / "m.weights.h5"]
     line = error_line(run(*lone, "-o", tmp_path / "c.npy", code=2).stderr)
     assert "pass its JSON" in line
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([layer("MaxPooling3D", "p"), layer("LSTM", "l", units=2)], "layer 'l' is of class LSTM"),
+        ([layer("Conv3D", "c", filters=2, kernel_size=3), layer("ReLU", "r"), layer("MaxPooling3D", "p")], "layer 'c' (Conv3D) has weights, and the model comes without; pass --weights"),
+        ([layer("Conv3D", "c", filters=2, kernel_size=3, strides=0)], "strides must be at least 1"),
+    ],
+    ids=["network", "without-weights", "chain"],
+)  # fmt: skip
+def test_json_that_cannot_be_run_tells_the_layer_at_fault(
+    layers: list[Layer], words: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    saved(tmp_path / "x.npy", 1, 8, 8, 8, 1)
+    (tmp_path / "m.json").write_text(json.dumps(sequential(layers)))
+    job = ["apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy"]
+    line = error_line(run(*job, code=2).stderr)
+    assert words in line, line
+    assert "m.json" in line
+
+
+def test_a_normalization_whose_json_has_its_numbers_needs_no_weights(
+    tmp_path: Path, run: Any
+) -> None:
+    x = saved(tmp_path / "x.npy", 1, 4, 4, 4, 2)
+    model = sequential([layer("Normalization", "n", axis=-1, mean=[1, 2], variance=[4, 9])])
+    (tmp_path / "m.json").write_text(json.dumps(model))
+    run("apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy")
+    expected = (x - [1, 2]) / [2, 3]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
+
+
+def test_every_file_of_a_network_is_recorded(tmp_path: Path, run: Any) -> None:
+    """Rules for make and the record name the shards, too, though no option does."""
+    model = Path(shutil.copytree(SAMPLE / "meshnet", tmp_path / "meshnet")) / "model.json"
+    manifest = json.loads(model.read_text())["weightsManifest"]
+    shards = [str(model.with_name(name)) for group in manifest for name in group["paths"]]
+    assert shards
+    saved(tmp_path / "x.npy", 8, 8, 8)
+    job = ["apply", tmp_path / "x.npy", "--axes", "zyx", "-c", model, "-o", tmp_path / "y.npy"]
+    run(*job, "--sidecar", "--depfile", tmp_path / "y.d")
+    rules = (tmp_path / "y.d").read_text().split()
+    record = (tmp_path / "y.json").read_text()
+    for file in (str(model), *shards):
+        assert file in rules
+        assert sha256(Path(file).read_bytes()).hexdigest() in record
 
 
 # --------------------------------------------------------------------------------------------------
@@ -394,6 +486,17 @@ def test_models_that_are_not_understood(tmp_path: Path, run: Any, error_line: An
     dropout = layer("Dropout", "last", "c")
     dropout["inbound_nodes"][0]["kwargs"] = {"training": True}
     assert "training=True" in of(dropout, layer("MaxPooling3D", "p", "last"), outputs=("p",))
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - LAYERS.keys()))
+def test_a_layer_is_no_operation_of_other_formats_by_its_name(
+    name: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    """Keras 2 saves a user's own class Clip by this bare name."""
+    own = layer(name, "last", "volume", minimum=0.5)
+    line = refused(tmp_path, run, error_line, functional([volume(1), own], "last"), {})
+    assert f"layer 'last' is of class {name}; understood are Conv3D, Conv3DTranspose" in line
+    assert f" {name}," not in line
 
 
 def test_options_of_one_convolution(unet: Path, tmp_path: Path, run: Any, error_line: Any) -> None:

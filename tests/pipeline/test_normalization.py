@@ -13,12 +13,14 @@ import numpy as np
 import oracle
 import pytest
 import tifffile
+from blocking import in_boxes_of, plane_by_plane
 from networks import write_keras
 
 from conv3d_cli import convolve_file, read_volume
+from conv3d_cli.formats import passes
 from conv3d_cli.pipeline import normalization
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
+from conv3d_cli.pipeline.prepare import prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
 
 Array = np.ndarray[Any, Any]
 
@@ -163,11 +165,67 @@ def test_percentiles_are_numpys(values: list[float]) -> None:
     ranks = set(range(len(values)))
 
     def every() -> Any:
-        yield 0, np.array(values[:2])
-        yield 0, np.array(values[2:])
+        yield normalization._Piece(0, 0, False, np.array(values[:2]))
+        yield normalization._Piece(0, 0, True, np.array(values[2:]))
 
     (found,) = normalization._of_ranks([ranks], every)
     assert [found[rank] for rank in sorted(ranks)] == sorted(values)
+
+
+def test_percentiles_of_many_channels_are_numpys(cube: Array, run: Any) -> None:
+    x = np.random.default_rng(5).standard_normal((3, 4, 5, normalization.FEW_CHANNELS + 1))
+    np.save("x.npy", x)
+    asked = ["--normalize-input", "percentile:2.5,99"]
+    run("apply", "x.npy", "-k", "identity", *asked, "-o", "y.npy", "--precision", "float64")
+    np.testing.assert_allclose(
+        np.load("y.npy"), expected(x, "percentile:2.5,99"), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("source", ["x.npy", "x.ome.zarr"])
+def test_planes_that_do_not_fit_are_read_in_boxes_with_the_same_bits(
+    source: str, cube: Array, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "x.ome.zarr":
+        pytest.importorskip("zarr")
+        run("apply", "x.npy", "-k", "identity", "-o", source, "--chunks", "3,4,5")
+    np.save("m.npy", np.random.default_rng(1).random(cube.shape[:3]) < 0.3)
+    monkeypatch.setattr(normalization, "PIECE", 30)  # two rows
+    stages = (Stage("identity"),)
+    job = Job(source, "y.npy", stages, normalize_input="zscore", normalize_mask="m.npy")
+
+    def found() -> dict[str, Any]:
+        with prepare_job(job) as prepared:
+            assert prepared.normalized is not None
+            return prepared.normalized.record()
+
+    blocks: list[passes.Block] = []
+
+    def kept(*arguments: Any) -> Any:
+        for block in passes.blocks_of(*arguments):
+            blocks.append(block)
+            yield block
+
+    monkeypatch.setattr(normalization, "blocks_of", kept)
+    whole = found()
+    assert {block.starts[1] for block in blocks} == {0}
+    blocks.clear()
+    monkeypatch.setattr(passes, "ENOUGH_BYTES", 1500)  # a plane and its copy take 2288
+    assert found() == whole
+    assert {block.starts[1] % 2 for block in blocks} == {0}
+    assert len({block.starts[1] for block in blocks}) > 1
+
+
+def test_a_plane_that_does_not_fit_is_refused(
+    cube: Array, run: Any, error_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite("x.tif", cube[..., 0], compression="zlib", metadata={"axes": "ZYX"})
+    monkeypatch.setattr(passes, "room_left", lambda: 0)
+    monkeypatch.setattr("conv3d_cli.system.room.room_left", lambda: 0)
+    job = ["apply", "x.tif", "-k", "identity", "--normalize-input", "minmax", "-o", "y.npy"]
+    line = error_line(run(*job, code=6).stderr)
+    assert "cannot read x.tif: a plane of it needs" in line
+    assert not Path("y.npy").exists()
 
 
 def test_bits_do_not_depend_on_threads_memory_and_boxes(
@@ -187,18 +245,10 @@ def test_bits_do_not_depend_on_threads_memory_and_boxes(
         np.load(tmp_path / "one.npy"), np.load(tmp_path / "s.npy"), atol=5e-6
     )
 
-    def boxes(*arguments: Any) -> Blocking:
-        own = arguments[-1]()
-        partition = Partition(own.graph.last.problem.out_size, own.chunk, (8, 12, 16))
-        return Blocking(1, own.memory(partition), Boxes(partition, own.redundancy(partition)))
-
-    def planes(*arguments: Any) -> Blocking:
-        return Blocking(1, arguments[0].memory(1), None)
-
-    for choose in (boxes, planes):
+    for name, choose in (("boxes", in_boxes_of(8, 12, 16)), ("planes", plane_by_plane)):
         monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", choose)
-        run(*job, "-o", tmp_path / f"{choose.__name__}.npy", "-j", 2)
-        assert (tmp_path / f"{choose.__name__}.npy").read_bytes() == found
+        run(*job, "-o", tmp_path / f"{name}.npy", "-j", 2)
+        assert (tmp_path / f"{name}.npy").read_bytes() == found
 
 
 def test_a_plane_in_pieces_has_the_same_statistics(cube: Array, run: Any, monkeypatch: Any) -> None:

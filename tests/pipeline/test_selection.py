@@ -12,12 +12,11 @@ import numpy as np
 import oracle
 import pytest
 import tifffile
+from blocking import in_boxes_of, plane_by_plane
 from networks import functional, layer, sequential, volume, write_keras
 
 from conv3d_cli import convolve_file, read_volume
 from conv3d_cli.errors import SpecError
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
-from conv3d_cli.pipeline.boxes.partition import Partition
 
 Array = np.ndarray[Any, Any]
 
@@ -176,15 +175,7 @@ def test_labels_have_the_same_bytes_at_any_memory(
     job = ["apply", tmp_path / "x.npy", "-c", net, "--argmax", "-q"]
     run(*job, "-o", tmp_path / "one.npy", "-j", 1)
     found = (tmp_path / "one.npy").read_bytes()
-    for name, block in (("planes", None), ("boxes", (8, 12, 16))):
-
-        def choose(*arguments: Any, block: Any = block) -> Blocking:
-            if block is None:
-                return Blocking(1, arguments[0].memory(1), None)
-            own = arguments[-1]()
-            partition = Partition(own.graph.last.problem.out_size, own.chunk, block)
-            return Blocking(1, own.memory(partition), Boxes(partition, own.redundancy(partition)))
-
+    for name, choose in (("planes", plane_by_plane), ("boxes", in_boxes_of(8, 12, 16))):
         monkeypatch.setattr("conv3d_cli.pipeline.prepare.choose_blocking", choose)
         run(*job, "-o", tmp_path / f"{name}.npy", "-j", 2)
         assert (tmp_path / f"{name}.npy").read_bytes() == found
@@ -270,6 +261,10 @@ def test_explain_tells_the_selection(cube: Array, run: Any) -> None:
     assert "ArgMax -> 7x9x11 with 1 channel" in told
     assert "zyx 7x9x11 uint8" in told
     assert "layer 1    of the volume" in told
+    told = run("explain", "x.npy", "-k", "k.npy", "--channels", "1,1,1").output
+    assert "TakeChannels  channels [1, 1, 1] -> 7x9x11 with 3 channels" in told
+    told = run("explain", "x.npy", "-k", "k.npy", "--channels", "4,3,2,1,0").output
+    assert "TakeChannels  channels [4, 3, 2, 1, ...] -> 7x9x11 with 5 channels" in told
 
 
 @pytest.mark.parametrize(
@@ -292,6 +287,18 @@ def test_wrong_selections_are_refused(
     result = run("apply", "x.npy", "-k", "k.npy", "-o", "y.nii", *options, code=code)
     assert words in error_line(result.stderr)
     assert not Path("y.nii").exists()
+
+
+@pytest.mark.parametrize(("channels", "held"), [(1, "channel 0 only"), (3, "channels 0 to 2")])
+def test_a_channel_that_a_network_lacks_is_refused(
+    channels: int, held: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    pool = {"class_name": "MaxPooling3D", "config": {"name": "pool", "pool_size": 2}}
+    (tmp_path / "m.json").write_text(json.dumps(pool))
+    np.save(tmp_path / "x.npy", np.zeros((4, 4, 4, channels), np.float32))
+    job = ["apply", tmp_path / "x.npy", "-c", tmp_path / "m.json", "-o", tmp_path / "y.npy"]
+    line = error_line(run(*job, "--channels", channels, code=4).stderr)
+    assert f"takes channel {channels}, and its input has {held}" in line
 
 
 def test_one_channel_has_no_labels(scan: Path, tmp_path: Path, run: Any, error_line: Any) -> None:
@@ -479,3 +486,26 @@ def test_resume_sees_other_names(cube: Array, run: Any) -> None:
     Path("n.json").write_text('{"0": "y"}')
     run(*job, "--overwrite")
     assert Path("y.npy").stat().st_ino != made
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A BIDS dataset
+
+
+def test_labels_have_the_suffix_dseg_in_a_dataset(scan: Path, tmp_path: Path, monkeypatch: Any, run: Any) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("raw/sub-01/func").mkdir(parents=True)
+    name = "raw/sub-01/func/sub-01_task-rest_bold.nii"
+    scan.rename(name)
+    Path("raw/dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.9.0"}')
+    Path("a.toml").write_text('kernel = "sobel:axis=xyz"\nargmax = true\n')
+    Path("m.csv").write_text(f"input,kernel,argmax\n{name},sobel:axis=xyz,true\n")
+    for number, job in enumerate((
+        [name, "-k", "sobel:axis=xyz", "--argmax"], [name, "-c", "a.toml"], ["--manifest", "m.csv"],
+    )):  # fmt: skip
+        run("apply", *job, "--bids", "--desc", "x", "--out-dir", f"out{number}")
+        assert sorted(path.name for path in Path(f"out{number}/sub-01/func").iterdir()) == [
+            "sub-01_task-rest_desc-x_dseg.json", "sub-01_task-rest_desc-x_dseg.nii",
+        ]  # fmt: skip
+    run("apply", name, "-k", "sobel:axis=xyz", "--bids", "--desc", "x", "--out-dir", "out")
+    assert Path("out/sub-01/func/sub-01_task-rest_desc-x_bold.nii").exists()

@@ -62,7 +62,8 @@ class Images:
         if self._process is None:
             self._process = Isolated(self._name, "a decoder of DICOM images")
         found: Array = self._process.call(
-            f"{__name__}:unpacked", frame, self._stored, self._samples, self._bound
+            f"{__name__}:unpacked",
+            *(frame, self._stored, self._samples, self._deflated, self._bound),
         )
         return found
 
@@ -72,15 +73,17 @@ class Images:
             self._process.close()
 
 
-def unpacked(frame: Frame, stored: np.dtype[Any], samples: int, bound: int) -> Array:
+def unpacked(
+    frame: Frame, stored: np.dtype[Any], samples: int, deflated: bool, bound: int
+) -> Array:
     """The voxels of a frame, in the process that unpacks it. Raises: FormatError."""
     import pydicom.pixels.utils  # noqa: F401 - before what it takes is bounded
 
     with bounded_memory(bound, frame.file):
-        return _pixels(frame, stored, samples)
+        return _pixels(frame, stored, samples, deflated)
 
 
-def _pixels(frame: Frame, stored: np.dtype[Any], samples: int, deflated: bool = False) -> Array:
+def _pixels(frame: Frame, stored: np.dtype[Any], samples: int, deflated: bool) -> Array:
     """The voxels of a frame, (H, W) or (H, W, samples). Raises: FormatError."""
     from pydicom import dcmread
     from pydicom.pixels.utils import pixel_array

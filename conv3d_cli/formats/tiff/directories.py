@@ -78,9 +78,10 @@ def read_directories(path: str) -> list[Directory]:
         start = file.read(16)
         order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
         version = struct.unpack(order + "H", start[2:4])[0] if order and len(start) >= 8 else 0
+        is_ndpi = order == "<" and len(start) == 16 and path.lower().endswith(NDPI_SUFFIX)
         if version == 43 and len(start) == 16:
             count_format, entry_format, next_format, where = "Q", "HHQ8s", "Q", start[8:16]
-        elif version == 42 and order == "<" and path.lower().endswith(NDPI_SUFFIX):
+        elif version == 42 and is_ndpi:
             # Hamamatsu's offsets have 64 bits; the upper halves of values follow the directory
             count_format, entry_format, next_format, where = "H", "HHI4s", "Q", start[4:12]
         elif version == 42:
@@ -115,7 +116,8 @@ def read_directories(path: str) -> list[Directory]:
                 )
             tags = list(struct.iter_unpack(order + entry_format, entries))
             if next_format == "I" and any(tag[0] == NDPI_TAG for tag in tags):  # renamed
-                next_format, next_bytes, tail = "Q", 8, tail + file.read(4)
+                next_format, next_bytes = "Q", 8
+                tail = (tail + file.read(4)).ljust(8, b"\0")  # the file may break off
             halves = file.read(4 * len(tags)) if version == 42 and next_format == "Q" else b""
             tags = [(*tag, tag[3] + halves[4 * i : 4 * i + 4]) for i, tag in enumerate(tags)]
             for code, kind, count, value, pointer in tags:

@@ -25,7 +25,7 @@ from uuid import uuid4
 import numpy as np
 
 from conv3d_cli.formats.zarr.codecs import CODECS, PREFIX, ChunkCodec, plain_codec
-from conv3d_cli.formats.zarr.remote import TooLargeError
+from conv3d_cli.formats.zarr.remote import check_size
 from conv3d_cli.model.volume import Array
 from conv3d_cli.system.machine import thread_count
 
@@ -246,8 +246,7 @@ class FolderArray:
         self._folder, self._chain, self._shards, self._workers = folder, chain, shards, workers
         self._fill = 0 if self.fill_value is None else self.fill_value
         self._unit = chain.shape if shards is None else shards.shape
-        store = array.store_path.store
-        self._watch, self._most = getattr(store, "watch", None), getattr(store, "most", chain.most)
+        self._watch = getattr(array.store_path.store, "watch", None)
 
     def with_workers(self, workers: int) -> FolderArray:
         """The same array, read and written by so many threads."""
@@ -323,10 +322,7 @@ class FolderArray:
         with file:
             size = os.fstat(file.fileno()).st_size
             if self._shards is None:
-                if size > self._most:
-                    raise TooLargeError(
-                        f"{key} has {size:,} bytes, where at most {self._most:,} are possible"
-                    )
+                check_size(key, size, self._chain.most)
                 self._unpack(_read(file, 0, scratch.packed(size)), part.inner, values, scratch)
                 return
             index = self._shards.read_index(file, size)
@@ -336,11 +332,7 @@ class FolderArray:
             if start == length == MISSING:
                 values[one.outer] = self._fill
                 continue
-            if length > self._chain.most:
-                raise TooLargeError(
-                    f"a chunk in {key} has {length:,} bytes, where at most "
-                    f"{self._chain.most:,} are possible"
-                )
+            check_size(f"a chunk in {key}", length, self._chain.most)
             if start + length > size:
                 raise ValueError(f"the index in {key} points beyond the end of the file")
             chunks.append((start, length, one))

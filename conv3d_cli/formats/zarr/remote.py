@@ -106,6 +106,12 @@ class TooLargeError(ValueError):
     """A file or an answer is larger than what it stands for can be."""
 
 
+def check_size(what: str, size: int, most: int) -> None:
+    """Raise TooLargeError if something has more bytes than it can have."""
+    if size > most:
+        raise TooLargeError(f"{what} has {size:,} bytes, where at most {most:,} are possible")
+
+
 class SilentServerError(Exception):
     """A server sent nothing in time."""
 

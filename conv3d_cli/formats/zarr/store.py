@@ -34,7 +34,7 @@ from conv3d_cli.errors import (
     setting,
 )
 from conv3d_cli.formats.zarr import remote
-from conv3d_cli.formats.zarr.chunks import FolderArray, start_flushing
+from conv3d_cli.formats.zarr.chunks import FolderArray
 from conv3d_cli.formats.zarr.codecs import bound_codecs, check_codecs
 from conv3d_cli.formats.zarr.names import (
     LARGEST_METADATA,
@@ -192,11 +192,8 @@ def _watched_store() -> Any:
             most = LARGEST_METADATA if told else self.most
             inner = self._store
             if isinstance(inner, LocalStore | ZipStore):
-                if byte_range is None and await self._size(key) > most:
-                    raise remote.TooLargeError(
-                        f"{key} has {await self._size(key):,} bytes, where at most {most:,} are "
-                        "possible"
-                    )
+                if byte_range is None:
+                    remote.check_size(key, await self._size(key), most)
                 found = await super().get(key, prototype, byte_range)
             else:
                 found = await remote.patiently(
@@ -485,31 +482,11 @@ def new_store(path: str, overwrite: bool) -> NewStore:
     return RemoteStore(path, overwrite) if folder is None else StoreFolder(folder, overwrite)
 
 
-@lru_cache(maxsize=1)
-def _flushing_store() -> Any:
-    from zarr.storage import LocalStore
-
-    class FlushingStore(LocalStore):
-        """A folder whose files are flushed to disk as they are written, not all in `commit`."""
-
-        async def set(self, key: str, value: Any) -> None:
-            await super().set(key, value)
-            await asyncio.to_thread(_flush, self.root / key)
-
-    return FlushingStore if hasattr(os, "posix_fadvise") else LocalStore
-
-
-def _flush(file: Path) -> None:
-    number = os.open(file, os.O_RDONLY)
-    try:
-        start_flushing(number)
-    finally:
-        os.close(number)
-
-
 def folder_to_write(folder: str) -> Any:
     """The zarr store to write a node in a folder to."""
-    return _flushing_store()(folder)
+    from zarr.storage import LocalStore
+
+    return LocalStore(folder)
 
 
 def check_store_target(path: str, overwrite: bool, make_folder: bool = False) -> None:

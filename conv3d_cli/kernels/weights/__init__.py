@@ -24,7 +24,7 @@ from conv3d_cli.errors import (
     WriteError,
     suggestion,
 )
-from conv3d_cli.kernels.manifests import manifest_kind
+from conv3d_cli.kernels.manifests import START_BYTES, manifest_kind
 from conv3d_cli.kernels.weights import (
     exported,
     hdf5,
@@ -108,7 +108,7 @@ def _is_hdf5(start: bytes, members: Sequence[str]) -> bool:
 
 
 def _is_described(kind: str) -> Callable[[bytes, Sequence[str]], bool]:
-    return lambda start, members: manifest_kind(".json", start) == kind
+    return lambda start, members: manifest_kind(start) == kind
 
 
 # The first entry that fits is used.
@@ -167,7 +167,6 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
         reads_one=True,
     ),
 )
-_LOOKED_AT = 1 << 16  # bytes at the beginning of a file
 
 
 def find_weights_file(path: str | os.PathLike[str]) -> WeightsFile | None:
@@ -206,7 +205,7 @@ def _look_into(path: str) -> tuple[bytes, Sequence[str]]:
         return b"", ()
     try:
         with open(path, "rb") as file:
-            start = file.read(_LOOKED_AT)
+            start = file.read(START_BYTES)
         if not start.startswith(b"PK\x03\x04"):
             return start, ()
         with zipfile.ZipFile(path) as archive:
@@ -275,7 +274,7 @@ def read_contents(
 
 
 def model_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The JSON of the whole model in a `.keras` or legacy `.h5` file; None if a file has none.
+    """The JSON of the whole model in a file of Keras or TensorFlow.js; None if it has none.
 
     Raises: FormatError if the file is missing or damaged, or h5py is not installed.
     """

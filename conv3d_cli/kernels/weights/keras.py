@@ -315,7 +315,7 @@ def version_notes(config: dict[str, Any], version: str) -> tuple[str, ...]:
     """Notes on differences between Keras 3 and the version of Keras that saved a layer."""
     if config.get("activation") == "hard_sigmoid" and version.startswith("2"):
         return (
-            "saved by Keras 2, whose hard_sigmoid is clip(0.2x + 0.5, 0, 1); "
+            "its hard_sigmoid is that of Keras 2, clip(0.2x + 0.5, 0, 1); "
             "Keras 3's is relu6(x + 3)/6",
         )
     return ()

@@ -13,10 +13,11 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import IO, Any
@@ -29,8 +30,14 @@ from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.faults import raise_fault
-from conv3d_cli.system.inputs import check_input
-from conv3d_cli.system.room import JSON_BYTES, check_tree, require_weights
+from conv3d_cli.system.inputs import check_input, dangling, lies_beside
+from conv3d_cli.system.room import (
+    JSON_BYTES,
+    TEXT_COPIES,
+    check_tree,
+    require_room,
+    require_weights,
+)
 
 Array = NDArray[Any]
 
@@ -176,6 +183,39 @@ def parse_json(text: bytes, what: str, path: str) -> dict[str, Any]:
     return content
 
 
+def read_json(path: str) -> dict[str, Any]:
+    """Read a file that is a JSON object.
+
+    Raises: FormatError for a file that is missing, too long or anything else; MemoryLimitError.
+    """
+    size = check_input(path)
+    if size > MAX_JSON:
+        raise FormatError(
+            f"cannot read {path}: it has {size:,} bytes; at most {MAX_JSON:,} of JSON are read"
+        )
+    require_room(TEXT_COPIES * size, "its text", path)
+    with open(path, "rb") as file:
+        return parse_json(read_exactly(file, size, path), "its content", path)
+
+
+def file_beside(path: str, name: str) -> str:
+    """The path of a file with weights that another file names.
+
+    path : str      of the file that names it
+    Raises: FormatError for a file that is missing, or not in the folder of `path` or below.
+    """
+    file = os.path.join(os.path.dirname(path), name)
+    if not name.isprintable() or "://" in name or not lies_beside(file, path):
+        raise FormatError(
+            f"cannot read {path}: its weights are in {name!r:.80}; weights are read only from its "
+            "own folder"
+        )
+    if not os.path.isfile(file):
+        why = dangling(file) or "it is not in its folder; copy it there"
+        raise FormatError(f"cannot read {path}: its weights are in {name[:80]}: {why}")
+    return file
+
+
 def read_exactly(file: IO[bytes], count: int, path: str) -> bytes:
     """Read `count` bytes; memory grows with the bytes present, not with what a header promises.
 
@@ -225,9 +265,9 @@ class Archive:
         self._zip.close()
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> KeysView[str]:
         """Names of the members, in the archive's order."""
-        return list(self._members)
+        return self._members.keys()
 
     def size(self, name: str) -> int:
         """Uncompressed size of a member in bytes. Raises: FormatError if it is missing."""
@@ -236,7 +276,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         """Read a member and verify its checksum.
 
-        Raises: FormatError if it is missing, damaged, or expands like a zip bomb.
+        Raises: FormatError if it is missing, damaged, or expands like a zip bomb; MemoryLimitError.
         """
         info = self._info(name)
         if info.file_size > max(_HARMLESS_BYTES, _MAX_COMPRESSION * info.compress_size):
@@ -244,6 +284,7 @@ class Archive:
                 f"cannot read {self._path}: {name} would swell from {info.compress_size:,} to "
                 f"{info.file_size:,} bytes"
             )
+        require_room(info.file_size, f"its {name}", self._path)
         with self._zip.open(info) as member:
             content = read_exactly(member, info.file_size, self._path)
             member.read(1)  # reading past the end makes a member verify its checksum
@@ -372,8 +413,7 @@ def to_oidhw(kernel: Array) -> Array:
 def lifted(weight: Array, rank: int) -> Array:
     """Weights of a convolution of fewer axes as those of a Conv3D of depth (and height) 1.
 
-    weight : (filters, in_channels/groups, *size), with `rank` axes in space, or so in any layout
-    whose first two axes are no axes of space
+    weight : (filters, in_channels/groups, *size) with `rank` axes in space
     Returns an array of 5 axes, as a view.
 
     >>> lifted(np.ones((8, 1, 5, 7)), 2).shape

@@ -25,6 +25,7 @@ _MAX_OPERATIONS = 4_000_000  # about 5 seconds
 # bytes of what a pickle describes: at most so many for each byte of it, and for each object
 _BYTES_PER_BYTE = 32
 _BYTES_PER_OBJECT = {b"}": 240, b"]": 64, b"R": 160, b"\x81": 160}
+_MAX_AXES = 64  # of a tensor, as in PyTorch
 
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSORS = (
@@ -100,11 +101,22 @@ class Record:
     @property
     def attributes(self) -> dict[str, Any]:
         """The attributes by name, of a plain state or one with slots."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
-        tables = [part for part in parts if isinstance(part, dict)]
         return {
-            key: value for part in tables for key, value in part.items() if isinstance(key, str)
+            key: value
+            for table in self._tables()
+            for key, value in table.items()
+            if isinstance(key, str)
         }
+
+    def attribute(self, name: str) -> Any:
+        """An attribute, found without a look at the others; None if it is missing."""
+        return next((table[name] for table in self._tables()[::-1] if name in table), None)
+
+    def _tables(self) -> list[dict[Any, Any]]:
+        """The dicts of attributes: one, or two of a class with slots."""
+        has_slots = isinstance(self.state, tuple) and len(self.state) == 2
+        parts = self.state if has_slots else (self.state,)
+        return [part for part in parts if isinstance(part, dict)]
 
 
 @dataclass(frozen=True)
@@ -424,7 +436,8 @@ def _tensor(
     storage: Storage, offset: Any, shape: Any, strides: Any, quantizer: tuple[Any, ...] = ()
 ) -> Tensor:
     """A tensor of these numbers. Raises: ValueError if they are none of a tensor."""
-    if len(shape) != len(strides) or not all(
+    # many tensors may share a shape of a million numbers, so its length is looked at first
+    if not len(shape) == len(strides) <= _MAX_AXES or not all(
         type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)
     ):
         raise ValueError("damaged tensor")
@@ -432,14 +445,17 @@ def _tensor(
 
 
 def _quantizer(parameters: Any) -> tuple[Any, ...]:
-    """The numbers of a quantizer, as `Tensor` has them; () for one that is not known."""
+    """The numbers of a quantizer, as `Tensor` has them; () for one that is not known.
+
+    Its tensors are plain: where each were quantized by two others, they would double at each step.
+    """
     match parameters:
         case (Name(text="torch.per_tensor_affine"), float() as scale, int() as zero):
             return scale, zero
         case (
             Name(text="torch.per_channel_affine"),
-            Tensor() as scales,
-            Tensor() as zeros,
+            Tensor(quantizer=()) as scales,
+            Tensor(quantizer=()) as zeros,
             int() as axis,
         ):
             return scales, zeros, axis

@@ -16,13 +16,13 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError
+from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     Archive,
@@ -47,6 +47,7 @@ from conv3d_cli.kernels.weights.pickles import (
 from conv3d_cli.kernels.weights.state_dict import Module, StateDict, read_state_dict
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.room import WEIGHT_BYTES, require_room
 
 CURE = (
     "save its weights in PyTorch: from safetensors.torch import save_model; "
@@ -56,6 +57,8 @@ CURE = (
 OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _OLD_PROTOCOL = 1001
 _MAX_DEPTH = 64  # nested dicts, lists and modules
+_MAX_NAME = 1000  # characters
+_DECODED_BYTES = 8  # at most, of a number of several bytes, beside what is stored
 _INTEGERS = ("int8", "uint8", "int32", "int64", "int16")
 # attributes of every module, and those of recurrent ones that repeat their parameters
 _MODULE_STATE = (
@@ -80,7 +83,7 @@ def is_saved(start: bytes, members: Sequence[str]) -> bool:
     return start.startswith(OLD_START) or len(_folders(members)) == 1
 
 
-def _folders(members: Sequence[str]) -> list[str]:
+def _folders(members: Iterable[str]) -> list[str]:
     """The folders of an archive with a `data.pkl`, with a slash at their ends."""
     return [
         name.removesuffix("data.pkl")
@@ -118,8 +121,7 @@ def open_pytorch(path: str) -> Iterator[StateDict]:
 
         def raw(storage: Storage, needed: int, what: str) -> bytes:
             place, count = places[storage.key]
-            if needed > count:
-                raise _truncated(what, needed, "its storage", count, path)
+            _check_storage(storage, needed, what, "its storage", count, path)
             file.seek(place)
             return read_exactly(file, needed, path)
 
@@ -144,8 +146,7 @@ def _of_archive(archive: Archive, path: str) -> StateDict:
     def raw(storage: Storage, needed: int, what: str) -> bytes:
         member = f"{folder}data/{storage.key}"
         size = archive.size(member) if member in archive.names else 0
-        if needed > size:
-            raise _truncated(what, needed, member, size, path)
+        _check_storage(storage, needed, what, member, size, path)
         return archive.read(member)[:needed]
 
     state = state_dict_of(content, raw, byte_order, path)
@@ -167,41 +168,40 @@ def _add_constants(record: Record, archive: Archive, folder: str, path: str) -> 
 
     folder : str    of the source in the archive
     """
-    constants: dict[str, dict[str, Any]] = {}
-    waiting, seen = [record], {id(record)}
+    constants: dict[str, dict[str, dict[str, Any]]] = {}  # file -> class -> attributes
+    waiting, seen = [record], set()
     while waiting:
         module = waiting.pop()
-        if not isinstance(module.state, dict):
+        state = module.state
+        if not isinstance(state, dict) or id(state) in seen:
             continue
-        if module.name not in constants:
-            file, _, class_name = module.name.rpartition(".")
+        seen.add(id(state))
+        waiting += [value for value in state.values() if isinstance(value, Record)]
+        file, _, class_name = module.name.rpartition(".")
+        if file not in constants:
             member = f"{folder}{file.replace('.', '/')}.py"
             source = archive.read(member) if member in archive.names else b""
-            constants[module.name] = _constants(source, class_name)
-        module.state = {**constants[module.name], **module.state}
-        for value in module.state.values():
-            if isinstance(value, Record) and id(value) not in seen:
-                seen.add(id(value))
-                waiting.append(value)
+            constants[file] = _constants(source)
+        for name, value in constants[file].get(class_name, {}).items():
+            state.setdefault(name, value)
 
 
-def _constants(source: bytes, class_name: str) -> dict[str, Any]:
-    r"""The constant attributes of a class in TorchScript's source: numbers, texts, tuples of them.
+def _constants(source: bytes) -> dict[str, dict[str, Any]]:
+    r"""The constant attributes of the classes in TorchScript's source: numbers, texts and tuples.
 
-    >>> source = b"class A(Module):\n  stride : Final[Tuple[int, int]] = (1, 2)\n  b : int\n"
-    >>> _constants(source, "A"), _constants(source, "B")
-    ({'stride': (1, 2)}, {})
+    >>> _constants(b"class A(Module):\n  stride : Final[Tuple[int, int]] = (1, 2)\n  b : int\n")
+    {'A': {'stride': (1, 2)}}
     """
+    classes: dict[str, dict[str, Any]] = {}
     found: dict[str, Any] = {}
-    is_inside = False
     for line in source.decode(errors="replace").splitlines():
         if line.startswith("class "):
-            is_inside = line.startswith(f"class {class_name}(")
-        match = _FINAL.match(line) if is_inside else None
-        if match and len(line) < _MAX_LINE:
+            found = classes.setdefault(line.removeprefix("class ").partition("(")[0], {})
+        match = _FINAL.match(line) if len(line) < _MAX_LINE else None
+        if match:
             with contextlib.suppress(ValueError, SyntaxError):
                 found[match.group(1)] = ast.literal_eval(match.group(2))
-    return found
+    return classes
 
 
 def _truncated(what: str, needed: int, member: str, size: int, path: str) -> FormatError:
@@ -211,15 +211,37 @@ def _truncated(what: str, needed: int, member: str, size: int, path: str) -> For
     )
 
 
+def _check_storage(
+    storage: Storage, needed: int, what: str, member: str, size: int, path: str
+) -> None:
+    """Check that a storage is whole, and fits into the memory: a tensor may be a small part of it.
+
+    needed, size : int      bytes of the storage, and of the file's part that holds it
+    Raises: FormatError, MemoryLimitError.
+    """
+    if needed > size:
+        raise _truncated(what, needed, member, size, path)
+    width = _width(storage.dtype)
+    decoded = WEIGHT_BYTES if width == 1 else _DECODED_BYTES
+    require_room(needed // width * (width + decoded), f"the storage of {what}", path)
+
+
 def _pickled(content: bytes, what: str, path: str) -> Pickle:
-    """Read a pickle of a file. Raises: FormatError."""
-    try:
+    """Read a pickle of a file. Raises: FormatError, MemoryLimitError."""
+    with _pickle_errors(what, path):
         return read_pickle(content, path)
+
+
+@contextlib.contextmanager
+def _pickle_errors(what: str, path: str) -> Iterator[None]:
+    """Turn what a pickle raises into errors that name the file. Raises: FormatError."""
+    try:
+        yield
     except RefusedError as error:
         raise FormatError(
             f"cannot read {path}: it holds {error}, and pickles are never run; {CURE}"
         ) from None
-    except FormatError:
+    except Conv3DError:
         raise
     except Exception as error:  # a damaged pickle may raise any class
         raise_fault(error, path)
@@ -238,15 +260,8 @@ def _read_old(start: bytes, size: int, path: str) -> tuple[Pickle, dict[str, tup
     parts: list[Pickle] = []
     place = 0
     for what in ("first pickle", "version", "system", "content", "list of storages"):
-        try:
+        with _pickle_errors(what, path):
             end = pickle_end(start, place)
-        except RefusedError as error:
-            raise FormatError(f"cannot read {path}: it holds {error}; {CURE}") from None
-        except Exception as error:
-            raise_fault(error, path)
-            raise FormatError(
-                f"cannot read {path}: its {what} is damaged ({type(error).__name__})"
-            ) from error
         parts.append(_pickled(start[place:end], what, path))
         place = end
     _, version, system, content, keys = parts
@@ -325,6 +340,8 @@ def state_dict_of(
     modules: dict[str, Module] = {}
     for group in groups:
         ambiguous = any(counts[key] > 1 for key in group.keys)
+        if ambiguous:
+            _require_short(sum(map(len, group.above)), "dict")
         prefix = "".join(f"{part}." for part in group.above) if ambiguous else ""
         tensors |= {prefix + key: tensor for key, tensor in group.tensors.items()}
         unreadable |= {prefix + key: reason for key, reason in group.unreadable.items()}
@@ -351,12 +368,20 @@ def state_dict_of(
     )
 
 
+def _require_short(length: int, what: str) -> None:
+    """Check a name before many others are made of it. Raises: ValueError."""
+    if length > _MAX_NAME:
+        raise ValueError(
+            f"a {what} has a name of {length:,} characters; at most {_MAX_NAME:,} are read"
+        )
+
+
 def _groups(content: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[_Group]:
     """Yield the state dicts and modules in dicts, lists and objects, in order.
 
     above : tuple       keys of the containers around the content
-    seen : set          ids of containers that were yielded: one that occurs twice may occur a
-                        billion times
+    seen : set          ids of containers and states of modules that were met: one that occurs
+                        twice may occur a billion times
     """
     if not isinstance(content, (dict, list, tuple, Record)) or len(above) >= _MAX_DEPTH:
         return
@@ -364,7 +389,7 @@ def _groups(content: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[_G
         return
     seen.add(id(content))
     if isinstance(content, Record):
-        if _parts_of(content) is not None:
+        if _is_module(content):
             group = _Group(above)
             others: list[tuple[tuple[str, ...], Any]] = []
             _add_module(content, "", group, seen, others)
@@ -403,23 +428,41 @@ def _add_value(key: str, value: Any, group: _Group) -> None:
     elif (
         isinstance(value, Record)
         and key.rpartition(".")[2].startswith("weight")
-        and _parts_of(value) is None
+        and not _is_module(value)
     ):
         name = value.name or "an object"
         group.unreadable[key] = f"its weights are stored as {name[:80]}, which is not read"
 
 
-def _parts_of(record: Record) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The parameters and buffers, and the inner modules, of a module; None of another object."""
-    values = record.attributes
-    inner, parameters = values.get("_modules"), values.get("_parameters")
-    if isinstance(inner, dict) and isinstance(parameters, dict):
-        buffers = values.get("_buffers")
-        return {**parameters, **(buffers if isinstance(buffers, dict) else {})}, inner
-    if record.name.startswith(_TORCHSCRIPT) and "training" in values:
+def _has_tables(record: Record) -> bool:
+    """Whether an object has dicts of parameters and inner modules, as a module of PyTorch has."""
+    tables = (record.attribute("_modules"), record.attribute("_parameters"))
+    return all(isinstance(table, dict) for table in tables)
+
+
+def _is_module(record: Record) -> bool:
+    """Whether an object is a module: one of PyTorch, or one of TorchScript."""
+    is_script = record.name.startswith(_TORCHSCRIPT) and record.attribute("training") is not None
+    return is_script or _has_tables(record)
+
+
+def _parts_of(record: Record, seen: set[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters and buffers, and the inner modules or what stands for them, of a module.
+
+    seen : set      as in `_groups`
+    """
+    if not _has_tables(record):
+        values = record.attributes
         inner = {key: value for key, value in values.items() if isinstance(value, Record)}
         return {key: value for key, value in values.items() if key not in inner}, inner
-    return None
+    parts: list[dict[str, Any]] = []
+    for name in ("_parameters", "_buffers", "_modules"):
+        table = record.attribute(name)
+        is_new = isinstance(table, dict) and id(table) not in seen
+        seen.add(id(table))
+        parts.append({str(key): value for key, value in table.items()} if is_new else {})
+    parameters, buffers, inner = parts
+    return {**parameters, **buffers}, inner
 
 
 def _add_module(
@@ -432,16 +475,18 @@ def _add_module(
     """Add a module, its tensors and the modules in it to a group.
 
     name : str      its path, such as "encoder.0"
+    seen : set      as in `_groups`
     others : list   takes the paths and values of its other containers, which may hold modules, too
     """
-    parts = _parts_of(record)
-    if parts is None or name.count(".") >= _MAX_DEPTH:
+    _require_short(len(name), "module")
+    if id(record.state) in seen or name.count(".") >= _MAX_DEPTH:
         return
-    tensors, inner = parts
+    seen.add(id(record.state))
+    tensors, inner = _parts_of(record, seen)
     children = {
-        str(key): value
+        key: value
         for key, value in inner.items()
-        if isinstance(value, Record) and _parts_of(value) is not None
+        if isinstance(value, Record) and _is_module(value)
     }
     attributes = record.attributes
     hooks = [
@@ -463,12 +508,15 @@ def _add_module(
         if isinstance(value, Tensor) and key not in tensors and not key.startswith("weight"):
             group.tensors[f"{prefix}{key}"] = value
     for key, child in children.items():
-        if id(child) not in seen:
-            seen.add(id(child))
-            _add_module(child, f"{prefix}{key}", group, seen, others)
-    for key, value in attributes.items():
-        is_container = isinstance(value, (dict, list, tuple, Record)) and key not in children
-        if is_container and key not in _MODULE_STATE and "_hooks" not in key:
+        _add_module(child, f"{prefix}{key}", group, seen, others)
+    rest = [*inner.items()]  # what stands in place of modules, such as a function that makes one
+    rest += [
+        (key, value)
+        for key, value in attributes.items()
+        if key not in _MODULE_STATE and "_hooks" not in key
+    ]
+    for key, value in rest:
+        if isinstance(value, (dict, list, tuple, Record)) and key not in children:
             others.append(((*filter(None, name.split(".")), key), value))
 
 

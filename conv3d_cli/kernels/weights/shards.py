@@ -14,11 +14,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.kernels.weights.layer import MAX_JSON, Array, OtherLayer, SavedLayer, parse_json
+from conv3d_cli.kernels.weights.layer import Array, OtherLayer, SavedLayer, file_beside, read_json
 from conv3d_cli.kernels.weights.pytorch import open_pytorch
 from conv3d_cli.kernels.weights.safetensors import open_safetensors
 from conv3d_cli.kernels.weights.state_dict import StateDict, read_state_dict
-from conv3d_cli.system.inputs import check_input
 
 _MAX_FILES = 256  # open at once
 # suffix of a file -> what opens it
@@ -38,10 +37,7 @@ def read_index(path: str, only: str | None = None) -> list[SavedLayer | OtherLay
     Raises: FormatError for a damaged index, and for a file that is missing or lacks a tensor; as
     the readers of the files.
     """
-    if check_input(path) > MAX_JSON:
-        raise FormatError(f"cannot read {path}: an index of tensors is not this long")
-    with open(path, "rb") as file:
-        table = parse_json(file.read(), "its content", path).get("weight_map")
+    table = read_json(path).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise FormatError(f"cannot read {path}: damaged: an index without a 'weight_map' of files")
     if any(isinstance(name, list) for name in table.values()):
@@ -96,10 +92,4 @@ def _opened(path: str, name: str) -> AbstractContextManager[StateDict]:
             f"cannot read {path}: it names the file {name[:80]!r}; read are {' '.join(_OPENERS)} "
             "in its own folder"
         )
-    file = Path(path).with_name(name)
-    if not file.exists():
-        raise FormatError(
-            f"cannot read {path}: it names {name[:80]}, which is not in its folder; fetch it, or "
-            "pass the file with the layer"
-        )
-    return opener(str(file))
+    return opener(file_beside(path, name))

@@ -34,6 +34,7 @@ from conv3d_cli.kernels.weights.layer import (
 )
 
 _SPACE = ("depth", "height", "width")
+_MAX_DOTS = 200  # in the name of a tensor
 _Compute = Callable[..., Array]
 # keys of tensors, the weight's shape, the function that computes the weight from them, notes
 _Source = tuple[tuple[str, ...], tuple[int, ...], _Compute, tuple[str, ...]]
@@ -180,7 +181,8 @@ def read_state_dict(
     path : str          for messages
     only : str or None  name of the layer whose weights are read: those of others are `unread`;
                         None: all are read
-    Raises: FormatError for modules whose attributes do not fit their weights.
+    Raises: FormatError for modules whose attributes do not fit their weights, and for a name of too
+    many parts.
 
     >>> shapes = {"enc.weight": (2, 1, 3, 3, 3), "enc.bias": (2,), "head.weight": (4, 2)}
     >>> state = StateDict(shapes, lambda key: np.ones(shapes[key], np.float32))
@@ -190,14 +192,22 @@ def read_state_dict(
     head: its weights have 2 axes, not 3 to 5
     """
     named: dict[str, dict[str, str]] = {}  # module -> name of a tensor in it -> key of the tensor
-    inside: dict[str, str] = {}  # module -> key of a tensor in one of its submodules
-    adapters: dict[str, str] = {}  # module -> key of a tensor of its LoRA adapter
-    for key in dict.fromkeys((*state.shapes, *state.unreadable)):
+    keys_of_all = dict.fromkeys((*state.shapes, *state.unreadable))
+    for key in keys_of_all:
+        if key.count(".") > _MAX_DOTS:
+            raise FormatError(
+                f"cannot read {path}: the name of a tensor, {key[:40]}..., has {key.count('.'):,} "
+                f"dots; at most {_MAX_DOTS} are read"
+            )
         module, own = _split(key)
         named.setdefault(module, {})[own] = key
-        parts = module.split(".")
+    inside: dict[str, str] = {}  # module -> key of a tensor in one of its submodules
+    adapters: dict[str, str] = {}  # module -> key of a tensor of its LoRA adapter
+    for key in keys_of_all:
+        parts = _split(key)[0].split(".")
         for end in range(1, len(parts)):
-            inside.setdefault(".".join(parts[:end]), key)
+            if (above := ".".join(parts[:end])) in named:
+                inside.setdefault(above, key)
         words = key.split(".")
         for end, word in enumerate(words):
             if word.startswith("lora_"):

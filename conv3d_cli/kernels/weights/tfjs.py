@@ -11,10 +11,9 @@ Source: TensorFlow.js, tfjs-core/src/io/types.ts and io_utils.ts, tfjs-layers/sr
 from __future__ import annotations
 
 import math
-import os
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,14 @@ from conv3d_cli.kernels.weights.layer import (
     Array,
     OtherLayer,
     SavedLayer,
-    parse_json,
+    file_beside,
     read_exactly,
+    read_json,
     require_shape,
 )
 from conv3d_cli.kernels.weights.legacy import read_named_layers
 from conv3d_cli.model.keras_json import is_layer
-from conv3d_cli.system.inputs import check_input, lies_beside
-from conv3d_cli.system.room import JSON_BYTES, TEXT_COPIES, check_tree, require_room
+from conv3d_cli.system.inputs import check_input
 
 OPTIMIZER = "optimizer"
 """Name of the group of tensors that only training uses."""
@@ -79,13 +78,15 @@ class Tensor:
     def read(self) -> Array:
         """Read its values: float32, or whole numbers that are stored as such."""
         parts = []
-        for shard in self.shards:
+        # the first shard that ends beyond its beginning
+        at = bisect_right(self.shards, self.begin, key=lambda shard: shard.begin + shard.size)
+        while at < len(self.shards) and (shard := self.shards[at]).begin < self.end:
             first = max(self.begin, shard.begin)
             last = min(self.end, shard.begin + shard.size)
-            if first < last:
-                with open(shard.path, "rb") as stream:
-                    stream.seek(first - shard.begin)
-                    parts.append(read_exactly(stream, last - first, shard.path))
+            with open(shard.path, "rb") as stream:
+                stream.seek(first - shard.begin)
+                parts.append(read_exactly(stream, last - first, shard.path))
+            at += 1
         values = np.frombuffer(b"".join(parts), self.stored)
         if self.scale is not None and self.least is not None:
             values = (values * self.scale + self.least).astype(np.float32)
@@ -114,13 +115,12 @@ def read_tfjs(path: str) -> list[SavedLayer | OtherLayer]:
     for name, tensor in tensors.items():
         above, _, leaf = name.rpartition("/")
         by_layer.setdefault(above, {})[leaf] = tensor
-    version = str(model.get("keras_version", ""))
-    return read_named_layers({"": by_layer}, model, version, read, path)
+    return read_named_layers({"": by_layer}, model, model["keras_version"], read, path)
 
 
 def read_tfjs_config(path: str) -> dict[str, Any]:
     """Read the Keras JSON of the model. Raises: FormatError."""
-    return _config(_read_json(path), path)
+    return _config(read_json(path), path)
 
 
 def read_model(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -128,7 +128,7 @@ def read_model(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises: FormatError, ShapeError, MemoryLimitError; see `read_tfjs`.
     """
-    content = _read_json(path)
+    content = read_json(path)
     model, manifest = _config(content, path), content.get("weightsManifest")
     if not isinstance(manifest, list):
         raise FormatError(
@@ -159,16 +159,8 @@ def read_model(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return model, {name: one for name, one in tensors.items() if one.group != OPTIMIZER}
 
 
-def _read_json(path: str) -> dict[str, Any]:
-    size = check_input(path)
-    require_room(TEXT_COPIES * size, "its text", path)
-    with open(path, "rb") as file:
-        text = read_exactly(file, size, path)
-    check_tree(text, JSON_BYTES, path)
-    return parse_json(text, "its content", path)
-
-
 def _config(content: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The Keras JSON in the content of a model.json. Raises: FormatError."""
     topology = content.get("modelTopology")
     if not isinstance(topology, Mapping):
         raise FormatError(f"cannot read {path}: its modelTopology is no JSON object")
@@ -180,28 +172,18 @@ def _config(content: Mapping[str, Any], path: str) -> dict[str, Any]:
     model = topology.get("model_config", topology)
     if not is_layer(model):
         raise FormatError(f"cannot read {path}: its modelTopology is no Keras model")
-    return {"keras_version": topology.get("keras_version", ""), **model}
+    # whichever version saved it, TensorFlow.js computes it as Keras 2 does
+    return {**model, "keras_version": "2.0"}
 
 
 def _shards(names: Any, path: str) -> tuple[Shard, ...]:
     """The files of a group, in order. Raises: FormatError."""
-    folder = Path(path).parent
     shards: list[Shard] = []
     begin = 0
     for name in names if isinstance(names, list) else [names]:
-        if not isinstance(name, str) or not name or not name.isprintable():
+        if not isinstance(name, str) or not name:
             raise FormatError(f"cannot read {path}: its weightsManifest names a shard {name!r:.60}")
-        shard = str(folder / name)
-        if "://" in name or not lies_beside(shard, path):
-            raise FormatError(
-                f"cannot read {path}: its weights are in {name!r:.80}; shards are read only from "
-                "the model's own folder"
-            )
-        if not os.path.isfile(shard):
-            raise FormatError(
-                f"cannot read {path}: its weights are in {os.path.basename(shard)}, which is not "
-                "in its folder; copy it there"
-            )
+        shard = file_beside(path, name)
         shards.append(Shard(shard, begin, check_input(shard)))
         begin += shards[-1].size
     return tuple(shards)

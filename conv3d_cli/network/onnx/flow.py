@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
@@ -132,6 +133,20 @@ class OnnxNode(abc.ABC):
             self.refuse(f"has {what} of shape {found.shape}, which repeat one number")
         return found
 
+    def integers(self, number: int, what: str) -> list[int]:
+        """An input of whole numbers that the file tells."""
+        values = self.constant(number, what)
+        if values.dtype.kind not in "iu":
+            self.refuse(f"has {what} of type {values.dtype} instead of whole numbers")
+        return [int(n) for n in values.reshape(-1)]
+
+    def number(self, name: str, default: float) -> float:
+        """An attribute that is a finite number."""
+        value = self.attributes.number(name, default)
+        if not math.isfinite(value):
+            self.refuse(f"has {name}={value}; it must be a finite number")
+        return value
+
     def vector(self, number: int, what: str, count: int) -> Array:
         """An input of one number for each channel."""
         values = self.constant(number, what)
@@ -201,6 +216,27 @@ class OnnxNode(abc.ABC):
         if not -rank <= axis < rank:
             self.refuse(f"has {name}={axis} for a tensor of {rank} axes")
         return axis % rank
+
+    def axes(self, rank: int, number: int | None = None, new: bool = False) -> list[int] | None:
+        """Axes, from 0: the input of a number, or an attribute; None if there is neither.
+
+        rank : int      axes of the tensor
+        new : bool      they are added to it
+        """
+        if number is not None and self.given(number):
+            axes: list[int] | None = self.integers(number, "axes")
+        else:
+            axes = self.attributes.integers("axes")
+        if axes is None:
+            return None
+        rank += len(axes) if new else 0
+        found = [n % rank for n in axes if -rank <= n < rank]
+        if len(set(found)) != len(axes):
+            self.refuse(
+                f"has axes={axes[:8]} for a tensor of {rank} axes; each must be one of its axes, "
+                "and come once"
+            )
+        return found
 
 
 def kernel_of(values: Array, letters: str) -> Array:

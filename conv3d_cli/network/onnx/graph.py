@@ -24,7 +24,7 @@ from conv3d_cli.kernels.weights.onnx_constants import (
     dequantized,
     read_tensor,
 )
-from conv3d_cli.network.graph import Network, Node
+from conv3d_cli.network.graph import Names, Network, Node
 from conv3d_cli.network.onnx.flow import MOST_CHANNELS, Array, AxesError, Flow, Made, OnnxNode
 from conv3d_cli.network.onnx.folding import FOLDS, Attributes, fold, unrepeated
 from conv3d_cli.network.onnx.operators import OPERATORS, PARTS
@@ -416,6 +416,10 @@ class _Reading:
     by_name: dict[str, Node] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     size: int = 0  # bytes of constants
+    names: Names = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = Names(one.name for one in self.graph.inputs)
 
     def take(self, number: int, node: Any) -> None:
         """Read the next node of the graph."""
@@ -484,12 +488,6 @@ class _Reading:
         for name in node.output[len(made) :]:
             self.missing[name] = where
 
-    def unique(self, name: str) -> str:
-        """A name that no node has."""
-        while name in self.flows or any(name == one.name for one in self.graph.inputs):
-            name += "'"
-        return name
-
     def network(self, inputs: Mapping[str, int | None]) -> Network:
         """The network of the nodes that the outputs need."""
         outputs = {}
@@ -502,9 +500,8 @@ class _Reading:
         nodes = list(self.nodes)
         for name, source in list(outputs.items()):
             if source in inputs:  # a graph that returns its input
-                own = self.unique(f"{source}/output")
-                nodes.append(Node(own, "Identity", (source,)))
-                outputs[name] = own
+                outputs[name] = self.names.take(f"{source}/output")
+                nodes.append(Node(outputs[name], "Identity", (source,)))
         wanted: set[str] = set(outputs.values())
         for node in reversed(nodes):
             if node.name in wanted:
@@ -560,11 +557,12 @@ class _Taken(OnnxNode):
         weights: Mapping[str, Array] | None = None,
         shape: Shape | None = None,
     ) -> Flow:
-        name = self.reading.unique(self.name)
+        name = self.reading.names.free(self.name)
         sources = tuple(flow.source for flow in inputs)
         node = Node(name, operation, sources, attributes or {}, weights or {})
         if shape is None:
             shape = make_operation(node, [flow.volume for flow in inputs]).shape
+        self.reading.names.take(self.name)
         self.reading.nodes.append(node)
         self.reading.by_name[name] = node
         self.reading.flows[name] = tuple(inputs)
@@ -578,7 +576,7 @@ class _Taken(OnnxNode):
         return None if node is None else Made(node, self.reading.flows[node.name])
 
     def of_size(self, sizes: Sequence[int]) -> Flow | None:
-        if self.reading.unique(self.name) not in self.reading.like:
+        if self.reading.names.free(self.name) not in self.reading.like:
             return None
         for tensor in self.reading.tensors.values():
             if (

@@ -19,6 +19,7 @@ from conv3d_cli.network.onnx.folding import reshaped, unrepeated
 from conv3d_cli.network.operations.base import Shape
 
 Translator = Callable[[OnnxNode], Flow | list[Flow]]
+MOST_SCALINGS = 16  # one after another that are looked through for what they make together
 # operators that are no operations of networks, and what they may be a part of
 PARTS = {
     "Erf": "GELU, x · (1 + erf(x / √2)) / 2",
@@ -40,24 +41,24 @@ def _bent(op: OnnxNode, source: Flow, text: str) -> Flow:
 
 def leaky_relu(op: OnnxNode) -> Flow:
     """x if x >= 0 else alpha · x"""
-    alpha = op.attributes.number("alpha", 0.01)
+    alpha = op.number("alpha", 0.01)
     return _bent(op, op.flow(), f"leaky_relu:negative_slope={alpha!r}")
 
 
 def elu(op: OnnxNode) -> Flow:
     """x if x > 0 else alpha · (exp(x) - 1)"""
-    return _bent(op, op.flow(), f"elu:alpha={op.attributes.number('alpha', 1.0)!r}")
+    return _bent(op, op.flow(), f"elu:alpha={op.number('alpha', 1.0)!r}")
 
 
 def celu(op: OnnxNode) -> Flow:
     """max(x, 0) + min(alpha · (exp(x / alpha) - 1), 0)"""
-    return _bent(op, op.flow(), f"celu:alpha={op.attributes.number('alpha', 1.0)!r}")
+    return _bent(op, op.flow(), f"celu:alpha={op.number('alpha', 1.0)!r}")
 
 
 def selu(op: OnnxNode) -> Flow:
     """gamma · (x if x > 0 else alpha · (exp(x) - 1))"""
-    alpha = op.attributes.number("alpha", 1.6732632)
-    gamma = op.attributes.number("gamma", 1.0507010)
+    alpha = op.number("alpha", 1.6732632)
+    gamma = op.number("gamma", 1.0507010)
     if abs(alpha - 1.6732632423543772) < 1e-6 and abs(gamma - 1.0507009873554805) < 1e-6:
         return _bent(op, op.flow(), "selu")
     return _scaled(op, _bent(op, op.flow(), f"elu:alpha={alpha!r}"), gamma, 0.0)
@@ -65,7 +66,7 @@ def selu(op: OnnxNode) -> Flow:
 
 def thresholded_relu(op: OnnxNode) -> Flow:
     """x if x > alpha else 0"""
-    alpha = op.attributes.number("alpha", 1.0)
+    alpha = op.number("alpha", 1.0)
     if alpha == 0:
         return _bent(op, op.flow(), "relu")
     return _bent(op, op.flow(), f"threshold:threshold={alpha!r}:default_value=0.0")
@@ -73,7 +74,7 @@ def thresholded_relu(op: OnnxNode) -> Flow:
 
 def hard_sigmoid(op: OnnxNode) -> Flow:
     """min(max(alpha · x + beta, 0), 1)"""
-    alpha, beta = op.attributes.number("alpha", 0.2), op.attributes.number("beta", 0.5)
+    alpha, beta = op.number("alpha", 0.2), op.number("beta", 0.5)
     if (alpha, beta) == (0.2, 0.5):
         return _bent(op, op.flow(), "hard_sigmoid:keras2=true")
     if abs(alpha - 1 / 6) < 1e-7 and beta == 0.5:
@@ -83,7 +84,7 @@ def hard_sigmoid(op: OnnxNode) -> Flow:
 
 def shrink(op: OnnxNode) -> Flow:
     """x + bias if x < -lambd, x - bias if x > lambd, else 0"""
-    bias, lambd = op.attributes.number("bias", 0.0), op.attributes.number("lambd", 0.5)
+    bias, lambd = op.number("bias", 0.0), op.number("lambd", 0.5)
     if lambd < 0 or bias not in (0.0, lambd):
         op.refuse(f"has bias={bias:g} and lambd={lambd:g}; it is taken with bias of 0 or lambd")
     name = "hard_shrink" if bias == 0 else "soft_shrink"
@@ -100,8 +101,8 @@ def gelu(op: OnnxNode) -> Flow:
 
 def swish(op: OnnxNode) -> Flow:
     """x · sigmoid(alpha · x)"""
-    if op.attributes.number("alpha", 1.0) != 1:
-        op.refuse(f"has alpha={op.attributes.number('alpha', 1.0):g}; it is taken with 1")
+    if op.number("alpha", 1.0) != 1:
+        op.refuse(f"has alpha={op.number('alpha', 1.0):g}; it is taken with 1")
     return _bent(op, op.flow(), "silu")
 
 
@@ -420,7 +421,9 @@ def part(op: OnnxNode) -> Flow:
 def _straight(op: OnnxNode, flow: Flow) -> tuple[Flow, float, float]:
     """A tensor as scale · x + offset of another: x, scale, offset."""
     scale, offset = 1.0, 0.0
-    while (made := op.made(flow)) is not None and made.operation == "Rescaling":
+    for _ in range(MOST_SCALINGS):
+        if (made := op.made(flow)) is None or made.operation != "Rescaling":
+            break
         own, added = (made.node.attributes[key] for key in ("scale", "offset"))
         if not isinstance(own, float) or not isinstance(added, float):
             break
@@ -512,14 +515,14 @@ def batch_normalization(op: OnnxNode) -> Flow:
     count = source.volume.channels
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     weights = {name: op.vector(n, name, count) for n, name in enumerate(names, 1)}
-    epsilon = op.attributes.number("epsilon", 1e-5)
+    epsilon = op.number("epsilon", 1e-5)
     return op.add("BatchNormalization", [source], {"epsilon": epsilon}, weights)
 
 
 def instance_normalization(op: OnnxNode) -> Flow:
     """Each channel by its own mean and variance over all voxels; or each group of a reshape."""
     source = op.inputs[0] if op.inputs else None
-    epsilon = op.attributes.number("epsilon", 1e-5)
+    epsilon = op.number("epsilon", 1e-5)
     if isinstance(source, Flow) and source.groups:
         own = replace(source, groups=0)
         each = own.volume.channels // source.groups
@@ -547,7 +550,7 @@ def group_normalization(op: OnnxNode) -> Flow:
         np.repeat(op.vector(n, name, count // each), each)
         for n, name in ((1, "scale"), (2, "bias"))
     )
-    return _grouped(op, source, groups, op.attributes.number("epsilon", 1e-5), gamma, beta)
+    return _grouped(op, source, groups, op.number("epsilon", 1e-5), gamma, beta)
 
 
 def _grouped(
@@ -574,23 +577,18 @@ def layer_normalization(op: OnnxNode) -> Flow:
     count = source.volume.channels
     weights = {"gamma": op.vector(1, "scale", count)}
     weights["beta"] = op.vector(2, "bias", count) if op.given(2) else np.zeros(count)
-    return op.add(
-        "LayerNormalization", [source], {"epsilon": op.attributes.number("epsilon", 1e-5)}, weights
-    )
+    return op.add("LayerNormalization", [source], {"epsilon": op.number("epsilon", 1e-5)}, weights)
 
 
 def reduce(op: OnnxNode) -> Flow:
     """ReduceMean and ReduceMax over all voxels; ReduceMean and ReduceSum over the channels."""
     source = op.flow()
     rank = len(source.layout)
-    axes = op.attributes.integers("axes")
-    if op.given(1):
-        axes = [int(n) for n in op.constant(1, "axes").reshape(-1)]
+    axes = op.axes(rank, 1)
     if not axes:
         if op.attributes.integer("noop_with_empty_axes", 0):
             return source
         axes = list(range(rank))
-    axes = sorted({n % rank for n in axes})
     letters = {source.layout[n] for n in axes if source.shape[n] > 1 or source.layout[n] == "c"}
     voxels = {x for x in SPATIAL if source.length(x) > 1}
     if not letters:  # of one voxel
@@ -606,7 +604,7 @@ def reduce(op: OnnxNode) -> Flow:
         name = "Global" + ("Average" if op.operator == "ReduceMean" else "Max") + "Pooling3D"
         flow = op.add(name, [source])
     else:
-        what = "-".join(source.layout[n] for n in axes).upper()
+        what = "-".join(source.layout[n] for n in sorted(axes)).upper()
         op.refuse(
             f"runs over the axes {what}; it is taken over all voxels, or their mean or sum "
             "over the channels"
@@ -623,11 +621,11 @@ def gemm(op: OnnxNode) -> Flow:
     source = op.flow()
     if source.layout != "nc" or op.attributes.integer("transA", 0):
         op.refuse_axes(f"takes (batch, channels), received {'-'.join(source.layout.upper())}")
-    weights = op.constant(1, "weights") * op.attributes.number("alpha", 1.0)
+    weights = op.constant(1, "weights") * op.number("alpha", 1.0)
     kernel = weights.T if op.attributes.integer("transB", 0) else weights
     given: dict[str, Array] = {"kernel": kernel}
     if op.given(2):
-        bias = op.constant(2, "bias") * op.attributes.number("beta", 1.0)
+        bias = op.constant(2, "bias") * op.number("beta", 1.0)
         if kernel.ndim != 2 or bias.size not in (1, kernel.shape[1]):
             op.refuse(f"has a bias of shape {bias.shape}")
         given["bias"] = np.broadcast_to(bias.reshape(-1), kernel.shape[1:])
@@ -670,7 +668,7 @@ def split(op: OnnxNode) -> list[Flow]:
     count = source.volume.channels
     parts = op.attributes.integers("split")
     if op.given(1):
-        parts = [int(n) for n in op.constant(1, "sizes").reshape(-1)]
+        parts = op.integers(1, "sizes")
     if parts is None:
         number = op.attributes.integer("num_outputs", op.outputs_wanted)
         each = -(-count // max(1, number))
@@ -695,7 +693,7 @@ def gather(op: OnnxNode) -> Flow:
             f"{chosen.shape}; it is taken of channels, by a list"
         )
     count = source.volume.channels
-    taken = [int(n) + count if n < 0 else int(n) for n in chosen.reshape(-1)]
+    taken = [n + count if n < 0 else n for n in op.integers(1, "indices")]
     flow = op.add("TakeChannels", [source], {"channels": taken})
     return flow if chosen.ndim else without_axes(flow, [axis])
 
@@ -717,13 +715,9 @@ def transpose(op: OnnxNode) -> Flow:
 def squeeze(op: OnnxNode) -> Flow:
     """Without axes of length 1."""
     source = op.flow()
-    rank = len(source.layout)
-    axes = op.attributes.integers("axes")
-    if op.given(1):
-        axes = [int(n) for n in op.constant(1, "axes").reshape(-1)]
+    axes = op.axes(len(source.layout), 1)
     if axes is None:
         axes = [n for n, length in enumerate(source.shape) if length == 1]
-    axes = [n % rank for n in axes]
     if any(source.shape[n] != 1 for n in axes):
         op.refuse(f"takes away axes {axes} of a tensor of shape {source.shape}")
     return without_axes(source, axes)
@@ -732,13 +726,9 @@ def squeeze(op: OnnxNode) -> Flow:
 def unsqueeze(op: OnnxNode) -> Flow:
     """With more axes of length 1."""
     source = op.flow()
-    axes = op.attributes.integers("axes")
-    if op.given(1):
-        axes = [int(n) for n in op.constant(1, "axes").reshape(-1)]
-    rank = len(source.layout) + len(axes or [])
-    places = sorted({n % rank for n in axes or []})
-    if len(places) != len(axes or []) or rank > 8:
-        op.refuse(f"adds axes {axes} to a tensor of {len(source.layout)} axes")
+    places = sorted(op.axes(len(source.layout), 1, new=True) or [])
+    if len(source.layout) + len(places) > 8:
+        op.refuse(f"adds axes {places[:8]} to a tensor of {len(source.layout)} axes")
     letters, lengths = list(source.layout), list(source.shape)
     for place in places:
         letters.insert(place, "1")
@@ -750,26 +740,20 @@ def reshape(op: OnnxNode) -> Flow:
     """Reshape and Flatten, where they only add or take away axes of length 1, or make groups."""
     given = op.inputs[0] if op.inputs else None
     source = given if isinstance(given, Flow) else op.flow()
-    try:
-        if op.operator == "Flatten":
-            axis = (
-                op.axis(source, 1)
-                if op.attributes.integer("axis", 1) != len(source.shape)
-                else (len(source.shape))
-            )
-            target: tuple[int, ...] = (
-                math.prod(source.shape[:axis]),
-                math.prod(source.shape[axis:]),
-            )
-        else:
-            wanted = [int(n) for n in op.constant(1, "shape").reshape(-1)]
-            zero = bool(op.attributes.integer("allowzero", 0))
-            shape = (source.shape[0], source.groups, -1) if source.groups else source.shape
-            if source.groups:
-                shape = (*shape[:2], math.prod(source.shape) // math.prod(shape[:2]))
-            target = reshaped(shape, wanted, zero)
-    except (ValueError, IndexError) as error:
-        op.refuse(f"has a shape that its input does not have: {error}")
+    if op.operator == "Flatten":
+        rank = len(source.shape)
+        axis = rank if op.attributes.integer("axis", 1) == rank else op.axis(source, 1)
+        target: tuple[int, ...] = math.prod(source.shape[:axis]), math.prod(source.shape[axis:])
+    else:
+        wanted = op.integers(1, "shape")
+        shape = source.shape
+        if source.groups:
+            whole = math.prod(shape)
+            shape = (shape[0], source.groups, whole // (shape[0] * source.groups))
+        try:
+            target = reshaped(shape, wanted, bool(op.attributes.integer("allowzero", 0)))
+        except (ValueError, IndexError) as error:
+            op.refuse(f"has a shape that its input does not have: {error}")
     if source.groups:
         if target != source.shape:
             op.refuse(f"makes {target} of groups of a tensor {source.shape}; it is taken only back")
@@ -813,7 +797,7 @@ def _same_voxels(source: Flow, target: tuple[int, ...]) -> Flow | None:
 def expand(op: OnnxNode) -> Flow:
     """A tensor repeated along axes: to its own shape, to more channels, or to a volume's sizes."""
     source = op.flow()
-    wanted = [int(n) for n in op.constant(1, "shape").reshape(-1)]
+    wanted = op.integers(1, "shape")
     if len(wanted) > len(source.shape) or min(wanted, default=1) < 1:
         op.refuse(f"makes {tuple(wanted)} of a tensor {source.shape}")
     wanted = [1] * (len(source.shape) - len(wanted)) + wanted

@@ -216,7 +216,7 @@ def pool(op: OnnxNode) -> Flow:
     if counts:
         attributes["count_include_pad"] = True
     if max(rates) > 1:
-        operation, attributes["dilation_rate"] = f"Dilated{operation}", rates
+        attributes["dilation_rate"] = rates
     return op.add(operation, [source], attributes)
 
 
@@ -255,26 +255,29 @@ def resize(op: OnnxNode) -> Flow:
         op.refuse(f"has {coordinates}, which is taken with mode=nearest and nearest_mode=floor")
     if attributes.integer("antialias", 0):
         op.refuse("has antialias=1, which is not computed")
-    axes = [n % rank for n in attributes.integers("axes") or range(rank)]
+    axes = op.axes(rank) or list(range(rank))
     scales, sizes = (1, None) if old else (2, 3)
     if sizes is not None and op.given(sizes) and op.constant(sizes, "sizes").size:
         if attributes.text("keep_aspect_ratio_policy", "stretch") != "stretch":
             op.refuse("keeps the aspect ratio, which is not computed; export it with stretch")
-        wanted = _on_all(op, axes, op.constant(sizes, "sizes"), list(source.shape))
-        return _to_sizes(op, source, [int(n) for n in wanted], mode, coordinates, rounding)
-    factors = _on_all(op, axes, op.constant(scales, "scales"), [1.0] * rank)
+        wanted = _on_all(op, axes, op.integers(sizes, "sizes"), source.shape)
+        return _to_sizes(op, source, wanted, mode, coordinates, rounding)
+    given_factors = op.constant(scales, "scales").reshape(-1).tolist()
+    factors = _on_all(op, axes, given_factors, [1.0] * rank)
     _only_spatial(op, source, [by == 1 for by in factors])
     by = dict(zip(source.layout, map(float, factors), strict=True))
     given = [by.get(letter, 1.0) for letter in "dhw"]
     return _by_factors(op, source, given, mode, coordinates, rounding)
 
 
-def _on_all(op: OnnxNode, axes: list[int], values: Array, default: list[Any]) -> list[Any]:
+def _on_all(
+    op: OnnxNode, axes: list[int], values: Sequence[Any], default: Sequence[Any]
+) -> list[Any]:
     """Values of some axes, with defaults for the others."""
-    if values.size != len(axes) or len(set(axes)) != len(axes):
-        op.refuse(f"has {values.size} numbers for {len(axes)} axes")
+    if len(values) != len(axes):
+        op.refuse(f"has {len(values)} numbers for {len(axes)} axes")
     found = list(default)
-    for axis, value in zip(axes, values.reshape(-1).tolist(), strict=True):
+    for axis, value in zip(axes, values, strict=True):
         found[axis] = value
     return found
 
@@ -345,14 +348,13 @@ def pad(op: OnnxNode) -> Flow:
         pads, value = op.attributes.integers("pads"), op.attributes.number("value", 0.0)
         pads = [] if pads is None else pads
     else:
-        pads = [int(n) for n in op.constant(1, "pads").reshape(-1)]
+        pads = op.integers(1, "pads")
         value = 0.0
         if op.given(2) and (fill := op.constant(2, "value")).size:
             value = float(fill.reshape(-1)[0])
-    axes = list(range(rank))
-    if op.given(3):
-        axes = [int(n) % rank for n in op.constant(3, "axes").reshape(-1)]
-    if len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
+    axes = op.axes(rank, 3)
+    axes = list(range(rank)) if axes is None else axes
+    if len(pads) != 2 * len(axes):
         op.refuse(f"has {len(pads)} pads for {len(axes)} axes")
     if max(map(abs, pads), default=0) >= LARGEST:
         op.refuse(f"has pads={pads[:8]}")

@@ -8,6 +8,7 @@ which `pipeline/lowering.py` translates it.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -204,11 +205,26 @@ class Operation:
         return int(values[0]), int(values[1]), int(values[2])
 
     def number(self, name: str, default: float) -> float:
-        """An attribute that is a number. Raises: SpecError."""
+        """An attribute that is a finite number. Raises: SpecError."""
         value = self.argument(name, default)
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise SpecError(f"{self.where} needs a number for {name}, received {value!r}")
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise SpecError(f"{self.where} needs a finite number for {name}, received {value!r}")
         return float(value)
+
+    def channel_groups(self, name: str, default: int) -> int:
+        """An attribute that divides the input's channels. Raises: SpecError, ShapeError."""
+        value, channels = self.argument(name, default), self.inputs[0].channels
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise SpecError(
+                f"{self.where} needs a whole number of at least 1 for {name}, received {value!r}"
+            )
+        if channels % value:
+            raise ShapeError(
+                f"{self.where} has {name}={value}, which must divide the {channels} channels of "
+                "its input"
+            )
+        return int(value)
 
     def choice(self, name: str, default: str, known: Sequence[str]) -> str:
         """An attribute that is one of several words. Raises: SpecError."""

@@ -22,10 +22,6 @@ from conv3d_cli.network.operations.borders import BorderPadding3D
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.clip import Clip
 from conv3d_cli.network.operations.convolution import Conv3D, Conv3DTranspose, Dense
-from conv3d_cli.network.operations.dilated import (
-    DilatedAveragePooling3D,
-    DilatedMaxPooling3D,
-)
 from conv3d_cli.network.operations.joining import (
     Add,
     Average,
@@ -55,8 +51,8 @@ from conv3d_cli.network.operations.reshaping import (
 from conv3d_cli.network.operations.resize import Resize
 from conv3d_cli.network.operations.statistics import GroupNormalization, Normalize, Statistics
 
-# What files may contain, by the name of Keras' layer.
-OPERATIONS: dict[str, type[Operation]] = {
+# Keras' layers, by their names.
+LAYERS: dict[str, type[Operation]] = {
     "Conv3D": Conv3D,
     "Conv3DTranspose": Conv3DTranspose,
     "Dense": Dense,
@@ -77,7 +73,6 @@ OPERATIONS: dict[str, type[Operation]] = {
     "Add": Add,
     "Subtract": Subtract,
     "Multiply": Multiply,
-    "Divide": Divide,
     "Average": Average,
     "Maximum": Maximum,
     "Minimum": Minimum,
@@ -86,8 +81,11 @@ OPERATIONS: dict[str, type[Operation]] = {
     "Flatten": Flatten,
     "Reshape": Reshape,
     "Permute": Permute,
-    "DilatedMaxPooling3D": DilatedMaxPooling3D,
-    "DilatedAveragePooling3D": DilatedAveragePooling3D,
+}
+# What files may contain: layers, and what only graphs of other formats have.
+OPERATIONS: dict[str, type[Operation]] = {
+    **LAYERS,
+    "Divide": Divide,
     "Clip": Clip,
     "Resize": Resize,
     "BorderPadding3D": BorderPadding3D,

@@ -30,10 +30,11 @@ class TakeChannels(PlaneByPlane):
                 f"{self.where} needs whole numbers for channels, received {taken!r:.80}"
             )
         if min(taken) < 0 or max(taken) >= source.channels:
-            raise ShapeError(
-                f"{self.where} takes channel {max(taken) if min(taken) >= 0 else min(taken)} of "
-                f"{source.channels}, which are counted from 0"
+            wrong = max(taken) if min(taken) >= 0 else min(taken)
+            held = (
+                f"channels 0 to {source.channels - 1}" if source.channels > 1 else "channel 0 only"
             )
+            raise ShapeError(f"{self.where} takes channel {wrong}, and its input has {held}")
         self.taken = list(taken)
         return source._replace(channels=len(taken))
 

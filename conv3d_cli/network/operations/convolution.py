@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.layer import get_activation
 from conv3d_cli.model.box import Box, Span
-from conv3d_cli.model.spec import Pads, VoxelTransform, output_size, pad_sizes
+from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.network.operations.base import Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.sliding import Sliding, padding_of
 
 MOST_PHASES = 4096  # of the strides of a transposed convolution
 
@@ -84,10 +87,11 @@ class WeightedSum(Operation):
             return np.maximum(abs(high - value), abs(value - low)) + rounding * abs(value)
 
 
-class Conv3D(WeightedSum):
-    """Keras' Conv3D; `padding` may also be three (before, after) pairs of zeros."""
+class Convolution(WeightedSum):
+    """A weighted sum over the taps of a kernel, in groups of channels."""
 
-    attributes = (
+    groups: int
+    attributes: ClassVar[tuple[str, ...]] = (
         "filters",
         "kernel_size",
         "strides",
@@ -98,61 +102,16 @@ class Conv3D(WeightedSum):
         "use_bias",
     )
 
-    def resolve(self) -> Shape:
-        source = self.inputs[0]
-        self.strides = self.whole_numbers("strides", 1)
-        self.dilation = self.whole_numbers("dilation_rate", 1)
-        self.groups = self.argument("groups", 1)
-        whole = isinstance(self.groups, int) and not isinstance(self.groups, bool)
-        if not whole or self.groups < 1:
-            raise SpecError(
-                f"{self.where} needs a positive number of groups, received {self.groups!r}"
-            )
-        if source.channels % self.groups:
-            raise ShapeError(
-                f"{self.where} has {self.groups} groups, which do not divide the "
-                f"{source.channels} channels of its input"
-            )
-        per_group = source.channels // self.groups
-        self.read_weights(self.weight("kernel", (None, None, None, per_group, None)))
-        if self.kernel.shape[4] % self.groups:
-            raise ShapeError(
-                f"{self.where} has {self.groups} groups, which do not divide its "
-                f"{self.kernel.shape[4]} filters"
-            )
-        size = self.kernel.shape[:3]
+    def require_kernel_size(self, size: Sequence[int]) -> None:
+        """Refuse a node that tells another size than its kernel has. Raises: ShapeError."""
         if "kernel_size" in self.node.attributes:
             told = self.whole_numbers("kernel_size", size)
             if told != size:
                 raise ShapeError(f"{self.where} says kernel_size={told}, but its kernel is {size}")
-        self.padding = padding_of(self)
-        lengths, pads = [], []
-        for axis in range(3):
-            along = self.padding if isinstance(self.padding, str) else self.padding[axis]
-            numbers = source[axis], size[axis], self.strides[axis], self.dilation[axis], along
-            lengths.append(output_size(*numbers))
-            pads.append(pad_sizes(*numbers))
-        self.require_sizes(lengths)
-        self.pads = pads
-        return Shape(lengths[0], lengths[1], lengths[2], self.channels_after)
 
-    def span(self, number: int, axis: int, outputs: Span) -> Span:
-        extent = (self.kernel.shape[axis] - 1) * self.dilation[axis] + 1
-        before, length = self.pads[axis][0], self.inputs[0][axis]
-        first = outputs[0] * self.strides[axis] - before
-        last = (outputs[1] - 1) * self.strides[axis] - before + extent
-        first = min(max(first, 0), length - 1)
-        return first, max(min(last, length), first + 1)
-
-    @property
-    def transform(self) -> VoxelTransform:
-        d, h, w = (
-            (k - 1) / 2 * rate - before
-            for k, rate, (before, _) in zip(
-                self.kernel.shape[:3], self.dilation, self.pads, strict=True
-            )
-        )
-        return VoxelTransform(self.strides, (d, h, w))
+    def reached(self, axis: int, tap: int, outputs: Span) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The input positions that outputs get by a tap, and which of the outputs have one."""
+        raise NotImplementedError
 
     def sums(self, windows: Sequence[Window], box: Box, kernel: Reals) -> Reals:
         source = windows[0]
@@ -160,11 +119,8 @@ class Conv3D(WeightedSum):
         per_group, filters = kernel.shape[3], kernel.shape[4] // self.groups
         for tap in itertools.product(*map(range, kernel.shape[:3])):
             taken, given = [], []
-            for axis, (start, stop) in enumerate(box):
-                outputs = np.arange(start, stop)
-                positions = outputs * self.strides[axis] - self.pads[axis][0]
-                positions = positions + tap[axis] * self.dilation[axis]
-                inside = (positions >= 0) & (positions < self.inputs[0][axis])
+            for axis, outputs in enumerate(box):
+                positions, inside = self.reached(axis, tap[axis], outputs)
                 taken.append(positions[inside] - source.start[axis])
                 given.append(np.flatnonzero(inside))
             values = source.voxels[np.ix_(*taken)]
@@ -177,25 +133,23 @@ class Conv3D(WeightedSum):
         return sums
 
 
-def padding_of(operation: Operation) -> str | Pads:
-    """The padding of a node: "valid", "same", or three (before, after) pairs. Raises: SpecError."""
-    value = operation.argument("padding", "valid")
-    if isinstance(value, str):
-        return operation.choice("padding", "valid", ("valid", "same", "same_lower"))
-    pairs = [tuple(pair) for pair in value] if isinstance(value, (list, tuple)) else []
-    if len(pairs) != 3 or any(
-        len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in pair)
-        for pair in pairs
-    ):
-        raise SpecError(
-            f"{operation.where} needs valid, same or three pairs of at least 0 for padding, "
-            f"received {value!r}"
-        )
-    first, second, third = ((int(low), int(high)) for low, high in pairs)
-    return first, second, third
+class Conv3D(Sliding, Convolution):
+    """Keras' Conv3D; `padding` may also be three (before, after) pairs of zeros."""
+
+    def resolve(self) -> Shape:
+        self.groups = self.channel_groups("groups", 1)
+        per_group = self.inputs[0].channels // self.groups
+        self.read_weights(self.weight("kernel", (None, None, None, per_group, None)))
+        depth, height, width, _, filters = self.kernel.shape
+        if filters % self.groups:
+            raise ShapeError(
+                f"{self.where} has {self.groups} groups, which do not divide its {filters} filters"
+            )
+        self.require_kernel_size((depth, height, width))
+        return Shape(*self.slide((depth, height, width), 1), self.channels_after)
 
 
-class Conv3DTranspose(WeightedSum):
+class Conv3DTranspose(Convolution):
     """Keras' Conv3DTranspose: output strides * i + dilation_rate * k - cut gets input i by tap k.
 
     The kernel is (kd, kh, kw, filters/groups, in_channels), as Keras stores it. `padding` may also
@@ -204,28 +158,13 @@ class Conv3DTranspose(WeightedSum):
     Source: Keras 3, keras/src/backend/common/backend_utils.py.
     """
 
-    attributes = (
-        "filters",
-        "kernel_size",
-        "strides",
-        "padding",
-        "output_padding",
-        "dilation_rate",
-        "groups",
-        "activation",
-        "use_bias",
-    )
+    attributes = (*Convolution.attributes, "output_padding")
 
     def resolve(self) -> Shape:
         source = self.inputs[0]
         self.strides = self.whole_numbers("strides", 1)
         self.dilation = self.whole_numbers("dilation_rate", 1)
-        self.groups = self.argument("groups", 1)
-        if not isinstance(self.groups, int) or self.groups < 1 or source.channels % self.groups:
-            raise ShapeError(
-                f"{self.where} has groups={self.groups!r}, which must divide the "
-                f"{source.channels} channels of its input"
-            )
+        self.groups = self.channel_groups("groups", 1)
         if math.prod(self.strides) > MOST_PHASES:
             raise SpecError(
                 f"{self.where} has strides {self.strides}; their product may be at most "
@@ -234,10 +173,7 @@ class Conv3DTranspose(WeightedSum):
         kernel = self.weight("kernel", (None, None, None, None, source.channels))
         self.read_weights(_as_conv(kernel, self.groups))
         size = kernel.shape[:3]
-        if "kernel_size" in self.node.attributes:
-            told = self.whole_numbers("kernel_size", size)
-            if told != size:
-                raise ShapeError(f"{self.where} says kernel_size={told}, but its kernel is {size}")
+        self.require_kernel_size(size)
         added = self.node.attributes.get("output_padding")
         more = None if added is None else self.whole_numbers("output_padding", 0, minimum=0)
         padding = padding_of(self)
@@ -276,27 +212,10 @@ class Conv3DTranspose(WeightedSum):
             offsets.append((cut - centre) / stride)
         return VoxelTransform((steps[0], steps[1], steps[2]), (offsets[0], offsets[1], offsets[2]))
 
-    def sums(self, windows: Sequence[Window], box: Box, kernel: Reals) -> Reals:
-        source = windows[0]
-        sums = np.zeros((*box.size, kernel.shape[4]))
-        per_group, filters = kernel.shape[3], kernel.shape[4] // self.groups
-        for tap in itertools.product(*map(range, kernel.shape[:3])):
-            taken, given = [], []
-            for axis, (start, stop) in enumerate(box):
-                outputs = np.arange(start, stop)
-                places = outputs + self.cuts[axis] - tap[axis] * self.dilation[axis]
-                positions, rest = places // self.strides[axis], places % self.strides[axis]
-                reached = (rest == 0) & (positions >= 0) & (positions < self.inputs[0][axis])
-                taken.append(positions[reached] - source.start[axis])
-                given.append(np.flatnonzero(reached))
-            values = source.voxels[np.ix_(*taken)]
-            for g in range(self.groups):
-                own = slice(g * per_group, (g + 1) * per_group)
-                to = slice(g * filters, (g + 1) * filters)
-                with np.errstate(invalid="ignore", over="ignore"):
-                    part = sums[..., to]
-                    part[np.ix_(*given)] += values[..., own] @ kernel[tap][:, to]
-        return sums
+    def reached(self, axis: int, tap: int, outputs: Span) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        places = np.arange(*outputs) + self.cuts[axis] - tap * self.dilation[axis]
+        positions, rest = places // self.strides[axis], places % self.strides[axis]
+        return positions, (rest == 0) & (positions >= 0) & (positions < self.inputs[0][axis])
 
 
 def _as_conv(kernel: Reals, groups: int) -> Reals:

@@ -10,50 +10,33 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from conv3d_cli.model.box import Box, Span
-from conv3d_cli.model.spec import VoxelTransform, output_size, pad_sizes
+from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
+from conv3d_cli.network.operations.planes import PlaneByPlane
+from conv3d_cli.network.operations.sliding import Sliding
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
     from conv3d_cli.engine.machine_code import MachineCode
 
 
-class Pooling3D(Operation):
+class Pooling3D(PlaneByPlane, Sliding):
     """A function of the voxels in a window, for each channel.
 
-    `padding` may also be three (before, after) pairs, as in ONNX; padded voxels never count.
+    As in ONNX, `padding` may also be three (before, after) pairs, and windows may have gaps, of
+    `dilation_rate`; padded voxels never count.
     """
 
-    attributes: ClassVar[tuple[str, ...]] = ("pool_size", "strides", "padding")
+    attributes: ClassVar[tuple[str, ...]] = ("pool_size", "strides", "padding", "dilation_rate")
 
     def resolve(self) -> Shape:
-        from conv3d_cli.network.operations.convolution import padding_of
-
-        source = self.inputs[0]
-        self.size = self.whole_numbers("pool_size", 2)
-        self.strides = self.whole_numbers("strides", self.size)
-        padding = padding_of(self)
-        lengths, pads = [], []
-        for axis in range(3):
-            along = padding if isinstance(padding, str) else padding[axis]
-            numbers = source[axis], self.size[axis], self.strides[axis], 1, along
-            lengths.append(output_size(*numbers))
-            pads.append(pad_sizes(*numbers)[0])
-        self.require_sizes(lengths)
-        self.before = (pads[0], pads[1], pads[2])
-        return Shape(lengths[0], lengths[1], lengths[2], source.channels)
-
-    def span(self, number: int, axis: int, outputs: Span) -> Span:
-        length = self.inputs[0][axis]
-        first = outputs[0] * self.strides[axis] - self.before[axis]
-        last = (outputs[1] - 1) * self.strides[axis] - self.before[axis] + self.size[axis]
-        first = min(max(first, 0), length - 1)
-        return first, max(min(last, length), first + 1)
+        size = self.whole_numbers("pool_size", 2)
+        return Shape(*self.slide(size, size), self.inputs[0].channels)
 
     @property
-    def transform(self) -> VoxelTransform:
-        d, h, w = ((k - 1) / 2 - before for k, before in zip(self.size, self.before, strict=True))
-        return VoxelTransform(self.strides, (d, h, w))
+    def has_gaps(self) -> bool:
+        """Whether windows leave voxels out; such windows have no compiled function."""
+        return max(self.dilation) > 1
 
     def taps(self, window: Window, box: Box, outside: float) -> list[Array]:
         """For each position in the window, the voxel there of every output: (d, h, w, c) each.
@@ -63,10 +46,8 @@ class Pooling3D(Operation):
         found = []
         for tap in itertools.product(*map(range, self.size)):
             taken, inside = [], []
-            for axis, (start, stop) in enumerate(box):
-                positions = np.arange(start, stop) * self.strides[axis] - self.before[axis]
-                positions = positions + tap[axis]
-                here = (positions >= 0) & (positions < self.inputs[0][axis])
+            for axis, outputs in enumerate(box):
+                positions, here = self.reached(axis, tap[axis], outputs)
                 inside.append(here)
                 taken.append(np.where(here, positions - window.start[axis], 0))
             values = window.voxels[np.ix_(*taken)]
@@ -79,9 +60,12 @@ class Pooling3D(Operation):
     def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
         from conv3d_cli.engine import mapping
 
+        if self.has_gaps:
+            super().compute(windows, box, out, team)
+            return
         first = [
             at * stride - before
-            for at, stride, before in zip(box.start, self.strides, self.before, strict=True)
+            for at, stride, (before, _) in zip(box.start, self.strides, self.pads, strict=True)
         ]
         voxels, start = windows[0]
         mapping.pool(
@@ -100,7 +84,7 @@ class Pooling3D(Operation):
     def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
         from conv3d_cli.engine.mapping import pool_code
 
-        return [pool_code(real, self.largest)]
+        return [] if self.has_gaps else [pool_code(real, self.largest)]
 
 
 class MaxPooling3D(Pooling3D):
@@ -123,21 +107,15 @@ class AveragePooling3D(Pooling3D):
     `count_include_pad` divides by the whole window instead, as ONNX may.
     """
 
-    attributes: ClassVar[tuple[str, ...]] = (
-        "pool_size",
-        "strides",
-        "padding",
-        "count_include_pad",
-    )
+    attributes: ClassVar[tuple[str, ...]] = (*Pooling3D.attributes, "count_include_pad")
     largest = False
 
     def counts(self, axis: int, outputs: Span) -> Array:
         """The number of voxels in the windows of outputs along an axis."""
         if self.argument("count_include_pad", False):
             return np.full(outputs[1] - outputs[0], self.size[axis])
-        first = np.arange(*outputs) * self.strides[axis] - self.before[axis]
-        last = np.minimum(first + self.size[axis], self.inputs[0][axis])
-        return np.asarray(np.maximum(last - np.maximum(first, 0), 1))
+        inside = [self.reached(axis, tap, outputs)[1] for tap in range(self.size[axis])]
+        return np.asarray(np.maximum(np.sum(inside, axis=0), 1))
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         depth, height, width = (self.counts(axis, span) for axis, span in enumerate(box))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
@@ -35,13 +34,8 @@ class GroupNormalization(Operation):
 
     def resolve(self) -> Shape:
         channels = self.inputs[0].channels
-        groups = self.argument("groups", 32)
-        self.groups = channels if groups == -1 else groups
-        if not isinstance(self.groups, int) or self.groups < 1 or channels % self.groups:
-            raise ShapeError(
-                f"{self.where} has groups={groups!r}, which must divide the {channels} channels of "
-                "its input"
-            )
+        each = self.argument("groups", 32) == -1
+        self.groups = channels if each else self.channel_groups("groups", 32)
         self.epsilon = self.number("epsilon", 1e-3)
         of_channels = (channels,)
         self.gamma = (

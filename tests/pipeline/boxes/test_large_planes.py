@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from blocking import in_boxes
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from profiles import examples
@@ -27,7 +27,6 @@ from conv3d_cli.formats import write_volume
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.pipeline import prepare as job_module
-from conv3d_cli.pipeline.blocking import Blocking, Boxes
 from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.prepare import prepare_job
@@ -170,20 +169,6 @@ def test_a_stream_has_no_boxes(mosaic: Path, tmp_path: Path, run: Any) -> None:
 # Any geometry
 
 
-def always_boxes(draw: Callable[[BoxJob], Partition]) -> Callable[..., Blocking]:
-    """`choose_blocking` for small volumes: boxes where they are possible, drawn by the test."""
-
-    def choose_blocking(*arguments: Any) -> Blocking:
-        box_job = arguments[-1]()
-        assert box_job is not None
-        partition = draw(box_job)
-        return Blocking(
-            1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition))
-        )
-
-    return choose_blocking
-
-
 STACKS = {
     "filter": lambda kernel, options: (Stage(Kernel(kernel((3, 5, 4))), **options),),
     "bias": lambda kernel, options: (
@@ -284,7 +269,7 @@ def test_any_boxes_have_the_bits_of_whole_planes(
 
     whole = run_job(jobs[0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "choose_blocking", always_boxes(draw))
+        patch.setattr(job_module, "choose_blocking", in_boxes(draw))
         boxed = run_job(jobs[1])
     assert boxed.clipped == whole.clipped
     assert boxed.voxels == whole.voxels
