@@ -1,9 +1,9 @@
 """Operations that are made of convolutions: `local:statistic=std:size=7`, `ridges:scales=2mm`.
 
 Each is a module here with `OPERATION = ComposedOperation(...)`, whose function has the operation's
-name, and its name in `NAMES`. The function's signature defines how the operation is written, as for
-built-in kernels (`kernels/grammar.py`), and which options its command has. It builds the stages and
-steps of a job in a `Composition`. Commands, help, configs and sidecars follow.
+name, and a line in `SUMMARIES`. The function's signature defines how the operation is written, as
+for built-in kernels (`kernels/grammar.py`), and which options its command has. It builds the stages
+and steps of a job in a `Composition`. Commands, help, configs and sidecars follow.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from conv3d_cli.errors import unknown_name
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.operations.base import ComposedOperation
 
-# In the order of the help.
-NAMES = ("local",)
+# Name -> what it does, as the list of commands says it.
+SUMMARIES = {
+    "local": "Mean of the voxels around each voxel.",
+}
 
 
 def find_operation(text: str) -> ComposedOperation:
@@ -27,8 +29,8 @@ def find_operation(text: str) -> ComposedOperation:
     'local'
     """
     name = text.partition(":")[0].strip().lower()
-    if name not in NAMES:
-        raise unknown_name("operation", name, NAMES)
+    if name not in SUMMARIES:
+        raise unknown_name("operation", name, list(SUMMARIES))
     module = import_module(f"{__name__}.{name}")
     operation: ComposedOperation = module.OPERATION
     return operation
