@@ -32,6 +32,13 @@ from conv3d_cli.network.operations.joining import (
     Multiply,
     Subtract,
 )
+from conv3d_cli.network.operations.missing import (
+    Inside,
+    MaskCertainty,
+    OnlyFinite,
+    Present,
+    ReplaceMissing,
+)
 from conv3d_cli.network.operations.pooling import (
     AveragePooling3D,
     GlobalAveragePooling3D,
@@ -99,6 +106,14 @@ INNER: dict[str, type[Operation]] = {
     "Statistics": Statistics,
     "Normalize": Normalize,
 }
+# What operations made of convolutions consist of (`pipeline/operations/`); no file contains them.
+PARTS: dict[str, type[Operation]] = {
+    "Present": Present,
+    "ReplaceMissing": ReplaceMissing,
+    "OnlyFinite": OnlyFinite,
+    "MaskCertainty": MaskCertainty,
+    "Inside": Inside,
+}
 
 
 def make_operation(node: Node, inputs: Sequence[Shape]) -> Operation:
@@ -110,7 +125,9 @@ def make_operation(node: Node, inputs: Sequence[Shape]) -> Operation:
     >>> pool.shape
     Shape(depth=4, height=4, width=3, channels=2)
     """
-    known = OPERATIONS.get(node.operation) or INNER.get(node.operation)
+    known = next(
+        (t[node.operation] for t in (OPERATIONS, INNER, PARTS) if node.operation in t), None
+    )
     if known is None:
         raise unknown_operation(node)
     return known(node, inputs)
