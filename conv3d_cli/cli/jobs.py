@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.options import text_parser
+from conv3d_cli.cli.options import table_parameters, text_parser
 from conv3d_cli.errors import SpecError
 from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
 from conv3d_cli.settings.merge import apply_settings
@@ -71,7 +71,7 @@ class CommandOptions:
 
     def __init__(self, ctx: click.Context, given: Settings) -> None:
         self.given = given
-        taken = {parameter.name for parameter in ctx.command.params}
+        taken = table_parameters(ctx)
         self.columns: Sequence[str] = [name for name in MANIFEST_OPTIONS if name in taken]
         self._parse = text_parser(ctx)
 

@@ -265,14 +265,17 @@ def is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
 
 
+def table_parameters(ctx: click.Context) -> dict[str, TableOption]:
+    """The options of the table that a command has, by name; it may have others of that name."""
+    return {
+        str(option.name): option for option in ctx.command.params if isinstance(option, TableOption)
+    }
+
+
 def given_settings(ctx: click.Context) -> Settings:
     """The options of the table that were given on the command line."""
     return Settings(
-        **{
-            name: value
-            for name, value in ctx.params.items()
-            if name in OPTION and is_given(ctx, name)
-        }
+        **{name: ctx.params[name] for name in table_parameters(ctx) if is_given(ctx, name)}
     )
 
 
@@ -282,7 +285,7 @@ def text_parser(ctx: click.Context) -> Callable[[str, str], Any]:
     The text of a flag is true or false. The function raises ValueError, with the reason, if the
     text is not a value of the option.
     """
-    parameters = {parameter.name: parameter for parameter in ctx.command.params}
+    parameters = table_parameters(ctx)
 
     def parse(name: str, text: str) -> Any:
         parameter = parameters[name]
