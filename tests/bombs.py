@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable
@@ -260,6 +261,42 @@ def zarr_attributes(folder: Path) -> str:
     return "many.zarr"
 
 
+def zarr_index(folder: Path) -> str:
+    """A Zarr array whose shard has a chunk for each voxel, and an index of `SIZE` bytes.
+
+    The file of the shard is sparse: it takes nothing of the disk.
+    """
+    file = folder / "index.zarr" / "c" / "0" / "0" / "0"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {"chunk_shape": [1, 1, 1], "index_location": "end", "index_codecs": index}
+    (folder / "index.zarr" / "zarr.json").write_text(
+        json.dumps(
+            {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": VOXELS.shape,
+                "data_type": "uint8",
+                "chunk_grid": {
+                    "name": "regular",
+                    "configuration": {"chunk_shape": [512, 256, SIZE >> 21]},
+                },
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "fill_value": 0,
+                "codecs": [
+                    {
+                        "name": "sharding_indexed",
+                        "configuration": {**sharding, "codecs": [{"name": "bytes"}]},
+                    }
+                ],
+            }
+        )
+    )
+    with open(file, "wb") as opened:
+        opened.truncate(SIZE + 4)
+    return "index.zarr"
+
+
 # --------------------------------------------------------------------------------------------------
 # Headers
 
@@ -317,6 +354,7 @@ BOMBS: dict[str, Callable[[Path], str]] = {
     "PAR": _lines("a.PAR", "", ".    a%x   :   1\n", 790_000),
     "NRRD many pairs": _lines("many.nrrd", NRRD, "%x:=\n", 49_999, "\n"),
     "Zarr attributes": zarr_attributes,
+    "Zarr index": zarr_index,
     "JSON kernel": _lines("k.json", "[", "[],%.0s", 5_000_000, "1]"),
     "TOML config": _lines("c.toml", "", "[k%x.a.b]\n", 300_000),
     "JSON config": _lines("c.json", "[", "[],%.0s", 9_000_000, "1]"),

@@ -83,7 +83,9 @@ def test_smoothness_of_planes_that_do_not_fit(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("bomb", ["LIF XML", "Zarr attributes", "HDF5 lzf", "OME-XML"])
+@pytest.mark.parametrize(
+    "bomb", ["LIF XML", "Zarr attributes", "Zarr index", "HDF5 lzf", "OME-XML"]
+)
 def test_a_bomb(bomb: str, command: str, tmp_path: Path) -> None:
     pytest.importorskip({"LIF XML": "liffile", "HDF5 lzf": "h5py"}.get(bomb, "numpy"))
     file = BOMBS[bomb](tmp_path)

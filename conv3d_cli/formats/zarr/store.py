@@ -35,7 +35,12 @@ from conv3d_cli.errors import (
 )
 from conv3d_cli.formats.zarr import remote
 from conv3d_cli.formats.zarr.chunks import FolderArray, start_flushing
-from conv3d_cli.formats.zarr.codecs import bound_codecs, check_codecs
+from conv3d_cli.formats.zarr.codecs import (
+    READ_ENTRY_BYTES,
+    bound_codecs,
+    check_codecs,
+    most_in_an_index,
+)
 from conv3d_cli.formats.zarr.names import (
     LARGEST_METADATA,
     MARKERS,
@@ -56,6 +61,7 @@ from conv3d_cli.system.atomic import (
 )
 from conv3d_cli.system.faults import explained, raise_fault
 from conv3d_cli.system.inputs import check_input, near_names, walk, why_unreadable
+from conv3d_cli.system.room import require_room
 
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
@@ -269,6 +275,8 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
         except FileNotFoundError:
             raise FormatError(f"cannot read {path}: no such Zarr store") from None
         if is_array(node):
+            needed = READ_ENTRY_BYTES * most_in_an_index(node)
+            require_room(needed, "the index of a shard", path)
             store.most = bound_codecs(node)
         return node
 
