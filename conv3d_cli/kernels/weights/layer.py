@@ -31,6 +31,7 @@ from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.faults import raise_fault
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.room import JSON_BYTES, check_tree, require_weights
+from conv3d_cli.system.zips import ZipReader
 
 Array = NDArray[Any]
 
@@ -200,7 +201,7 @@ class Archive:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._zip = zipfile.ZipFile(path)
+        self._zip = ZipReader(path)
         self._members = {info.filename: info for info in self._zip.infolist()}
 
     def __enter__(self) -> Archive:
