@@ -46,7 +46,7 @@ def regular_file(path: str, flags: int) -> int:
     >>> open(os.devnull, "rb", opener=regular_file)
     Traceback (most recent call last):
     ...
-    conv3d_cli.errors.FormatError: cannot read /dev/null: it is a device, and no regular file
+    conv3d_cli.errors.FormatError: cannot read /dev/null: it is a device; replace it by ...
     """
     number = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
@@ -66,7 +66,7 @@ def check_regular(mode: int, path: str) -> None:
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
         if stat.S_ISSOCK(mode):
             kind = "a socket"
-        raise FormatError(f"cannot read {path}: it is {kind}, and no regular file")
+        raise FormatError(f"cannot read {path}: it is {kind}; replace it by a regular file")
 
 
 def walk(

@@ -59,7 +59,7 @@ def test_a_size_that_lies_is_no_larger_than_the_file(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.zip")
-    with pytest.raises(FormatError, match="it is a pipe, and no regular file"):
+    with pytest.raises(FormatError, match="it is a pipe; replace it by a regular file"):
         ZipReader(str(tmp_path / "a.zip"))
 
 

@@ -35,6 +35,7 @@ from conv3d_cli.formats.zarr.codecs import (
 )
 from conv3d_cli.formats.zarr.remote import TooLargeError
 from conv3d_cli.model.volume import Array
+from conv3d_cli.system.inputs import regular_file
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.room import room_left
 
@@ -340,7 +341,7 @@ class FolderArray:
     def _read_file(self, part: Part, values: Array, scratch: Scratch, workers: int) -> None:
         key, name = self._name(part.place)
         try:
-            file = open(name, "rb", buffering=0)  # noqa: SIM115
+            file = open(name, "rb", buffering=0, opener=regular_file)  # noqa: SIM115
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             if self._watch is not None:
                 self._watch.see(key, None)
@@ -393,7 +394,7 @@ class FolderArray:
 
         def unpack(some: Sequence[tuple[int, int, Part]]) -> None:
             own = scratch if workers == 1 else Scratch()
-            with open(name, "rb", buffering=0) as file:
+            with open(name, "rb", buffering=0, opener=regular_file) as file:
                 for start, length, one in some:
                     data = _read(file, start, own.packed(length))
                     self._unpack(data, one.inner, values[one.outer], own)
