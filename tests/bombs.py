@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable
@@ -260,6 +261,60 @@ def zarr_attributes(folder: Path) -> str:
     return "many.zarr"
 
 
+def zarr_index(folder: Path) -> str:
+    """A Zarr array whose shard has a chunk for each voxel, and an index of `SIZE` bytes.
+
+    The file of the shard is sparse: it takes nothing of the disk.
+    """
+    file = folder / "index.zarr" / "c" / "0" / "0" / "0"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {"chunk_shape": [1, 1, 1], "index_location": "end", "index_codecs": index}
+    (folder / "index.zarr" / "zarr.json").write_text(
+        json.dumps(
+            {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": VOXELS.shape,
+                "data_type": "uint8",
+                "chunk_grid": {
+                    "name": "regular",
+                    "configuration": {"chunk_shape": [512, 256, SIZE >> 21]},
+                },
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "fill_value": 0,
+                "codecs": [
+                    {
+                        "name": "sharding_indexed",
+                        "configuration": {**sharding, "codecs": [{"name": "bytes"}]},
+                    }
+                ],
+            }
+        )
+    )
+    with open(file, "wb") as opened:
+        opened.truncate(SIZE + 4)
+    return "index.zarr"
+
+
+def _zip_list(name: str, count: int = 700_000) -> Any:
+    """A zip file that lists as many files and holds one, of no bytes."""
+
+    def make(folder: Path) -> str:
+        inside = b"zarr.json" if "zarr" in name else b"data.pkl"
+        common = struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 33, 0, 0, 0, len(inside), 0)
+        data = b"PK\3\4" + common + inside
+        entry = b"PK\1\2" + struct.pack("<H", 20) + common + bytes(14) + inside
+        size, where = count * len(entry), len(data)
+        end = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, size, where)
+        end += b"PK\6\7" + struct.pack("<IQI", 0, where + size, 1)
+        end += b"PK\5\6" + struct.pack("<4H2IH", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+        (folder / name).write_bytes(data + entry * count + end)
+        return name
+
+    return make
+
+
 # --------------------------------------------------------------------------------------------------
 # Headers
 
@@ -317,6 +372,11 @@ BOMBS: dict[str, Callable[[Path], str]] = {
     "PAR": _lines("a.PAR", "", ".    a%x   :   1\n", 790_000),
     "NRRD many pairs": _lines("many.nrrd", NRRD, "%x:=\n", 49_999, "\n"),
     "Zarr attributes": zarr_attributes,
+    "Zarr index": zarr_index,
+    "Zarr zip": _zip_list("list.zarr.zip"),
+    "PyTorch zip": _zip_list("k.pt"),
+    "Keras zip": _zip_list("k.keras"),
+    "NumPy zip": _zip_list("k.npz"),
     "JSON kernel": _lines("k.json", "[", "[],%.0s", 5_000_000, "1]"),
     "TOML config": _lines("c.toml", "", "[k%x.a.b]\n", 300_000),
     "JSON config": _lines("c.json", "[", "[],%.0s", 9_000_000, "1]"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from conv3d_cli.cli.jobs import MergedSettings
+from conv3d_cli.cli.jobs import MergedSettings, obey_limits
 from conv3d_cli.cli.layout import facts
 from conv3d_cli.cli.options import (
     ShortHelpCommand,
@@ -111,6 +111,7 @@ def explain(
         raise SpecError(f"{given[0]} is for --workers or --scheduler; pass one of them, too")
     refuse_both(scheduler, workers, "--scheduler counts the workers, and so does --workers")
     asked = given_settings(ctx)
+    obey_limits(ctx, asked)
     cluster = scheduler_of(asked)
     settings = MergedSettings(merge_settings(asked))
     job = settings.job(source, output or source, mask_of(settings.mask, source))

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from conv3d_cli.settings.merge import JobSettings
 
 
+def obey_limits(ctx: click.Context, given: Settings) -> None:
+    """Until a command ends, let what it opens keep to its --timeout and --max-memory."""
+    from conv3d_cli.formats.zarr.remote import waiting
+    from conv3d_cli.system.machine import byte_size
+    from conv3d_cli.system.room import ceiling_of_memory
+
+    ctx.with_resource(waiting(given.timeout))
+    ceiling = None if given.max_memory is None else byte_size(str(given.max_memory))
+    ctx.with_resource(ceiling_of_memory(ceiling))
+
+
 def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -> JobPlan:
     """Plan the jobs of a command.
 
@@ -31,13 +42,8 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
     `batch.plan.plan_jobs`.
     """
     from conv3d_cli.batch.plan import BatchRequest, plan_jobs
-    from conv3d_cli.formats.zarr.remote import waiting
-    from conv3d_cli.system.machine import byte_size
-    from conv3d_cli.system.room import ceiling_of_memory
 
-    ctx.with_resource(waiting(given.timeout))
-    ceiling = None if given.max_memory is None else byte_size(str(given.max_memory))
-    ctx.with_resource(ceiling_of_memory(ceiling))
+    obey_limits(ctx, given)
     if given.desc is not None and not given.bids:
         raise SpecError("--desc is the label of --bids; pass both, or neither")
     if given.manifest is None and not inputs:

@@ -57,6 +57,7 @@ PAUSED_SECONDS = 10  # without a result, until the workers are checked for being
 GONE_SECONDS = 120  # to wait for new workers if none is left: a batch system may be starting some
 # to wait for running tasks after a failure, so that none writes after clean-up
 RELEASE_SECONDS = 2
+ASKED = 5  # times that nannies are asked why workers died: the next worker may die meanwhile
 MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
 WORKER_BYTES = 240 << 20  # of an idle worker: Python with Dask, zarr and the engine
 
@@ -491,12 +492,13 @@ def _as_completed(client: Any, completed: Any) -> Iterator[Any]:
 def _ran_out_of_memory(client: Any) -> bool:
     """True if the log of a nanny says that it killed its worker for exceeding the memory limit.
 
-    A nanny can be asked as soon as it has started the next worker.
+    A nanny can be asked as soon as it has started the next worker, and while that one lives.
     """
     with suppress(Exception):
-        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-        logs = client.get_worker_logs(n=50, nanny=True)
-        return any("memory budget" in line for lines in logs.values() for _, line in lines)
+        for _ in range(ASKED):
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            if logs := client.get_worker_logs(n=50, nanny=True):
+                return any("memory budget" in line for lines in logs.values() for _, line in lines)
     return False
 
 

@@ -16,8 +16,9 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ TEXT_WEIGHT_BYTES = 100  # while a weight is written as text
 KERNELS_PAGE = "see conv3d help kernels"
 """Where messages send a reader who wants the list of all kernel files."""
 _MAX_RANK = 5  # axes of a layer's weights
+_NAMES = 8  # of arrays, that a message lists
 
 
 @dataclass(frozen=True)
@@ -330,16 +332,16 @@ def _encode_npy(kernel: Kernel) -> bytes:
 
 
 def _read_npz(path: str, build: BuildKernel) -> Kernel:
-    import zipfile
+    from conv3d_cli.system.zips import ZipReader
 
-    with zipfile.ZipFile(path) as archive:
+    with ZipReader(path) as archive:
         members = _members(archive)
         others = [name for name in members if name not in ("bias", "centre")]
         chosen = [name for name in ("kernel", "weights") if name in members] or others
         if len(chosen) != 1:
             raise FormatError(
                 f"cannot read {path}: one array must be the kernel, by the name 'kernel'; "
-                f"it holds {', '.join(members) or 'nothing'}"
+                f"it holds {_some(members)}"
             )
         weights, bias, centre = (
             _read_member(archive, members[name], path) if name in members else None
@@ -351,6 +353,16 @@ def _read_npz(path: str, build: BuildKernel) -> Kernel:
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The arrays of an .npz file by name."""
     return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
+def _some(members: Mapping[str, object]) -> str:
+    """The names of arrays, for messages; of many, the first ones.
+
+    >>> _some({}), _some(dict.fromkeys("abcdefghijk"))
+    ('nothing', 'a, b, c, d, e, f, g, h and 3 more')
+    """
+    more = f" and {len(members) - _NAMES:,} more" if len(members) > _NAMES else ""
+    return (", ".join(islice(members, _NAMES)) or "nothing") + more
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Array:
@@ -748,16 +760,13 @@ def _npy_bias(path: str, size: int) -> Array:
 
 
 def _npz_bias(path: str, size: int) -> Array:
-    import zipfile
+    from conv3d_cli.system.zips import ZipReader
 
-    with zipfile.ZipFile(path) as archive:
+    with ZipReader(path) as archive:
         members = _members(archive)
         chosen = ["bias"] if "bias" in members else list(members)
         if len(chosen) != 1:
-            raise FormatError(
-                f"cannot read {path}: it holds no array 'bias', but "
-                f"{', '.join(members) or 'nothing'}"
-            )
+            raise FormatError(f"cannot read {path}: it holds no array 'bias', but {_some(members)}")
         return _read_member(archive, members[chosen[0]], path)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, setting
@@ -34,7 +33,7 @@ from conv3d_cli.system.atomic import (
     sent_to,
 )
 from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
-from conv3d_cli.system.inputs import check_input, why_unreadable
+from conv3d_cli.system.inputs import check_input, regular_file, why_unreadable
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.portable import true_path
 
@@ -241,7 +240,8 @@ def _new_copies(recording: Recording) -> dict[str, bytes]:
 
 def _bytes_of(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", opener=regular_file) as file:
+            return file.read()
     except OSError as error:
         raise FormatError(f"cannot read {path}: {why_unreadable(error)}") from None
 

@@ -37,6 +37,38 @@ def check_input(path: str) -> int:
     return size
 
 
+def regular_file(path: str, flags: int) -> int:
+    """Open a regular file, as the `opener` of `open`; a pipe is not waited for, nor a device read.
+
+    path : str      of a file that a folder or another file names, or that a stranger may replace
+    Raises: FormatError for anything else than a file; IsADirectoryError; OSError.
+
+    >>> open(os.devnull, "rb", opener=regular_file)
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.FormatError: cannot read /dev/null: it is a device; replace it by ...
+    """
+    number = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(number).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        check_regular(mode, path)
+    except BaseException:
+        os.close(number)
+        raise
+    return number
+
+
+def check_regular(mode: int, path: str) -> None:
+    """Raise FormatError unless a file with this `st_mode` is a regular one."""
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        if stat.S_ISSOCK(mode):
+            kind = "a socket"
+        raise FormatError(f"cannot read {path}: it is {kind}; replace it by a regular file")
+
+
 def walk(
     folder: str | os.PathLike[str], follow_links: bool = False
 ) -> Iterator[tuple[str, list[str]]]:

@@ -104,7 +104,9 @@ def test_smoothness_of_planes_that_do_not_fit(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("bomb", ["LIF XML", "Zarr attributes", "HDF5 lzf", "OME-XML"])
+@pytest.mark.parametrize(
+    "bomb", ["LIF XML", "Zarr attributes", "Zarr index", "Zarr zip", "HDF5 lzf", "OME-XML"]
+)
 def test_a_bomb(bomb: str, command: str, tmp_path: Path) -> None:
     pytest.importorskip({"LIF XML": "liffile", "HDF5 lzf": "h5py"}.get(bomb, "numpy"))
     file = BOMBS[bomb](tmp_path)
@@ -114,6 +116,19 @@ def test_a_bomb(bomb: str, command: str, tmp_path: Path) -> None:
         assert code == (0 if header else 3)
     else:
         assert code == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["kernel show", "kernel make"])
+@pytest.mark.parametrize("bomb", ["PyTorch zip", "Keras zip", "NumPy zip"])
+def test_a_list_of_files_that_is_a_bomb(bomb: str, command: str, tmp_path: Path) -> None:
+    file = BOMBS[bomb](tmp_path)
+    code, error = check(tmp_path, *COMMANDS[command](file))
+    assert code == 6
+    assert f"cannot read {file}: the list of its files needs 6" in error
+    if command == "kernel show":
+        np.save(tmp_path / "x.npy", np.zeros((4, 5, 6), np.float32))
+        assert check(tmp_path, "explain", "x.npy", "-k", file) == (code, error)
 
 
 @pytest.mark.slow

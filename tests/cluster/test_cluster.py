@@ -186,8 +186,31 @@ def test_a_network_has_the_bytes_of_a_local_run(
     assert not (tmp_path / "no.zarr").exists()
 
 
+# A worker with this preloaded computes two boxes, and waits in the third one for a file. (Dask may
+# load it twice.)
+HELD = """
+import itertools, os, time
+from conv3d_cli.cluster import run
+
+def holding(compute_box):
+    begun = itertools.count()
+
+    def held(*arguments, **options):
+        number = next(begun)
+        while number >= 2 and not os.path.exists({go_on!r}):
+            time.sleep(0.01)
+        return compute_box(*arguments, **options)
+
+    return held
+
+run.compute_box = holding(run.compute_box)
+"""
+
+
 def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path, run: Any) -> None:
-    cluster = Cluster(tmp_path, 2)
+    go_on, held = tmp_path / "go_on", tmp_path / "held.py"
+    held.write_text(HELD.format(go_on=str(go_on)))
+    cluster = Cluster(tmp_path, 2, ("--no-nanny", "--preload", str(held)))
     try:
         source, target = store / "x.ome.zarr", tmp_path / "out.zarr"
         kernel = tmp_path / "k.npy"
@@ -198,6 +221,7 @@ def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path, run: Any) ->
             wait_until(lambda: len(list(tmp_path.glob(".out.*.tmp.zarr/0/c/*/*/*"))) >= 5, job)
             os.kill(cluster.workers[0].pid, signal.SIGKILL)
             assert not target.exists()
+            go_on.touch()
             _, told = job.communicate(timeout=LIMIT)
         assert job.returncode == 0, told
         run("apply", source, *options, "-o", tmp_path / "local.zarr")
@@ -379,6 +403,21 @@ def test_planes_larger_than_memory_are_no_matter(tmp_path: Path, run: Any) -> No
     assert "100 workers with 8 threads each" in result.output
 
 
+# Each task of a worker with this preloaded holds more memory than the worker may, until it is
+# killed: a quick task could end before its nanny looks.
+HUNGRY = """
+import threading
+from conv3d_cli.cluster import run
+
+def compute_box(*_arguments, **_options):
+    held = bytearray(b"x") * (500 << 20)
+    threading.Event().wait()
+    return held
+
+run.compute_box = compute_box
+"""
+
+
 def test_workers_without_memory(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
@@ -393,19 +432,33 @@ def test_workers_without_memory(
         "--scheduler",
     ]
     (tmp_path / "dask").mkdir()
-    # It is Dask that starts a worker again and again; twice is enough here.
-    twice = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
-    small = Cluster(tmp_path / "dask", 1, ("--nanny", "--memory-limit", "120MB"), **twice)
+    hungry = tmp_path / "dask" / "hungry.py"
+    hungry.write_text(HUNGRY)
+    environment = {
+        # It is Dask that starts a worker again and again; twice is enough here.
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+        "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",  # it is killed, and never paused
+    }
+    options = ("--nanny", "--memory-limit", "330MB", "--preload", str(hungry))
+    small = Cluster(tmp_path / "dask", 1, options, **environment)
     try:
         refused = run("apply", *arguments, small.address, code=6)
         assert "under the workers' memory limit a thread has 0 MB" in refused.output
         monkeypatch.setattr("conv3d_cli.cluster.run.WORKER_BYTES", 0)
+        # the log that tells why is asked for once the next worker has started
+        monkeypatch.setattr("conv3d_cli.cluster.run.CONNECT_SECONDS", LIMIT)
         killed = run("apply", *arguments, small.address, code=6)
         assert "workers ran out of memory" in killed.output
         assert killed.output.strip().count("\n") == 0
         assert [p.name for p in tmp_path.iterdir()] == ["dask"]
     finally:
         small.stop()
+
+
+def states(client: Any) -> set[str]:
+    """What the workers do, as the scheduler knows it."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return {worker["status"] for worker in workers}
 
 
 def test_a_worker_that_is_full_is_not_waited_for(
@@ -420,7 +473,8 @@ def test_a_worker_that_is_full_is_not_waited_for(
         with distributed.Client(full.address) as client:
             client.submit(
                 lambda: setattr(__import__("sys"), "held", bytearray(b"x") * (480 << 20))
-            ).result(30)
+            ).result(LIMIT)
+            wait_until(lambda: states(client) == {"paused"})
         result = run(
             "apply",
             store / "x.ome.zarr",
@@ -569,7 +623,7 @@ def test_a_tile_that_fails_on_a_worker(
 AS_BOB = """
 import os, sys
 import distributed
-folder, *addresses = sys.argv[1:]
+folder, seconds, *addresses = sys.argv[1:]
 own = distributed.Security.temporary()
 os.setgroups([])
 os.setgid(12002)
@@ -578,7 +632,7 @@ for address in addresses:
     for protocol, security in (("tcp", None), ("tls", own)):
         try:
             with distributed.Client(
-                f"{protocol}://{address}", timeout=2, security=security, set_as_default=False
+                f"{protocol}://{address}", timeout=seconds, security=security, set_as_default=False
             ) as client:
                 print("ran as", set(client.run(os.getuid).values()))
         except (OSError, TimeoutError, ValueError):
@@ -595,18 +649,18 @@ except PermissionError:
 def test_another_user_runs_no_code_in_a_local_cluster(cluster: Cluster, tmp_path: Path) -> None:
     """Bob knows every address. At a scheduler without TLS he is obeyed, which shows that he tries."""
 
-    def as_bob(folder: str, *addresses: str) -> list[str]:
+    def as_bob(folder: str, seconds: int, *addresses: str) -> list[str]:
         places = [address.partition("://")[2] for address in addresses]
-        command = [sys.executable, "-c", AS_BOB, folder, *places]
+        command = [sys.executable, "-c", AS_BOB, folder, str(seconds), *places]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    assert as_bob("/", cluster.address)[0] == "ran as {0}"
+    assert as_bob("/", 60, cluster.address)[0] == "ran as {0}"
     with connect(Scheduler("local:1")) as client:
         client.wait_for_workers(1)
         ((address, worker),) = client.scheduler_info()["workers"].items()
         folder = str(client.cluster.workers[0].local_directory)
-        said = as_bob(folder, client.scheduler.address, address, worker["nanny"])
+        said = as_bob(folder, 2, client.scheduler.address, address, worker["nanny"])
     assert said == ["refused"] * 6 + ["private"]
 
 

@@ -464,3 +464,23 @@ def test_every_file_is_read_or_named(tmp_path: Path, path: Path) -> None:
     except FormatError as error:
         said = str(error)
     assert "\n" not in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs of POSIX")
+@pytest.mark.parametrize("inside", [False, True], ids=["folder", "file"])
+def test_links_to_nothing_and_pipes_are_told(inside: bool, tmp_path: Path) -> None:
+    """An image may be behind such a link, where DataLad has not fetched it."""
+    folder = tmp_path / "a"
+    path = str(folder / "IM0000.dcm") if inside else str(folder)
+    series(folder)
+    assert not any("left out" in note for note in read_notes(path))
+    (folder / "z.dcm").symlink_to("nowhere")
+    expected = f"z.dcm left out: it is a link to {folder / 'nowhere'}, which does not exist"
+    assert any(note.startswith(expected) for note in read_notes(path))
+    os.mkfifo(folder / "b.dcm")
+    assert "b.dcm and 1 more left out: it is a pipe, or a device" in read_notes(path)
+
+
+def read_notes(path: str) -> tuple[str, ...]:
+    with open_volume(path) as reader:
+        return reader.notes

@@ -195,6 +195,103 @@ def test_other_arrays_stay_those_of_the_library(tmp_path: Path) -> None:
 # Damage
 
 
+@pytest.mark.parametrize("layout", ["zstd", "shards", "one shard"])
+def test_many_chunks_are_listed_a_few_at_a_time(
+    layout: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile store has a chunk for each voxel."""
+    theirs = made(tmp_path / "theirs", layout, "uint8", 0)
+    data = random("uint8", rng)
+    theirs[...] = data
+    listed: list[int] = []
+    divide = zarr_chunks._batches
+
+    def batches(jobs: Any, workers: int) -> Any:
+        listed.append(len(jobs))
+        return divide(jobs, workers)
+
+    monkeypatch.setattr(zarr_chunks, "_batches", batches)
+    monkeypatch.setattr(zarr_chunks, "LISTED_CHUNKS", 5)
+    fast = direct(theirs)
+    for box in BOXES:
+        np.testing.assert_array_equal(fast[box], data[box])
+    assert 2 <= max(listed) <= 5
+    if layout == "zstd":
+        ours = direct(made(tmp_path / "ours", layout, "uint8", 0))
+        ours[:, :, :] = data
+        assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+
+
+def test_many_chunks_in_a_zip_file(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conv3d_cli.formats.zarr import format as zarr_format
+
+    data = rng.random((4, 9, 10)).astype(np.float32)
+    write_volume(str(tmp_path / "a.zarr.zip"), Volume(data, "zyx"), chunks=(2, 2, 2))
+    asked: list[int] = []
+
+    class Watched:
+        def __init__(self, array: Any) -> None:
+            self.array = array
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.array, name)
+
+        def __getitem__(self, selection: Any) -> Any:
+            found = self.array[selection]
+            asked.append(found.size)
+            return found
+
+    monkeypatch.setattr(zarr_format, "LISTED_CHUNKS", 3)
+    with open_volume(str(tmp_path / "a.zarr.zip")) as reader:
+        reader.array = Watched(reader.array)
+        np.testing.assert_array_equal(reader.read(0, slice(1, 4), slice(0, 1))[..., 0], data[1:4])
+    assert max(asked) <= 3 * 2**3
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(1000, 1), (3 * 1000, 1), (6 * 48 * 125, 3)])
+def test_few_large_indices_are_held_at_once(
+    room: int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry of an index has 16 bytes, which are there three times while they are read."""
+    monkeypatch.setattr(zarr_chunks, "room_left", lambda: room)
+    workers: list[int] = []
+    spread = zarr_chunks._spread
+
+    def watched(work: Any, jobs: Any, count: int) -> None:
+        workers.append(count)
+        spread(work, jobs, count)
+
+    monkeypatch.setattr(zarr_chunks, "_spread", watched)
+    array = zarr.create_array(
+        folder_to_write(str(tmp_path / "a")), shape=(20, 20, 20), chunks=(1,) * 3,
+        shards=(5,) * 3, dtype="uint8", fill_value=3,
+    )  # fmt: skip
+    assert (direct(array, 8)[:, :, :] == 3).all()
+    assert workers == [at_once]
+
+
+def test_the_plan_counts_indices(tmp_path: Path, run: Any, error_line: Any) -> None:
+    """A shard of 128 x 128 x 128 chunks has an index of 32 MiB, and the output one as well."""
+    path = tmp_path / "a.zarr"
+    zarr.create_array(
+        folder_to_write(str(path)), shape=(128,) * 3, chunks=(1,) * 3, shards=(128,) * 3,
+        dtype="uint8", fill_value=0,
+    )  # fmt: skip
+    job = ["apply", path, "-k", "box:size=3", "--max-memory", "300M", "-o"]
+    for target in ("o.npy", "o.zarr"):
+        result = run(*job, tmp_path / target, code=6)
+        assert "need" in error_line(result.stderr)
+        assert "the ceiling is 300.0 MiB" in error_line(result.stderr)
+        assert not (tmp_path / target).exists()
+    with open_volume(str(path)) as reader:
+        access = reader.box_access()
+        assert access is not None
+        assert min(reader.buffer_bytes(1, 1), access.buffer_bytes) > 2 * (16 << 21)
+    run("apply", path, "-k", "box:size=3", "--max-memory", "500M", "-o", tmp_path / "o.npy")
+
+
 def stored(tmp_path: Path, layout: str) -> tuple[Path, Path]:
     """A volume, and one of its files."""
     path = tmp_path / "a.zarr"

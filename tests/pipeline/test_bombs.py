@@ -15,9 +15,10 @@ CEILING = 300 << 20
 # What is read all the same, its first bytes alone; of others, the ceiling is told, or damage.
 READ = {"CZI zstd", "TIFF deflate", "TIFF LZMA", "TIFF PackBits"}
 TOO_LARGE = {"CZI XML", "LIF XML", "OME-XML", "DICOM deflated", "Zarr attributes"}
+TOO_LARGE |= {"Zarr index", "Zarr zip", "PyTorch zip", "Keras zip", "NumPy zip"}
 TOO_LARGE |= {"JSON kernel", "JSON config", "TOML config"}
 QUICK = {"HDF5 lzf", "ND2 frame", "TIFF PackBits", "MRtrix packed", "Zarr attributes"}
-QUICK |= {"TOML config", "DICOM RLE"}
+QUICK |= {"TOML config", "DICOM RLE", "Zarr index", "Zarr zip", "PyTorch zip", "NumPy zip"}
 LIBRARIES = {"HDF5": "h5py", "Imaris": "h5py", "MINC": "h5py", "ND2": "nd2", "LIF": "liffile"}
 LIBRARIES |= {"DICOM": "pydicom", "Zarr": "zarr", "TIFF": "tifffile", "OME-XML": "tifffile"}
 

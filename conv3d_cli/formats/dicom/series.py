@@ -16,7 +16,7 @@ from typing import Any
 from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.formats.base import library_errors
 from conv3d_cli.formats.dicom import folder_files, is_dicom_file
-from conv3d_cli.system.inputs import check_input, why_unreadable
+from conv3d_cli.system.inputs import check_input, dangling, regular_file, why_unreadable
 from conv3d_cli.system.parts import split_part
 from conv3d_cli.system.room import require_room
 
@@ -136,9 +136,9 @@ _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b
 def _check_deflated(path: str) -> None:
     """Check what a file that is one deflate stream unpacks to: pydicom unpacks all of it at once.
 
-    Raises: MemoryLimitError.
+    Raises: FormatError for a pipe or device; MemoryLimitError.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular_file) as file:
         file.seek(132)
         syntax, start = b"", 132
         while len(head := file.read(12)) == 12 and head[:2] == b"\2\0":
@@ -362,14 +362,14 @@ def find_series(name: str) -> Series:
             series.frames = frames
             return series
         note = f"it is read with the {len(whole.files) - 1} other files of its series in {folder}"
-        return _copy(whole, [note])
+        return _copy(whole, [note, *_no_files(folder)])
     found, others = _scan(path)
     if not found:
         raise FormatError(f"cannot read {path}: no DICOM file in it holds an image")
-    notes = []
+    notes = _no_files(path)
     if others:
         kept = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        notes = [f"files that hold no image are left out: {os.path.basename(others[0])}{kept}"]
+        notes.append(f"files that hold no image are left out: {os.path.basename(others[0])}{kept}")
     if part:
         named = [s for s in found.values() if part in (s.number, s.uid, s.description)]
         if len(named) == 1:
@@ -383,6 +383,25 @@ def find_series(name: str) -> Series:
             f"cannot read {path}: it holds {len(found)} series; {_listed(found, path)}"
         )
     return _copy(next(iter(found.values())), notes)
+
+
+def _no_files(folder: str) -> list[str]:
+    """A note of what a folder names that can be no file of a series: links to nothing, and pipes.
+
+    An image may be behind such a link, where DataLad has not fetched it.
+    """
+    found = [
+        path
+        for name in sorted(os.listdir(folder))
+        if not name.startswith(".")
+        and not os.path.isfile(path := os.path.join(folder, name))
+        and not os.path.isdir(path)
+    ]
+    if not found:
+        return []
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    why = dangling(found[0]) or "it is a pipe, or a device"
+    return [f"{os.path.basename(found[0])}{more} left out: {why}"]
 
 
 def _copy(series: Series, notes: list[str]) -> Series:

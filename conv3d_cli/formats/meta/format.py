@@ -51,7 +51,7 @@ from conv3d_cli.model.volume import (
     is_history,
 )
 from conv3d_cli.system.atomic import output_file, write_errors
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.inputs import check_input, regular_file
 from conv3d_cli.system.portable import write_at
 from conv3d_cli.system.room import HEADER_BYTES, HEADER_ENTRIES, check_entries
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
@@ -305,7 +305,7 @@ def _gathered(
                     raise header.error(f"truncated: {name} has {size} bytes of {each}")
                 if number == 0:
                     reserve_space(file, nbytes)
-                with open(name, "rb") as one:
+                with open(name, "rb", opener=regular_file) as one:
                     one.seek(start)
                     done = 0
                     while done < each and (data := one.read(min(1 << 20, each - done))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.system.inputs import regular_file
 
 MAGIC = b"# === DATA DESCRIPTION FILE"
 
@@ -37,7 +38,7 @@ def _is_rec(path: str) -> bool:
     if head == path:
         return False
     try:
-        with open(head, "rb") as file:
+        with open(head, "rb", opener=regular_file) as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False

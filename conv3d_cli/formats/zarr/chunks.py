@@ -24,12 +24,24 @@ from uuid import uuid4
 
 import numpy as np
 
-from conv3d_cli.formats.zarr.codecs import CODECS, PREFIX, ChunkCodec, plain_codec
+from conv3d_cli.formats.base import pieces, within
+from conv3d_cli.formats.zarr.codecs import (
+    CODECS,
+    INDEX_ENTRY_BYTES,
+    PREFIX,
+    READ_ENTRY_BYTES,
+    ChunkCodec,
+    plain_codec,
+)
 from conv3d_cli.formats.zarr.remote import check_size
 from conv3d_cli.model.volume import Array
+from conv3d_cli.system.inputs import regular_file
 from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.room import room_left
 
 CONCURRENT_CHUNKS = 10  # done at once by one call, here and by zarr: its "async.concurrency"
+# Chunks that are listed at once. Each takes half a kilobyte; a hostile store has one per voxel.
+LISTED_CHUNKS = 4096
 BATCHES = 4  # parts of a call's work for each thread, so that none waits long for the others
 NUMBERS = "biufc"  # kinds of dtypes
 MISSING = 2**64 - 1  # offset and length of a chunk that is not in its shard
@@ -165,7 +177,12 @@ class Shards:
     @property
     def index_bytes(self) -> int:
         """Bytes of the index."""
-        return 16 * math.prod(self.counts) + 4 * self.checked
+        return INDEX_ENTRY_BYTES * math.prod(self.counts) + 4 * self.checked
+
+    @property
+    def at_once(self) -> int:
+        """The most shards whose indices take no more than half of the memory that is left."""
+        return max(1, room_left() // 2 // (READ_ENTRY_BYTES * math.prod(self.counts)))
 
     def read_index(self, file: Any, size: int) -> Any:
         """Offsets and lengths of the chunks: (*counts, 2).
@@ -246,6 +263,7 @@ class FolderArray:
         self._folder, self._chain, self._shards, self._workers = folder, chain, shards, workers
         self._fill = 0 if self.fill_value is None else self.fill_value
         self._unit = chain.shape if shards is None else shards.shape
+        self._at_once = CONCURRENT_CHUNKS if shards is None else shards.at_once
         self._watch = getattr(array.store_path.store, "watch", None)
 
     def with_workers(self, workers: int) -> FolderArray:
@@ -291,6 +309,15 @@ class FolderArray:
         values: Array,
     ) -> None:
         """Work on the files of a box: on several at once, or if they are few, inside of each."""
+        for inner, outer in _portions(ranges, self._unit):
+            self._for_some_files(work, inner, values[outer])
+
+    def _for_some_files(
+        self,
+        work: Callable[[Part, Array, Scratch, int], None],
+        ranges: Sequence[range],
+        values: Array,
+    ) -> None:
         files = list(_divided(ranges, self._unit))
         workers = self._workers or min(CONCURRENT_CHUNKS, thread_count(None))
         if len(files) < workers and self._shards is not None:
@@ -303,7 +330,7 @@ class FolderArray:
             for part in some:
                 work(part, values[part.outer], scratch, 1)
 
-        _spread(work_on, _batches(files, workers), workers)
+        _spread(work_on, _batches(files, workers), min(workers, self._at_once))
 
     def _name(self, place: tuple[int, ...]) -> tuple[str, str]:
         """The key of a chunk or shard, and its file."""
@@ -313,7 +340,7 @@ class FolderArray:
     def _read_file(self, part: Part, values: Array, scratch: Scratch, workers: int) -> None:
         key, name = self._name(part.place)
         try:
-            file = open(name, "rb", buffering=0)  # noqa: SIM115
+            file = open(name, "rb", buffering=0, opener=regular_file)  # noqa: SIM115
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             if self._watch is not None:
                 self._watch.see(key, None)
@@ -326,8 +353,27 @@ class FolderArray:
                 self._unpack(_read(file, 0, scratch.packed(size)), part.inner, values, scratch)
                 return
             index = self._shards.read_index(file, size)
+        for inner, outer in _portions(part.inner, self._chain.shape):
+            self._read_chunks(key, name, size, index, inner, values[outer], scratch, workers)
+
+    def _read_chunks(
+        self,
+        key: str,
+        name: str,
+        size: int,
+        index: Any,
+        inner: Sequence[range],
+        values: Array,
+        scratch: Scratch,
+        workers: int,
+    ) -> None:
+        """Read the voxels `inner` of a shard.
+
+        key, name, size     of the shard and its file, in bytes
+        index : array       of the shard: see `Shards.read_index`
+        """
         chunks = []
-        for one in _divided(part.inner, self._chain.shape):
+        for one in _divided(inner, self._chain.shape):
             start, length = index[one.place].tolist()
             if start == length == MISSING:
                 values[one.outer] = self._fill
@@ -340,7 +386,7 @@ class FolderArray:
 
         def unpack(some: Sequence[tuple[int, int, Part]]) -> None:
             own = scratch if workers == 1 else Scratch()
-            with open(name, "rb", buffering=0) as file:
+            with open(name, "rb", buffering=0, opener=regular_file) as file:
                 for start, length, one in some:
                     data = _read(file, start, own.packed(length))
                     self._unpack(data, one.inner, values[one.outer], own)
@@ -415,6 +461,22 @@ def _divided(box: Sequence[range], unit: Sequence[int]) -> Iterator[Part]:
         axes.append(cuts)
     for cut in product(*axes):
         yield Part(*zip(*cut, strict=True))
+
+
+def _portions(
+    box: Sequence[range], unit: Sequence[int]
+) -> Iterator[tuple[tuple[range, ...], tuple[slice, ...]]]:
+    """The parts of a box that each have few enough chunks to be listed, and their places in it.
+
+    >>> [(ranges, place) for ranges, place in _portions([range(1, 9000)], [1])]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [((range(1, 4097),), (slice(0, 4096, None),)),
+     ((range(4097, 8193),), (slice(4096, 8192, None),)),
+     ((range(8193, 9000),), (slice(8192, 8999, None),))]
+    """
+    place = [slice(along.start, along.stop) for along in box]
+    for piece in pieces(place, unit, LISTED_CHUNKS):
+        yield tuple(range(s.start, s.stop) for s in piece), within(piece, place)
 
 
 def _box(selection: Any, shape: Sequence[int]) -> tuple[tuple[range, ...], tuple[int, ...]] | None:

@@ -238,6 +238,28 @@ def plain_codec(stored: Mapping[str, Any]) -> Any:
     return numcodecs.get_codec({"id": name, **settings})
 
 
+INDEX_ENTRY_BYTES = 16  # of a chunk in the index of its shard
+# Memory for each chunk of a shard: of its entry while it is read, verified and looked into, and of
+# what is listed until the shard is written.
+READ_ENTRY_BYTES = 3 * INDEX_ENTRY_BYTES
+WRITTEN_ENTRY_BYTES = 1000
+
+
+def most_in_an_index(array: Any) -> int:
+    """The number of chunks in the largest index of a shard of an opened array; 0 without shards."""
+    from zarr.codecs import ShardingCodec
+
+    found, voxels = 0, math.prod(array.shards or array.chunks)
+    waiting = [(codec, voxels) for codec in array.async_array.codec_pipeline]
+    while waiting:
+        codec, voxels = waiting.pop()
+        if isinstance(codec, ShardingCodec):
+            part = math.prod(codec.chunk_shape)
+            found = max(found, voxels // max(1, part))
+            waiting += [(inner, part) for inner in codec.codecs]
+    return found
+
+
 def bound_codecs(array: Any) -> int:
     """Make an opened array unpack within bounds; its metadata stay as they are.
 

@@ -37,7 +37,14 @@ from conv3d_cli.formats.zarr import nifti as zarr_nifti
 from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
-from conv3d_cli.formats.zarr.chunks import CONCURRENT_CHUNKS, alone, direct
+from conv3d_cli.formats.zarr.chunks import (
+    CONCURRENT_CHUNKS,
+    LISTED_CHUNKS,
+    FolderArray,
+    alone,
+    direct,
+)
+from conv3d_cli.formats.zarr.codecs import READ_ENTRY_BYTES, WRITTEN_ENTRY_BYTES
 from conv3d_cli.formats.zarr.names import ancestors, is_node, is_url, local_folder
 from conv3d_cli.formats.zarr.ome import OmeImage
 from conv3d_cli.formats.zarr.store import (
@@ -67,6 +74,7 @@ CHUNKS = (32, 128, 128)
 LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, after the first read
 # Boxes are read and written in pieces of this size, of whole chunks, which are done in parallel.
 PIECE_BYTES = 16 << 20
+INDEX_BYTES = 16 << 20  # of indices of shards that are read at once; each row reads its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +168,18 @@ class ZarrReader(VolumeReader):
 
     def _decode(self, row: int, n: int, channels: slice) -> Array:
         planes = slice(row * self._row, min((row + 1) * self._row, self.header.shape[1]))
+        axes, (_, _, height, width, _) = self.header.axes, self.header.shape
+        shape = (planes.stop - planes.start, height, width, channels.stop - channels.start)
+        place = axes.place(n, (planes.start, 0, 0), channels.start, shape)
+        chunks = math.prod(
+            -(-s.stop // size) - s.start // size for s, size in zip(place, self._chunk, strict=True)
+        )
         with zarr_errors(self.path, f"planes {planes.start} to {planes.stop - 1}"):
-            return self.header.axes.block(self.array, n, planes, channels).astype(
-                self.header.dtype, copy=False
-            )
+            if chunks > LISTED_CHUNKS and not isinstance(self.array, FolderArray):
+                return read_pieces(
+                    self.array, axes, self.header.dtype, place, self._chunk, LISTED_CHUNKS
+                )
+            return axes.block(self.array, n, planes, channels).astype(self.header.dtype, copy=False)
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         self._boxes = True
@@ -180,13 +196,21 @@ class ZarrReader(VolumeReader):
                 self.header.dtype,
                 place,
                 unit,
-                PIECE_BYTES // self._unit_bytes(unit),
+                min(LISTED_CHUNKS, PIECE_BYTES // self._unit_bytes(unit)),
             )
 
     @property
     def _chunk(self) -> tuple[int, ...]:
         metadata: ZarrMetadata = self.header.metadata
         return tuple(metadata.chunks[a] for a in self.header.axes.letters)
+
+    @property
+    def _index_bytes(self) -> int:
+        """Memory that the index of a shard takes."""
+        metadata: ZarrMetadata = self.header.metadata
+        return READ_ENTRY_BYTES * _chunks_of_a_shard(
+            metadata.chunks.values(), metadata.shards.values()
+        )
 
     def _unit_bytes(self, unit: Sequence[int]) -> int:
         return math.prod(unit) * self._itemsize
@@ -199,8 +223,9 @@ class ZarrReader(VolumeReader):
 
     def box_access(self) -> BoxAccess:
         sizes: Mapping[str, int] = self.header.metadata.chunks
-        # a piece, and its chunks decoded and encoded
+        # a piece, its chunks decoded and encoded, and the indices of shards
         held = 3 * max(PIECE_BYTES, self._unit_bytes(self._chunk)) + LIBRARY_BYTES
+        held += CONCURRENT_CHUNKS * self._index_bytes
         return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
 
     def read_boxes_on(self, thread: zarr_store.OneThread) -> None:
@@ -222,8 +247,10 @@ class ZarrReader(VolumeReader):
         return unit, _concurrent_units(axes, unit, channels)
 
     def _rows_at_once(self, channels: int) -> int:
-        """Rows decoded in parallel; more than one if a row has few chunks."""
-        return max(1, CONCURRENT_CHUNKS // max(1, self._units(channels)[1]))
+        """Rows decoded in parallel; more than one if a row has few chunks, and no large index."""
+        concurrent = max(1, self._units(channels)[1])
+        indices = INDEX_BYTES // max(1, concurrent * self._index_bytes)
+        return max(1, min(CONCURRENT_CHUNKS // concurrent, indices))
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
         depth, height, width = self.header.shape[1:4]
@@ -234,7 +261,8 @@ class ZarrReader(VolumeReader):
         held = min(rows * self._row, depth) * height * width * channels
         at_once = min(self._rows_at_once(channels), all_rows)
         encoded = 2 * concurrent * at_once * math.prod(unit)
-        return (held + encoded) * self._itemsize + LIBRARY_BYTES
+        indices = concurrent * at_once * self._index_bytes
+        return (held + encoded) * self._itemsize + indices + LIBRARY_BYTES
 
     def take_missing(self) -> int:
         """Number of missing chunks that were asked for since the last call."""
@@ -286,6 +314,16 @@ class ZarrReader(VolumeReader):
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._rows = {}
+
+
+def _chunks_of_a_shard(chunks: Iterable[int], shards: Iterable[int] | None) -> int:
+    """The number of chunks of a shard; 0 without shards.
+
+    >>> _chunks_of_a_shard((2, 2), (8, 4)), _chunks_of_a_shard((2, 2), None)
+    (8, 0)
+    """
+    sizes = tuple(shards or ())
+    return math.prod(sizes) // max(1, math.prod(chunks)) if sizes else 0
 
 
 def _sizes(shape: Iterable[int]) -> str:
@@ -594,13 +632,22 @@ def output_bytes(header: VolumeHeader, channels: int, options: OutputOptions) ->
     planes = min(unit[axes.letters.index("z")] if "z" in axes.letters else 1, depth)
     row = planes * height * width * channels
     encoded = _concurrent_units(axes, unit, channels) * math.prod(unit) * (3 if shards else 2)
+    listed = WRITTEN_ENTRY_BYTES * _chunks_of_a_shard(fitted, shards)
     planes_bytes = (row + encoded) * header.dtype.itemsize
-    return max(planes_bytes, _levels_bytes(unit, header, options)) + LIBRARY_BYTES
+    planes_bytes += _concurrent_units(axes, unit, channels) * listed
+    return max(planes_bytes, _levels_bytes(unit, header, options, listed)) + LIBRARY_BYTES
 
 
-def _levels_bytes(unit: Sequence[int], header: VolumeHeader, options: OutputOptions) -> int:
-    """Memory that writing the further levels takes."""
-    return zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if options.levels > 1 else 0
+def _levels_bytes(
+    unit: Sequence[int], header: VolumeHeader, options: OutputOptions, listed: int
+) -> int:
+    """Memory that writing the further levels takes.
+
+    listed : int        bytes that the chunks of a shard take besides their voxels
+    """
+    if options.levels <= 1:
+        return 0
+    return zarr_pyramid.level_bytes(unit, header.dtype.itemsize) + zarr_pyramid.WORKERS * listed
 
 
 def _concurrent_units(axes: Axes, unit: Sequence[int], channels: int) -> int:
@@ -621,7 +668,9 @@ def box_access(header: VolumeHeader, options: OutputOptions) -> BoxAccess:
     sizes = dict(zip(letters, shards or fitted, strict=True))
     # a piece, its chunks, and these encoded; if there are shards, the shards too
     piece = (4 if shards else 3) * max(PIECE_BYTES, math.prod(sizes.values()) * itemsize)
-    held = max(piece, _levels_bytes(shards or fitted, header, options)) + LIBRARY_BYTES
+    listed = WRITTEN_ENTRY_BYTES * _chunks_of_a_shard(fitted, shards)
+    piece += CONCURRENT_CHUNKS * listed
+    held = max(piece, _levels_bytes(shards or fitted, header, options, listed)) + LIBRARY_BYTES
     return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from conv3d_cli.system.inputs import regular_file
 from conv3d_cli.system.portable import slashes
 from conv3d_cli.system.room import JSON_BYTES, check_tree
 
@@ -82,9 +83,9 @@ def archive_of(path: str) -> tuple[str, str] | None:
 
 @lru_cache(maxsize=8)
 def _listing(file: str, stamp: tuple[int, int]) -> tuple[frozenset[str], str]:
-    from zipfile import ZipFile  # late: few runs read a zip file
+    from conv3d_cli.system.zips import ZipReader  # late: few runs read a zip file
 
-    with ZipFile(file) as opened:
+    with ZipReader(file) as opened:
         names = frozenset(opened.namelist())
     tops = {name.partition("/")[0] for name in names}
     if not names & set(MARKERS) and len(tops) == 1:
@@ -98,7 +99,7 @@ def listing(file: str) -> tuple[frozenset[str], str]:
     """Names of all files in a zip file, and the path of its store: "", or its only folder.
 
     OME-Zarr wants the store at the top; zips of a whole folder are common, too.
-    Raises: OSError, BadZipFile.
+    Raises: OSError, BadZipFile, NotImplementedError, FormatError, MemoryLimitError.
     """
     status = os.stat(file)
     return _listing(file, (status.st_mtime_ns, status.st_size))
@@ -143,15 +144,16 @@ def content(path: str) -> str:
 def _read_file(path: str, name: str) -> bytes:
     """The start of a file of a node in a folder or in a zip file, all that is read of metadata.
 
-    Raises: OSError, KeyError, BadZipFile.
+    Raises: OSError, KeyError, BadZipFile, FormatError, MemoryLimitError.
     """
     archive = archive_of(path)
     if archive is None:
-        with open(os.path.join(local_folder(path) or "", name), "rb") as file:
+        file_name = os.path.join(local_folder(path) or "", name)
+        with open(file_name, "rb", opener=regular_file) as file:
             return file.read(LARGEST_METADATA)
-    from zipfile import ZipFile
+    from conv3d_cli.system.zips import ZipReader
 
-    with ZipFile(archive[0]) as opened:
+    with ZipReader(archive[0]) as opened:
         parts = (listing(archive[0])[1], archive[1], name)
         with opened.open("/".join(part for part in parts if part)) as file:
             return file.read(LARGEST_METADATA)

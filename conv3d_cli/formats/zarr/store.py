@@ -11,6 +11,7 @@ import asyncio
 import math
 import os
 import shutil
+import stat
 import threading
 import warnings
 from collections.abc import Coroutine, Iterator, Sequence
@@ -35,7 +36,12 @@ from conv3d_cli.errors import (
 )
 from conv3d_cli.formats.zarr import remote
 from conv3d_cli.formats.zarr.chunks import FolderArray
-from conv3d_cli.formats.zarr.codecs import bound_codecs, check_codecs
+from conv3d_cli.formats.zarr.codecs import (
+    READ_ENTRY_BYTES,
+    bound_codecs,
+    check_codecs,
+    most_in_an_index,
+)
 from conv3d_cli.formats.zarr.names import (
     LARGEST_METADATA,
     MARKERS,
@@ -55,7 +61,14 @@ from conv3d_cli.system.atomic import (
     write_errors,
 )
 from conv3d_cli.system.faults import explained, raise_fault
-from conv3d_cli.system.inputs import check_input, near_names, walk, why_unreadable
+from conv3d_cli.system.inputs import (
+    check_input,
+    check_regular,
+    near_names,
+    walk,
+    why_unreadable,
+)
+from conv3d_cli.system.room import require_room
 
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
@@ -192,6 +205,8 @@ def _watched_store() -> Any:
             most = LARGEST_METADATA if told else self.most
             inner = self._store
             if isinstance(inner, LocalStore | ZipStore):
+                if isinstance(inner, LocalStore):
+                    _check_regular(f"{inner.root}/{key}")
                 if byte_range is None:
                     remote.check_size(key, await self._size(key), most)
                 found = await super().get(key, prototype, byte_range)
@@ -223,6 +238,16 @@ def _watched_store() -> Any:
     return WatchedStore
 
 
+def _check_regular(path: str) -> None:
+    """Raise FormatError for what is there, and no file or folder: zarr would wait for a pipe."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # such as: it is missing, which may be right
+        return
+    if not stat.S_ISDIR(mode):
+        check_regular(mode, path)
+
+
 def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
     """Open the zarr Group or Array of a name.
 
@@ -240,6 +265,8 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
         if not os.path.isdir(folder):
             raise FormatError(f"cannot read {path}: it is a file; a Zarr store is a folder")
         if not is_node(folder):
+            for marker in MARKERS:
+                _check_regular(os.path.join(folder, marker))
             raise FormatError(
                 f"cannot read {path}: it is not a Zarr store: "
                 "the folder holds no zarr.json, .zgroup or .zarray"
@@ -266,6 +293,8 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
         except FileNotFoundError:
             raise FormatError(f"cannot read {path}: no such Zarr store") from None
         if is_array(node):
+            needed = READ_ENTRY_BYTES * most_in_an_index(node)
+            require_room(needed, "the index of a shard", path)
             store.most = bound_codecs(node)
         return node
 

@@ -10,11 +10,13 @@ arrays (.npy, .npz, ...).
 from __future__ import annotations
 
 import os
-import zipfile
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from conv3d_cli.errors import (
     Conv3DError,
@@ -39,6 +41,7 @@ from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, read_errors
 from conv3d_cli.system.atomic import output_file, write_errors
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.isolated import Isolated
+from conv3d_cli.system.zips import ZipReader
 
 __all__ = [
     "WEIGHTS_FILES",
@@ -200,18 +203,30 @@ def kind_by_suffix(path: str | os.PathLike[str]) -> WeightsFile | None:
 
 
 def _look_into(path: str) -> tuple[bytes, Sequence[str]]:
-    """The first bytes of a file, and the names of its members if it is a zip; else nothing."""
-    if not os.path.isfile(path):
-        return b"", ()
+    """The first bytes of a file, and the names of its members if it is a zip; else nothing.
+
+    A command asks several times; the file is read once, as long as it is the same.
+    Raises: MemoryLimitError.
+    """
     try:
-        with open(path, "rb") as file:
-            start = file.read(START_BYTES)
-        if not start.startswith(b"PK\x03\x04"):
-            return start, ()
-        with zipfile.ZipFile(path) as archive:
-            return start, archive.namelist()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            return b"", ()
+        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return _read_start(path, state)
+    except (OSError, ValueError, BadZipFile, NotImplementedError):
         return b"", ()  # the reader says what is wrong
+
+
+@lru_cache(maxsize=8)
+def _read_start(path: str, state: tuple[int, ...]) -> tuple[bytes, Sequence[str]]:
+    """As `_look_into`, for a regular file in this state; errors are raised, and not kept."""
+    with open(path, "rb") as file:
+        start = file.read(START_BYTES)
+    if not start.startswith(b"PK\x03\x04"):
+        return start, ()
+    with ZipReader(path) as archive:
+        return start, archive.namelist()
 
 
 def weights_suffixes() -> str:

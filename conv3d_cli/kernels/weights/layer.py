@@ -38,6 +38,7 @@ from conv3d_cli.system.room import (
     require_room,
     require_weights,
 )
+from conv3d_cli.system.zips import ZipReader
 
 Array = NDArray[Any]
 
@@ -240,7 +241,7 @@ class Archive:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._zip = zipfile.ZipFile(path)
+        self._zip = ZipReader(path)
         self._members = {info.filename: info for info in self._zip.infolist()}
 
     def __enter__(self) -> Archive:
