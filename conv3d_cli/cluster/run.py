@@ -230,6 +230,7 @@ def run_on_cluster(
                 threads=job.threads,
                 chunks=job.chunks,
                 levels=job.levels,
+                levels_by=job.levels_by,
             )
         assert isinstance(writer, ZarrWriter)
         with writer:
@@ -408,7 +409,13 @@ def chunk_shapes(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int
     """(D, H, W) of the input's chunks, which are decoded whole, and of the output's."""
     job = prepared.job
     reading = prepared.reader.box_access()
-    writing = output_access(job.target, prepared.header, chunks=job.chunks, levels=job.levels)
+    writing = output_access(
+        job.target,
+        prepared.header,
+        chunks=job.chunks,
+        levels=job.levels,
+        levels_by=job.levels_by,
+    )
     assert reading is not None, job.source
     assert writing is not None, job.target
     return reading.unit, writing.unit

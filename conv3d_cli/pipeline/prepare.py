@@ -744,6 +744,7 @@ def _choose_blocking(
             channels,
             chunks=job.chunks,
             levels=job.levels,
+            levels_by=job.levels_by,
             compression=job.compression,
         ),
         in_channels=in_channels,
@@ -787,7 +788,12 @@ def _box_job(
 
     reading = reader.box_access()
     writing = output_access(
-        job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression
+        job.target,
+        out_header,
+        chunks=job.chunks,
+        levels=job.levels,
+        levels_by=job.levels_by,
+        compression=job.compression,
     )
     convolutions = graph.convolutions
     if reading is None or writing is None or job.beside or graph.needs_whole:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from conv3d_cli.errors import SpecError, name_hint, named, setting, unknown_name, words
-from conv3d_cli.formats import check_compression, output_format, scaled_formats
+from conv3d_cli.formats import check_compression, check_levels_by, output_format, scaled_formats
 from conv3d_cli.formats.zarr.remote import check_timeout, waiting
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
@@ -320,6 +320,7 @@ class Job:
     gz_level : int              0 to 3, of .nii.gz and deflate
     chunks : int, 3 ints or None    voxels (D, H, W) of a chunk of a Zarr output
     levels : int                levels of resolution of a Zarr output
+    levels_by : str or None     how they are made: see `formats.base.OutputOptions`
     compression : str           of a TIFF output: "none", "deflate" or "zstd"
     missing : Missing           policy for missing voxels and for voxels outside a mask
     beside : tuple of Output    additional volumes to write, see `outputs.ROLES`
@@ -368,6 +369,7 @@ class Job:
     gz_level: int = 1
     chunks: int | Sequence[int] | None = None
     levels: int = 1
+    levels_by: str | None = None
     compression: str = "none"
     missing: Missing = NOTHING
     beside: tuple[Output, ...] = ()
@@ -420,6 +422,7 @@ class Job:
             raise SpecError(
                 f"levels must be at least 1 (only the full resolution), received {self.levels}"
             )
+        check_levels_by(self.levels_by)
         check_compression(self.compression)
         means = self.missing.has_weights or self.missing.nan == "ignore"
         normalization = read_normalization(self.normalize_input)

@@ -168,6 +168,7 @@ def _check_target(job: Job, make_folder: bool) -> None:
         make_folder=make_folder,
         chunks=job.chunks,
         levels=job.levels,
+        levels_by=job.levels_by,
         compression=job.compression,
     )
 
@@ -358,6 +359,7 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
                 threads=job.threads,
                 chunks=job.chunks,
                 levels=job.levels,
+                levels_by=job.levels_by,
                 compression=job.compression,
             )
 

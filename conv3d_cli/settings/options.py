@@ -913,8 +913,19 @@ class Settings:
         metavar="N",
         default=1,
         stores=True,
-        help="Number of resolution levels in Zarr. Each takes means of 2 voxels of the level "
-        "before, except along axes that are short (under 16 voxels) or coarse.",
+        help="Number of resolution levels in Zarr. Each has half the voxels of the level before "
+        "along each axis, except along axes that are short (under 16 voxels) or coarse.",
+    )
+    levels_by: str | None = option(
+        choice("mean", "gaussian", "mode", "nearest"),
+        Place.JOB,
+        "Formats of outputs",
+        shapes=True,
+        stores=True,
+        help="What a voxel of a further level is: the mean of 2 voxels of the level before along "
+        "each halved axis, a Gaussian around them, the most frequent of their values (mode, the "
+        "smallest of equally frequent ones; for labels), or the first of them (nearest).  "
+        "[default: mean, and of labels mode]",
     )
 
     # A layer, in Keras' words

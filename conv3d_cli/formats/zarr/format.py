@@ -38,6 +38,7 @@ from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
 from conv3d_cli.formats.zarr.chunks import CONCURRENT_CHUNKS, alone, direct
+from conv3d_cli.formats.zarr.downsampling import DOWNSAMPLINGS, Downsampling, default_method
 from conv3d_cli.formats.zarr.names import ancestors, is_node, is_url, local_folder
 from conv3d_cli.formats.zarr.ome import OmeImage
 from conv3d_cli.formats.zarr.store import (
@@ -600,7 +601,17 @@ def output_bytes(header: VolumeHeader, channels: int, options: OutputOptions) ->
 
 def _levels_bytes(unit: Sequence[int], header: VolumeHeader, options: OutputOptions) -> int:
     """Memory that writing the further levels takes."""
-    return zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if options.levels > 1 else 0
+    if options.levels == 1:
+        return 0
+    axes, method = header.axes, _downsampling(header, options)
+    return zarr_pyramid.level_bytes(
+        axes.letters, axes.shape, header.grid.spacing, unit, method, header.dtype.itemsize
+    )
+
+
+def _downsampling(header: VolumeHeader, options: OutputOptions) -> Downsampling:
+    """The method that makes the levels of an output."""
+    return DOWNSAMPLINGS[options.levels_by or default_method(header.is_labels)]
 
 
 def _concurrent_units(axes: Axes, unit: Sequence[int], channels: int) -> int:
@@ -878,6 +889,7 @@ def create_zarr(
     compressor, codec_note = _compressors(source, layout.zarr_format, header.dtype)
     _, note = zarr_ome.scale_and_translation(header.grid, zarr_ome.is_flipped(image))
     factors = zarr_pyramid.level_factors(letters, shape, header.grid.spacing, levels)
+    method = _downsampling(header, options)
     nifti = b""
     nifti_notes: tuple[str, ...] = ()
     if names.is_nifti(path):  # its header holds the whole affine
@@ -927,7 +939,9 @@ def create_zarr(
                 if factors[number].get(a, 1) != factors[number - 1].get(a, 1)
             ]
             # its own threads do the work
-            zarr_pyramid.fill_level(alone(below), alone(level), halved, shards or fitted, stop)
+            zarr_pyramid.fill_level(
+                alone(below), alone(level), halved, shards or fitted, method, stop
+            )
             below = level
         if stop.is_set():
             return
@@ -954,6 +968,7 @@ def create_zarr(
             header.history,
             header.facts,
             header.facts.name or (image.name if image else "") or zarr_ome.NO_NAME,
+            method,
         )
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 
@@ -968,6 +983,11 @@ def create_zarr(
         raise
     writer.windows = bool(channels)
     writer.notes = tuple(notes)
+    if len(factors) > 1 and options.levels_by is None and header.is_labels:
+        writer.remarks = (
+            "the values are labels, so a voxel of a further level is the most frequent label: "
+            f"{setting('levels_by', 'mode')}",
+        )
     return writer
 
 

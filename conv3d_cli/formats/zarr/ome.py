@@ -19,6 +19,7 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError, setting
 from conv3d_cli.formats.base import entries_of
+from conv3d_cli.formats.zarr.downsampling import DOWNSAMPLINGS, Downsampling
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import NGFF_LENGTHS, TIME_UNITS, UNITS, known_length, time_unit
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, Facts, VolumeHeader
@@ -376,6 +377,7 @@ def image_attributes(
     history: Sequence[str] = (),
     facts: Facts | None = None,
     name: str = "",
+    method: Downsampling = DOWNSAMPLINGS["mean"],
 ) -> dict[str, Any]:
     """The attributes of the group of an output image.
 
@@ -390,6 +392,7 @@ def image_attributes(
     history : list      see `OmeImage`
     facts : Facts       of the volume; its time step is written where `source` has none
     name : str          of the image
+    method : Downsampling   that made the levels after the first
     """
     facts = facts or Facts()
     place, _ = scale_and_translation(grid, is_flipped(source))
@@ -421,15 +424,18 @@ def image_attributes(
             step, start = base[letter]
             count = level.factors.get(letter, 1)
             scale.append(step * count)
-            # the centre of `count` voxels
-            translation.append(float(f"{start + step * (count - 1) / 2:.15g}"))
+            middle = (count - 1) / 2 if method.is_centred else 0.0  # of `count` voxels
+            translation.append(float(f"{start + step * middle:.15g}"))
         transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if any(translation):
             transformations.append({"type": "translation", "translation": translation})
         datasets.append({"path": level.path, "coordinateTransformations": transformations})
-    multiscale: dict[str, Any] = {"name": name, "axes": axes, "datasets": datasets, **_DOWNSCALED}
+    multiscale: dict[str, Any] = {"name": name, "axes": axes, "datasets": datasets}
     if len(levels) == 1:
         multiscale |= {"type": "none", "metadata": {"description": "a single level"}}
+    else:
+        made = {"description": method.description, "method": "conv3d"}
+        multiscale |= {"type": method.kind, "metadata": made}
     omero = _rendering(source, channels, windows)
     extra = {"omero": omero} if omero else {}
     own = {"conv3d": {"history": list(history)}} if history else {}
@@ -447,16 +453,6 @@ def is_flipped(source: OmeImage | None) -> bool:
         return False
     pairs = zip(source.letters, source.datasets[0].scale, strict=True)
     return any(letter in SPATIAL and step < 0 for letter, step in pairs)
-
-
-_DOWNSCALED = {
-    "type": "local mean",
-    "metadata": {
-        "description": "a voxel is the mean of 2 voxels of the level before, along each axis that "
-        "is half as long",
-        "method": "conv3d",
-    },
-}
 
 
 def scale_and_translation(
