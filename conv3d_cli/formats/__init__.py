@@ -249,6 +249,10 @@ def open_volume(
             f"cannot read {path}: its header promises {shape} voxels, "
             f"{reader.header.nbytes:.1e} bytes, more than any disk holds"
         )
+    stored = reader.header.file_dtype
+    if stored is not None and stored.kind == "f" and stored.itemsize > 8:
+        lost = f"its voxels are {stored.name}: they are read as float64, to 16 digits"
+        reader.losses, reader.notes = (*reader.losses, lost), (*reader.notes, lost)
     if not (found.claims(path) or found.only_reads(path)) and path != "-":
         named = find_format(path)
         says = "no format's" if named is None else f"{named.name}'s"

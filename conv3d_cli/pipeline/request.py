@@ -325,7 +325,8 @@ class Job:
     missing : Missing           policy for missing voxels and for voxels outside a mask
     beside : tuple of Output    additional volumes to write, see `outputs.ROLES`
     scale : str                 "none"; or "auto": fit a slope and an intercept to the values, for
-                                integer outputs of formats that hold them
+                                integer outputs of formats that hold them; or "keep": a copy has
+                                the input's numbers, with their slope and intercept
     strict : bool               make clipped voxels, means of few voxels, and losses of the format
                                 errors
     preset : Applied or None    the preset that gave some of the settings, for reports
@@ -480,8 +481,8 @@ class Job:
                     f"{setting('nan', 'ignore')}, {setting('missing')} or "
                     f"{setting('boundary', 'renormalize')}"
                 )
-        if self.scale not in ("none", "auto"):
-            raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        if self.scale not in ("none", "auto", "keep"):
+            raise SpecError(f"scale must be none, auto or keep, received '{self.scale}'")
         if self.label_names is not None and not self.argmax and self.network is None:
             raise SpecError(
                 f"{setting('label_names', self.label_names)} is for labels: pass "

@@ -627,14 +627,15 @@ class Settings:
         "BIDS' dseg.tsv with columns index and name.",
     )
     scale: str | None = option(
-        choice("none", "auto"),
+        choice("none", "auto", "keep"),
         Place.JOB,
         "Data",
         shapes=True,
         default="none",
         stores=True,
         help="For integer NIfTI outputs, auto stores a slope and an intercept that make the values "
-        "fill the type's range.",
+        "fill the type's range. With keep, a copy (-k identity) has the numbers that the input "
+        "stores, with its slope and intercept, where the format holds them.",
     )
     precision: str | None = option(
         choice("float32", "float64"),

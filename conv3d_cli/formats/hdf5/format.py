@@ -120,6 +120,7 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
                 real_dtype(stored, shown),
                 Grid() if axes is not None and axes != letters else _grid(dataset, letters),
                 format=FORMAT.name,
+                file_dtype=stored,
                 metadata=Hdf5Source(key),
                 history=_history(dataset),
                 facts=Facts(dropped=_attributes(file, dataset)),

@@ -195,7 +195,8 @@ def _rounded(quotients: Array, sums: Array, count: int) -> Array:
     [-2, 0, 0, 1, 2]
     """
     up = (sums & (2**count - 1)) + (quotients & 1) > 2**count // 2
-    return quotients + up
+    rounded: Array = quotients + up
+    return rounded
 
 
 def _stored(values: Array, dtype: np.dtype[Any]) -> Array:

@@ -398,6 +398,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         real_dtype(array.dtype, path),
         grid,
         format=FORMAT.name,
+        file_dtype=array.dtype,
         metadata=metadata,
         history=history,
         facts=zarr_ome.read_facts(metadata.image, found, path),
