@@ -231,6 +231,7 @@ def run_on_cluster(
                 threads=job.threads,
                 chunks=job.chunks,
                 levels=job.levels,
+                levels_by=job.levels_by,
             )
         assert isinstance(writer, ZarrWriter)
         with writer:
@@ -312,7 +313,7 @@ def check_suited(prepared: PreparedJob) -> None:
         raise SpecError(
             "--scheduler reads Zarr stores, which several workers can open at once, and "
             f"{job.source} is not one; convert it first: "
-            f"conv3d apply {job.source} -k identity -o {job.source}.zarr"
+            f"conv3d convert {job.source} {job.source}.zarr"
         )
     if not output_format(job.target).chunked:
         raise SpecError(
@@ -409,7 +410,13 @@ def chunk_shapes(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int
     """(D, H, W) of the input's chunks, which are decoded whole, and of the output's."""
     job = prepared.job
     reading = prepared.reader.box_access()
-    writing = output_access(job.target, prepared.header, chunks=job.chunks, levels=job.levels)
+    writing = output_access(
+        job.target,
+        prepared.header,
+        chunks=job.chunks,
+        levels=job.levels,
+        levels_by=job.levels_by,
+    )
     assert reading is not None, job.source
     assert writing is not None, job.target
     return reading.unit, writing.unit

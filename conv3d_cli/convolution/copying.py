@@ -17,6 +17,7 @@ from conv3d_cli.model.volume import Array
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
     from conv3d_cli.engine.division import Sharing
+    from conv3d_cli.engine.machine_code import MachineCode
 
 
 @dataclass
@@ -24,9 +25,13 @@ class Copy(Convolution):
     """A convolution by one weight of 1, with nothing before or after it.
 
     Strides pick voxels. Values change only where the output's dtype cannot hold them.
+
+    keeps_scale : bool      stored numbers are copied, not their values: the output has the slope
+                            and the intercept of the input
     """
 
     runs_plan_alone = False
+    keeps_scale: bool = False
 
     def memory(self, planes: int, computed: int) -> dict[str, int]:
         height, width = self.problem.out_size[1:]
@@ -44,6 +49,11 @@ class Copy(Convolution):
         turns = max(1, -(-planes // threads))
         idle = 1 - planes / (threads * turns)
         return Sharing(planes, min(threads, planes), idle, planes / turns)
+
+    def loops_to_load(
+        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float]
+    ) -> list[MachineCode]:
+        return []  # NumPy copies
 
     def exact_dtype(self, out: np.dtype[Any]) -> np.dtype[Any]:
         return out
@@ -72,6 +82,7 @@ class Copy(Convolution):
         planes, rows, columns = axes
         of_plane = _slice(rows[: out.shape[1]]), _slice(columns[: out.shape[2]])
         clipped = [0] * len(out)
+        scale = (1.0, 0.0) if self.keeps_scale else scale
 
         def work(worker: int, plane: int) -> None:
             values = slab.source[planes[plane]][of_plane[0]][:, of_plane[1]]

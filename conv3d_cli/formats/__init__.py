@@ -26,6 +26,7 @@ from conv3d_cli.errors import (
     SpecError,
     WriteError,
     setting,
+    unknown_name,
     words,
 )
 from conv3d_cli.formats import (
@@ -248,6 +249,10 @@ def open_volume(
             f"cannot read {path}: its header promises {shape} voxels, "
             f"{reader.header.nbytes:.1e} bytes, more than any disk holds"
         )
+    stored = reader.header.file_dtype
+    if stored is not None and stored.kind == "f" and stored.itemsize > 8:
+        lost = f"its voxels are {stored.name}: they are read as float64, to 16 digits"
+        reader.losses, reader.notes = (*reader.losses, lost), (*reader.notes, lost)
     if not (found.claims(path) or found.only_reads(path)) and path != "-":
         named = find_format(path)
         says = "no format's" if named is None else f"{named.name}'s"
@@ -285,6 +290,7 @@ def create_volume(
     threads: int | None = None,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    levels_by: str | None = None,
     compression: str = "none",
 ) -> VolumeWriter:
     """Start writing a volume; the file appears when the writer is committed.
@@ -296,12 +302,14 @@ def create_volume(
     chunks : int or 3 ints or None
                             (D, H, W) of a chunk, if the format has chunks; None: it chooses
     levels : int            number of resolution levels, if the format has them
+    levels_by : str or None how a level is made of the one before: "mean", "gaussian", "mode" or
+                            "nearest"; None: by the mean, and of labels by the mode
     compression : str       "none", or one of the format's `compressions`
     Raises: SpecError for an unknown suffix or an option that the format does not have;
         OutputExistsError; WriteError if the format cannot store the volume.
     """
     found = output_format(path)
-    options = _options(found, path, chunks, levels, compression)
+    options = _options(found, path, chunks, levels, levels_by, compression)
     if not found.holds_axes(header.axes):
         raise WriteError(
             f"cannot write {path}: {found.name} holds no volume with the axes "
@@ -362,12 +370,15 @@ def _options(
     path: str,
     chunks: int | Sequence[int] | None,
     levels: int,
+    levels_by: str | None,
     compression: str,
 ) -> OutputOptions:
     """The options of an output, checked. Raises: SpecError for one that its format lacks."""
     check_compression(compression)
-    if not found.chunked and (chunks is not None or levels != 1):
-        option = setting("chunks" if chunks is not None else "levels")
+    check_levels_by(levels_by)
+    given = {"chunks": chunks is not None, "levels": levels != 1, "levels_by": bool(levels_by)}
+    if not found.chunked and any(given.values()):
+        option = setting(next(name for name, is_given in given.items() if is_given))
         able = _names(lambda f: f.chunked)
         raise SpecError(
             f"cannot write {path}: {option} is for {able}, and {found.name} has none; leave it out"
@@ -382,6 +393,7 @@ def _options(
     return OutputOptions(
         chunks=None if chunks is None else triple(chunks, "chunks"),
         levels=levels,
+        levels_by=levels_by,
         compression=compression,
     )
 
@@ -421,6 +433,15 @@ def check_compression(compression: str) -> None:
         raise SpecError(f"compression must be none, {' or '.join(known)}, received {compression!r}")
 
 
+def check_levels_by(method: str | None) -> None:
+    """Refuse a method of making levels that does not exist. Raises: UnknownNameError."""
+    if method is not None:
+        from conv3d_cli.formats.zarr.downsampling import DOWNSAMPLINGS
+
+        if method not in DOWNSAMPLINGS:
+            raise unknown_name("levels_by", method, DOWNSAMPLINGS)
+
+
 def check_output(
     path: str,
     *,
@@ -428,18 +449,19 @@ def check_output(
     make_folder: bool = False,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    levels_by: str | None = None,
     compression: str = "none",
 ) -> None:
     """Check, before any work, that an output can be written under its name and with its options.
 
     overwrite : bool        accept an output that exists
     make_folder : bool      accept a missing folder that can be made
-    chunks, levels, compression
+    chunks, levels, levels_by, compression
                             see `create_volume`
     Raises: OutputExistsError, WriteError, SpecError.
     """
     found = output_format(path)
-    _options(found, path, chunks, levels, compression)
+    _options(found, path, chunks, levels, levels_by, compression)
     if path != "-":
         found.check_target(path, overwrite, make_folder)
 
@@ -545,6 +567,7 @@ def output_bytes(
     *,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    levels_by: str | None = None,
     compression: str = "none",
 ) -> int:
     """Bytes of memory that writing a volume takes.
@@ -552,7 +575,9 @@ def output_bytes(
     Not counted are the blocks (d, h, w, channels) that the caller passes to the writer.
     """
     found = output_format(path)
-    return found.output_bytes(header, channels, _options(found, path, chunks, levels, compression))
+    return found.output_bytes(
+        header, channels, _options(found, path, chunks, levels, levels_by, compression)
+    )
 
 
 def output_access(
@@ -561,11 +586,12 @@ def output_access(
     *,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    levels_by: str | None = None,
     compression: str = "none",
 ) -> BoxAccess | None:
     """How the writer of a volume takes boxes; None if it takes whole planes only: a stream."""
     found = output_format(path)
-    options = _options(found, path, chunks, levels, compression)
+    options = _options(found, path, chunks, levels, levels_by, compression)
     return None if found.streamed(path, options) else found.box_access(header, options)
 
 
@@ -657,13 +683,14 @@ def write_volume(
     gz_level: int = 1,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    levels_by: str | None = None,
     compression: str = "none",
 ) -> None:
     """Write a whole volume in the format of the path's suffix; no partial file is ever left.
 
     volume : Volume         `data` in the order of its `axes`; see `read_volume` for an example
     overwrite : bool        replace an output that exists
-    gz_level, chunks, levels, compression
+    gz_level, chunks, levels, levels_by, compression
                             see `create_volume`
     Raises: OutputExistsError, WriteError; SpecError for an unknown suffix or option.
     """
@@ -681,6 +708,7 @@ def write_volume(
         gz_level=gz_level,
         chunks=chunks,
         levels=levels,
+        levels_by=levels_by,
         compression=compression,
     ) as writer:
         for n, channels in parts_in_storage_order(

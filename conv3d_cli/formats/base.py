@@ -63,6 +63,8 @@ class OutputOptions:
                                 None: see `machine.thread_count`
     chunks : 3 ints or None     (D, H, W) of a chunk, in voxels; None: the format chooses
     levels : int                number of resolution levels, including the full one
+    levels_by : str or None     how a level is made of the one before: "mean", "gaussian", "mode" or
+                                "nearest"; None: by the mean, and of labels by the mode
     compression : str           "none", or one of the format's `compressions`
     """
 
@@ -70,6 +72,7 @@ class OutputOptions:
     threads: int | None = None
     chunks: tuple[int, int, int] | None = None
     levels: int = 1
+    levels_by: str | None = None
     compression: str = "none"
 
 

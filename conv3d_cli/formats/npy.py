@@ -65,7 +65,11 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
         names = axes or axis_names(len(shape), channels_first, shown)
         source = NpySource(fortran)
         header = VolumeHeader(
-            Axes(names, shape), real_dtype(stored, shown), format=NAME, metadata=source
+            Axes(names, shape),
+            real_dtype(stored, shown),
+            format=NAME,
+            metadata=source,
+            file_dtype=stored,
         )
         return RawReader(file, header, shown, stored, file.tell(), fortran)
     except BaseException:

@@ -343,6 +343,8 @@ class VolumeHeader:
     dtype : numpy dtype         of the stored voxels, in native byte order
     grid : Grid                 place in the world
     scale : (slope, intercept)  the value of a voxel is stored · slope + intercept
+    file_dtype : dtype or None  of the voxels in the file that was read, where readers hand out
+                                another one; None: `dtype`
     format : str                name of the format that read it ("NIfTI", "TIFF", "NumPy", ...), or
                                 "" for an array
     metadata : object           the format's own data, for writing; other formats ignore it
@@ -352,6 +354,7 @@ class VolumeHeader:
                                 in order; () if they have no names
     is_filtered : bool          of an output: its values are computed, not copied, so what they mean
                                 may be another thing than `metadata` says
+    is_copy : bool              of an output: each value is one of the input
     is_labels : bool            of an output: its values are labels
     history : tuple of str      the steps that made it, oldest first: lines "PROGRAM STEP: COMMAND"
     facts : Facts               what the file tells besides
@@ -368,7 +371,9 @@ class VolumeHeader:
     history: tuple[str, ...] = ()
     facts: Facts = field(default_factory=Facts)
     is_filtered: bool = False
+    is_copy: bool = False
     is_labels: bool = False
+    file_dtype: np.dtype[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from conv3d_cli.convolution.assemble import ResolvedConvolution, assemble, resolve_convolution
+from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.formats import (
+    content_of,
     is_stream,
     lost_provenance,
     open_volume,
@@ -403,7 +405,8 @@ def _prepare(
             "the output goes through a temporary file in $TMPDIR, since its file is written in "
             "another order than it is computed; that takes space and time, the result is the same"
         )
-    stages, planning = _assemble_stages(job, chain, order, mask)
+    keeps_scale = header.scale != (1.0, 0.0)
+    stages, planning = _assemble_stages(job, chain, order, mask, keeps_scale)
     graph = _graph(stages)
     spooled = nodes_to_spool(graph)
     if order.spool_input[0] and len(graph.consumers[-1]) > 1:  # once, for all that take the volume
@@ -552,7 +555,10 @@ def _label_names(job: Job, chain: _Resolved, notes: list[str]) -> dict[int, str]
 
 
 def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHeader:
-    """The header of the output. Raises: ShapeError for --scale auto with RGB voxels."""
+    """The header of the output.
+
+    Raises: ShapeError for --scale auto with RGB voxels, and for --scale keep without a copy.
+    """
     grid, transform = source.grid, VoxelTransform()
     if chain.network is not None:
         (output,) = chain.network.network.outputs.values()
@@ -568,7 +574,16 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
     dtype = _output_dtype(job, source, copies, chain.labels)
     plain = bool(job.selects) and shape[4] == 1
     header = output_header(job.target, source, shape, grid, transform, dtype, plain)
-    header = replace(header, is_filtered=not copies, is_labels=chain.labels > 0)
+    is_labels = chain.labels > 0 or (copies and content_of(job.source) == "labels")
+    header = replace(header, is_filtered=not copies, is_copy=copies, is_labels=is_labels)
+    if job.scale == "keep":
+        if not copies:
+            raise ShapeError(
+                f"{setting('scale', 'keep')} keeps the numbers of the input, which only a copy has "
+                "(the kernel identity): leave it out"
+            )
+        if _keeps_scale(job, source, dtype):
+            header = replace(header, scale=source.scale)
     composed = job.channel_names if job.is_composed else None
     taken = chain.selecting
     if isinstance(taken, TakeChannels):
@@ -641,6 +656,16 @@ def _copy_dtype(source: VolumeHeader) -> np.dtype[Any]:
     return stored if is_short else np.dtype(np.float64)
 
 
+def _keeps_scale(job: Job, source: VolumeHeader, dtype: np.dtype[Any]) -> bool:
+    """Whether a copy in a dtype has the input's stored numbers, with their slope and intercept.
+
+    An output of floats that was asked for has the values.
+    """
+    same_kind = dtype == source.dtype or (dtype.kind in "iu" and source.dtype.kind in "iu")
+    is_scaled = source.scale != (1.0, 0.0)
+    return same_kind and is_scaled and output_format(job.target).holds_scale
+
+
 def _shift_notes(job: Job, header: VolumeHeader, chain: _Resolved) -> list[str]:
     """A note if output voxels lie between input voxels, as an even kernel places them."""
     shifted = [axis for axis, offset in enumerate(header.transform.offset) if offset % 1]
@@ -670,23 +695,29 @@ def _output_dtype(job: Job, source: VolumeHeader, copies: bool, labels: int = 0)
     """
     if job.dtype is None and labels:
         return np.dtype(next(name for most, name in _LABEL_DTYPES if labels <= most))
-    if job.dtype is None:
+    wanted = SAME_DTYPE if job.dtype is None and copies and job.scale == "keep" else job.dtype
+    if wanted is None:
         return np.dtype(_copy_dtype(source) if copies else np.float32)
-    if job.dtype != SAME_DTYPE:
-        return np.dtype(job.dtype)
+    if wanted != SAME_DTYPE:
+        return np.dtype(wanted)
     dtype = source.dtype
+    if copies and job.scale == "keep" and source.scale != (1.0, 0.0):
+        # values instead of the stored numbers, where the output cannot have their scale
+        return dtype if output_format(job.target).holds_scale else _copy_dtype(source)
     same, auto = setting("dtype", SAME_DTYPE), setting("scale", "auto")
     cure = f"pass another dtype, such as {setting('dtype', 'float32')}"
-    if dtype.name not in OUTPUT_DTYPES:
-        raise ShapeError(f"{same}: no output has the input's dtype {dtype.name}; {cure}")
-    if dtype.kind == "f" and job.scale == "auto":
+    if dtype.kind in "fb" and job.scale == "auto":
         raise ShapeError(f"{auto} is for integer outputs, and the input is {dtype.name}")
+    if copies and source.file_dtype is not None and source.file_dtype.str[1:] == "f2":
+        return np.dtype(np.float16)
+    if dtype.name not in OUTPUT_DTYPES and not (copies and dtype == np.bool_):
+        raise ShapeError(f"{same}: no output has the input's dtype {dtype.name}; {cure}")
     if dtype.kind != "f" and source.scale != (1.0, 0.0) and job.scale != "auto":
         slope, intercept = source.scale
         raise ShapeError(
             f"{same}: the input stores {dtype.name} with a scale (value = stored * {slope:g} "
             f"+ {intercept:g}), without which values would be rounded to whole numbers; pass "
-            f"{auto} (NIfTI), too, or {cure}"
+            f"{setting('scale', 'keep') if copies else auto} (NIfTI), too, or {cure}"
         )
     return dtype
 
@@ -696,11 +727,13 @@ _LABEL_DTYPES = ((255, "uint8"), (65535, "uint16"), (math.inf, "uint32"))
 
 
 def _assemble_stages(
-    job: Job, chain: _Resolved, order: _StreamOrder, mask: Mask | None
+    job: Job, chain: _Resolved, order: _StreamOrder, mask: Mask | None, keeps_scale: bool
 ) -> tuple[list[PreparedStage | PreparedStep], list[MemoryUse]]:
     """Plan all stages. Returns them, and the memory that the planning of each needs.
 
     Only the last stage may compute channels one by one; the others compute all channels at once.
+
+    keeps_scale : bool      see `Copy`
     Raises: MemoryLimitError for more weights than the ceiling allows.
     """
     stages: list[PreparedStage | PreparedStep] = []
@@ -733,6 +766,8 @@ def _assemble_stages(
             reports_coverage=job.needs_coverage,
             watches_losses=True,
         )
+        if isinstance(convolution, Copy):
+            convolution.keeps_scale = keeps_scale
         stages.append(
             PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses, inputs)
         )
@@ -773,6 +808,7 @@ def _choose_blocking(
             channels,
             chunks=job.chunks,
             levels=job.levels,
+            levels_by=job.levels_by,
             compression=job.compression,
         ),
         in_channels=in_channels,
@@ -816,7 +852,12 @@ def _box_job(
 
     reading = reader.box_access()
     writing = output_access(
-        job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression
+        job.target,
+        out_header,
+        chunks=job.chunks,
+        levels=job.levels,
+        levels_by=job.levels_by,
+        compression=job.compression,
     )
     convolutions = graph.convolutions
     if reading is None or writing is None or job.beside or graph.needs_whole:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from conv3d_cli.errors import SpecError, name_hint, named, setting, unknown_name, words
-from conv3d_cli.formats import check_compression, output_format, scaled_formats
+from conv3d_cli.formats import check_compression, check_levels_by, output_format, scaled_formats
 from conv3d_cli.formats.zarr.remote import check_timeout, waiting
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
@@ -320,11 +320,13 @@ class Job:
     gz_level : int              0 to 3, of .nii.gz and deflate
     chunks : int, 3 ints or None    voxels (D, H, W) of a chunk of a Zarr output
     levels : int                levels of resolution of a Zarr output
+    levels_by : str or None     how they are made: see `formats.base.OutputOptions`
     compression : str           of a TIFF output: "none", "deflate" or "zstd"
     missing : Missing           policy for missing voxels and for voxels outside a mask
     beside : tuple of Output    additional volumes to write, see `outputs.ROLES`
     scale : str                 "none"; or "auto": fit a slope and an intercept to the values, for
-                                integer outputs of formats that hold them
+                                integer outputs of formats that hold them; or "keep": a copy has
+                                the input's numbers, with their slope and intercept
     strict : bool               make clipped voxels, means of few voxels, and losses of the format
                                 errors
     preset : Applied or None    the preset that gave some of the settings, for reports
@@ -373,6 +375,7 @@ class Job:
     gz_level: int = 1
     chunks: int | Sequence[int] | None = None
     levels: int = 1
+    levels_by: str | None = None
     compression: str = "none"
     missing: Missing = NOTHING
     beside: tuple[Output, ...] = ()
@@ -428,6 +431,7 @@ class Job:
             raise SpecError(
                 f"levels must be at least 1 (only the full resolution), received {self.levels}"
             )
+        check_levels_by(self.levels_by)
         check_compression(self.compression)
         means = self.missing.has_weights or self.missing.nan == "ignore"
         normalization = read_normalization(self.normalize_input)
@@ -477,8 +481,8 @@ class Job:
                     f"{setting('nan', 'ignore')}, {setting('missing')} or "
                     f"{setting('boundary', 'renormalize')}"
                 )
-        if self.scale not in ("none", "auto"):
-            raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        if self.scale not in ("none", "auto", "keep"):
+            raise SpecError(f"scale must be none, auto or keep, received '{self.scale}'")
         if self.label_names is not None and not self.argmax and self.network is None:
             raise SpecError(
                 f"{setting('label_names', self.label_names)} is for labels: pass "

@@ -42,7 +42,7 @@ from conv3d_cli.pipeline.prepare import (
     open_job_mask,
     prepare_job,
 )
-from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.request import SAME_DTYPE, Job
 from conv3d_cli.pipeline.stream import load_loops, stream
 from conv3d_cli.system.atomic import committed_together, takes_many, write_errors
 from conv3d_cli.system.leftovers import cleanup_notes
@@ -168,6 +168,7 @@ def _check_target(job: Job, make_folder: bool) -> None:
         make_folder=make_folder,
         chunks=job.chunks,
         levels=job.levels,
+        levels_by=job.levels_by,
         compression=job.compression,
     )
 
@@ -216,7 +217,7 @@ def run_job(
                 job.target,
             )
         writer = _writer(job, prepared.header)
-        if prepared.spool_output and job.scale == "none":
+        if prepared.spool_output and job.scale != "auto":
             writer = SpooledWriter(writer)
         streamed: VolumeWriter = writer
         if observer is not None:
@@ -358,10 +359,11 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
                 threads=job.threads,
                 chunks=job.chunks,
                 levels=job.levels,
+                levels_by=job.levels_by,
                 compression=job.compression,
             )
 
-    if job.scale == "none":
+    if job.scale != "auto":
         return create(header)
     # what is lost is known before the file is begun, so that --strict refuses it
     known = lost_facts(output_format(job.target), job.target, header)
@@ -432,6 +434,8 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
         largest=watched[0].largest,
         spoiled=max(losses.spoiled for losses in watched),
     )
+    if scale_note := _dropped_scale_note(prepared):
+        return [scale_note]
     real = out if is_copy else first.plan.dtype
     cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
     notes = losses.notes(real, out, cure)
@@ -442,6 +446,20 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
             f"{setting('precision', 'float64')} computes 15"
         )
     return notes
+
+
+def _dropped_scale_note(prepared: PreparedJob) -> str:
+    """A note if a copy that should keep its numbers has their values instead; "" if not."""
+    job, source, header = prepared.job, prepared.reader.header, prepared.header
+    held = job.scale != "keep" or source.scale in ((1.0, 0.0), header.scale)
+    if held or job.dtype not in (None, SAME_DTYPE):
+        return ""
+    slope, intercept = source.scale
+    return (
+        f"the input stores {source.dtype.name} with a slope and an intercept (value = stored * "
+        f"{slope:.9g} + {intercept:.9g}), which {output_format(job.target).name} does not hold: "
+        f"the output has the values, in {header.dtype.name}"
+    )
 
 
 def clipped_note(job: Job, header: VolumeHeader, clipped: int, voxels: int) -> list[str]:
@@ -457,7 +475,7 @@ def clipped_note(job: Job, header: VolumeHeader, clipped: int, voxels: int) -> l
     cures = [f"{setting('dtype', 'float32')} keeps all values"]
     if limits.min == 0:
         cures.append("int16 negative ones")
-    if output_format(job.target).holds_scale and job.scale == "none":
+    if output_format(job.target).holds_scale and job.scale != "auto":
         cures.append(f"{setting('scale', 'auto')} fits them in")
     return [
         f"{count_of(clipped, 'voxel')} ({percent(clipped, voxels)}) did not fit "

@@ -65,6 +65,11 @@ NEEDS: tuple[Need, ...] = (
         _takes_means,
         "means: of a mask, of missing voxels, or at a boundary that renormalizes",
     ),
+    Need(
+        ("levels_by",),
+        lambda job, stage: (job.run.levels or 1) > 1,
+        "levels of resolution after the first, and this output has one",
+    ),
 )
 
 

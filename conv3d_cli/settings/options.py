@@ -430,6 +430,16 @@ class Settings:
         metavar="TEXT",
         help="Text to put before the output's file name.",
     )
+    out_format: str | None = option(
+        TEXT,
+        Place.COMMAND,
+        "Many volumes",
+        shapes=False,
+        flag="format",
+        metavar="SUFFIX",
+        help="File suffix of the outputs, and so their format, as .ome.zarr.  [default: the "
+        "input's]",
+    )
     recursive: bool | None = option(
         FLAG,
         Place.COMMAND,
@@ -627,14 +637,15 @@ class Settings:
         "BIDS' dseg.tsv with columns index and name.",
     )
     scale: str | None = option(
-        choice("none", "auto"),
+        choice("none", "auto", "keep"),
         Place.JOB,
         "Data",
         shapes=True,
         default="none",
         stores=True,
         help="For integer NIfTI outputs, auto stores a slope and an intercept that make the values "
-        "fill the type's range.",
+        "fill the type's range. With keep, a copy (-k identity) has the numbers that the input "
+        "stores, with its slope and intercept, where the format holds them.",
     )
     precision: str | None = option(
         choice("float32", "float64"),
@@ -925,8 +936,19 @@ class Settings:
         metavar="N",
         default=1,
         stores=True,
-        help="Number of resolution levels in Zarr. Each takes means of 2 voxels of the level "
-        "before, except along axes that are short (under 16 voxels) or coarse.",
+        help="Number of resolution levels in Zarr. Each has half the voxels of the level before "
+        "along each axis, except along axes that are short (under 16 voxels) or coarse.",
+    )
+    levels_by: str | None = option(
+        choice("mean", "gaussian", "mode", "nearest"),
+        Place.JOB,
+        "Formats of outputs",
+        shapes=True,
+        stores=True,
+        help="How each level is made of the level before: mean, gaussian, mode or nearest. Of 2 "
+        "voxels along each halved axis, it takes the mean, a Gaussian around their middle, the "
+        "most frequent value (mode, the smallest of equally frequent ones; for labels), or the "
+        "first voxel (nearest).  [default: mean, and of labels mode]",
     )
 
     # A layer, in Keras' words

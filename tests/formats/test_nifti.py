@@ -941,7 +941,7 @@ class TestHeader:
     )
     def test_dtypes_that_are_not_written(self, tmp_path: Path, dtype: str, cure: str) -> None:
         for suffix in SUFFIXES:
-            with pytest.raises(WriteError, match=f"use dtype {cure}"):
+            with pytest.raises(WriteError, match=f"pass dtype='{cure}'"):
                 write_volume(
                     str(tmp_path / f"v{suffix}"), Volume(values((3, 4, 5)).astype(dtype), "zyx")
                 )
@@ -1074,7 +1074,7 @@ class TestLies:
             try:
                 write_volume(str(tmp_path / "back.nii"), volume, overwrite=True)
             except WriteError as error:
-                assert "use dtype" in str(error) or "affine" in str(error)  # noqa: PT017
+                assert "pass dtype=" in str(error) or "affine" in str(error)  # noqa: PT017
 
 
 # --------------------------------------------------------------------------------------------------

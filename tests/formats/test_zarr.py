@@ -35,8 +35,9 @@ from conv3d_cli.errors import (
 from conv3d_cli.formats import create_volume, find_format, open_volume, read_volume, write_volume
 from conv3d_cli.formats.zarr import chunks as zarr_chunks
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
+from conv3d_cli.formats.zarr.downsampling import mean
 from conv3d_cli.formats.zarr.format import ZarrWriter
-from conv3d_cli.formats.zarr.pyramid import halve, level_factors
+from conv3d_cli.formats.zarr.pyramid import level_factors
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume, parts_in_storage_order
@@ -965,7 +966,7 @@ def test_levels_do_not_depend_on_chunks(
                 for i, n in enumerate(below.shape)
             )
         ]
-        below = halve(even, halved)
+        below = mean(even, halved)
         assert below.shape == tuple(
             n // factors.get(a, 1) for a, n in zip("zyx", shape, strict=True)
         )
@@ -973,23 +974,23 @@ def test_levels_do_not_depend_on_chunks(
 
 
 def test_means_of_integers_are_rounded_half_to_even() -> None:
-    assert halve(np.array([0, 1, 2, 3, 254, 255, 255, 255], np.uint8), [0]).tolist() == [
+    assert mean(np.array([0, 1, 2, 3, 254, 255, 255, 255], np.uint8), [0]).tolist() == [
         0,
         2,
         254,
         255,
     ]
     largest = np.iinfo(np.int64).max
-    assert halve(np.array([largest, largest, -largest, -largest, 2, 4]), [0]).tolist() == [
+    assert mean(np.array([largest, largest, -largest, -largest, 2, 4]), [0]).tolist() == [
         largest,
-        -largest - 1,
+        -largest,
         3,
     ]
-    assert halve(np.full(2, 2**64 - 1, np.uint64), [0]).tolist() == [2**64 - 1]
-    assert halve(np.array([np.inf, -np.inf, np.nan, 1]), [0]).tolist() == pytest.approx(
+    assert mean(np.full(2, 2**64 - 1, np.uint64), [0]).tolist() == [2**64 - 1]
+    assert mean(np.array([np.inf, -np.inf, np.nan, 1]), [0]).tolist() == pytest.approx(
         [np.nan, np.nan], nan_ok=True
     )
-    assert halve(np.array([True, True, False, False]), [0]).tolist() == [True, False]
+    assert mean(np.array([True, True, False, False]), [0]).tolist() == [True, False]
 
 
 def test_fewer_levels_than_asked_for_are_said(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -1115,7 +1116,9 @@ def test_an_interrupt_leaves_nothing(
                 run_job(replace(job, overwrite=True))
         assert all_files(tmp_path / "out") == before
     with monkeypatch.context() as patch:
-        patch.setattr(zarr_pyramid, "halve", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        patch.setattr(
+            zarr_pyramid, "_reduce", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+        )
         with pytest.raises(WriteError, match="no space left"):
             run_job(replace(job, overwrite=True))
     assert all_files(tmp_path / "out") == before

@@ -120,6 +120,7 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
                 real_dtype(stored, shown),
                 Grid() if axes is not None and axes != letters else _grid(dataset, letters),
                 format=FORMAT.name,
+                file_dtype=stored,
                 metadata=Hdf5Source(key),
                 history=_history(dataset),
                 facts=Facts(dropped=_attributes(file, dataset)),
@@ -361,8 +362,10 @@ def create_hdf5(
     source = header.metadata if isinstance(header.metadata, Hdf5Source) else Hdf5Source(NAME)
     history = "\n".join(header.history)
     notes: tuple[str, ...] = ()
+    if header.dtype == np.bool_:
+        notes = ("truth values are stored as 0 and 1 (uint8)",)
     if len(history.encode("utf-8", "surrogateescape")) > MAX_TEXT - 1024:
-        notes = ("its history is left out: an attribute of HDF5 holds 64 KB",)
+        notes = (*notes, "its history is left out: an attribute of HDF5 holds 64 KB")
         history = ""
     output = output_file(path, overwrite)
     try:

@@ -271,6 +271,7 @@ def open_mif(path: str, *, axes: str | None = None, channels_first: bool = False
         grid,
         _read_scale(header),
         format=FORMAT.name,
+        file_dtype=stored,
         metadata=MifSource(entries, named, back, steps) if in_place else None,
         history=history,
         facts=Facts(

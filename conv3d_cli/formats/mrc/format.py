@@ -134,6 +134,7 @@ def open_mrc(path: str, *, axes: str | None = None, channels_first: bool = False
         real_dtype(stored, path),
         grid,
         format=FORMAT.name,
+        file_dtype=stored,
         metadata=source,
         facts=_read_facts(head, sign, extended),
     )

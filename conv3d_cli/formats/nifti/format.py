@@ -225,6 +225,7 @@ def _volume_header(
         scale,
         FORMAT.name,
         source,
+        file_dtype=stored,
         history=history,
         facts=Facts(
             time_step=read_time_step(source.header) if volume_axes.size("t") > 1 else None,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.errors import FormatError, WriteError, setting
 from conv3d_cli.formats.base import real_dtype
 from conv3d_cli.formats.deviations import deviation_note
 from conv3d_cli.formats.nifti.grid import write_grid
@@ -77,6 +77,8 @@ VERSION = re.compile(
 DESCRIP_BYTES = 79  # without the zero that ends the text
 RGB_SAMPLES = {128: 3, 2304: 4}
 WRITABLE = {np.dtype(DATATYPES[code]): code for code in (2, 4, 8, 16, 64, 256, 512, 768)}
+# Written where the input is a NIfTI volume of this dtype, which its readers then know.
+KEPT = {np.dtype(DATATYPES[code]): code for code in (1024, 1280)}
 
 Extensions = tuple[tuple[int, bytes], ...]
 
@@ -482,10 +484,13 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
     pair : bool     True for a .hdr/.img pair
     Raises: WriteError, without the path, for a dtype or axes that NIfTI cannot store.
     """
-    if volume.dtype not in WRITABLE:
-        raise _dtype_error(volume.dtype)
     notes: list[str] = []
     source = source_of(volume)
+    codes = WRITABLE
+    if source is not None and volume.dtype == DATATYPES.get(int(source.header["datatype"])):
+        codes = {**WRITABLE, **KEPT}
+    if volume.dtype not in codes:
+        raise _dtype_error(volume.dtype)
     dimensions = _dimensions(axes)
     sizes = [max(dimensions.values())] + [1] * 7
     for letter, dimension in dimensions.items():
@@ -517,11 +522,18 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["dim"] = sizes
     rgb = axes.letters.endswith("s")
     samples = axes.size("s")
-    codes = {count: code for code, count in RGB_SAMPLES.items()}
-    header["datatype"] = codes[samples] if rgb else WRITABLE[volume.dtype]
+    rgb_codes = {count: code for code, count in RGB_SAMPLES.items()}
+    header["datatype"] = rgb_codes[samples] if rgb else codes[volume.dtype]
     header["bitpix"] = 8 * volume.dtype.itemsize * samples
     header["scl_slope"], header["scl_inter"] = volume.scale
-    header["cal_min"], header["cal_max"] = 0, 0
+    stored = float(header["scl_slope"]), float(header["scl_inter"])
+    if stored != volume.scale:
+        notes.append(
+            "NIfTI-1 stores slope and intercept in float32: "
+            f"{volume.scale[0]!r} and {volume.scale[1]!r} become {stored[0]!r} and {stored[1]!r}"
+        )
+    if not volume.is_copy:
+        header["cal_min"], header["cal_max"] = 0, 0
     if (
         volume.components
         or source is None
@@ -596,14 +608,15 @@ def source_of(volume: VolumeHeader) -> NiftiSource | None:
 
 def _dtype_error(dtype: np.dtype[Any]) -> WriteError:
     cures = {
-        "bool": "NIfTI has no bool; use dtype uint8",
-        "float16": "NIfTI has no float16; use dtype float32",
-        "int64": "most readers of NIfTI refuse int64; use dtype int32 or float64",
-        "uint64": "most readers of NIfTI refuse uint64; use dtype uint32 or float64",
+        "bool": ("NIfTI has no bool", "uint8"),
+        "float16": ("NIfTI has no float16", "float32"),
+        "int64": ("most readers of NIfTI refuse int64", "int32"),
+        "uint64": ("most readers of NIfTI refuse uint64", "uint32"),
     }
-    return WriteError(
-        cures.get(dtype.name, f"NIfTI volumes of {dtype.name} are not written; use dtype float64")
-    )
+    other = (f"NIfTI volumes of {dtype.name} are not written", "float64")
+    what, cure = cures.get(dtype.name, other)
+    wider = " or float64" if dtype.itemsize == 8 and cure != "float64" else ""
+    return WriteError(f"{what}; pass {setting('dtype', cure)}{wider}")
 
 
 def _slices_changed(volume: VolumeHeader, source: NiftiSource, sizes: list[int]) -> bool:

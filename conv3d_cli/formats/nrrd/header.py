@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.errors import FormatError, WriteError, setting
 from conv3d_cli.system.room import HEADER_BYTES, check_entries
 
 MAX_AXES = 16  # NRRD_DIM_MAX of Teem
@@ -318,9 +318,11 @@ def type_name(dtype: np.dtype[Any], path: str) -> str:
     """NRRD's name for a dtype. Raises: WriteError if NRRD has none."""
     names = TYPES.get(f"{dtype.kind}{dtype.itemsize}")
     if dtype.kind == "f" and dtype.itemsize == 2:
-        raise WriteError(f"cannot write {path}: NRRD has no float16; use dtype float32")
+        cure = setting("dtype", "float32")
+        raise WriteError(f"cannot write {path}: NRRD has no float16; pass {cure}")
     if names is None:
-        raise WriteError(f"cannot write {path}: NRRD holds no {dtype}; use another dtype")
+        cure = setting("dtype", "uint8" if dtype == np.bool_ else "float64")
+        raise WriteError(f"cannot write {path}: NRRD holds no {dtype}; pass {cure}")
     return names[0]
 
 

@@ -219,6 +219,7 @@ def _read_header(
         kept,
         history=described.history,
         facts=described.facts,
+        file_dtype=series.dtype,
     )
     more = (*_series_notes(opened, path), *described.notes, *curve_notes(opened))
     return header, (*notes, *opened.notes, *more)
@@ -541,7 +542,9 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     if math.prod(header.shape) == 0:
         raise WriteError(f"cannot write {path}: TIFF holds no empty volume, shape {header.shape}")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise WriteError(f"cannot write {path}: TIFF holds no {dtype}; use another dtype")
+        raise WriteError(
+            f"cannot write {path}: TIFF holds no {dtype}; pass {setting('dtype', 'float32')}"
+        )
 
     frames, depth, height, width, channels = header.shape
     rgb = (
@@ -570,7 +573,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         if dtype.name not in tiff_ome.OME_TYPES:
             raise WriteError(
                 f"cannot write {path}: OME-TIFF holds no {dtype}; "
-                "use another dtype, or name it .tif"
+                f"pass {setting('dtype', 'float32')}, or name it .tif"
             )
     elif dtype.name not in IMAGEJ_DTYPES:
         reason = f"{dtype} does not fit ImageJ TIFF"

@@ -45,6 +45,7 @@ from conv3d_cli.formats.zarr.chunks import (
     direct,
 )
 from conv3d_cli.formats.zarr.codecs import READ_ENTRY_BYTES, WRITTEN_ENTRY_BYTES
+from conv3d_cli.formats.zarr.downsampling import DOWNSAMPLINGS, Downsampling, default_method
 from conv3d_cli.formats.zarr.names import ancestors, is_node, is_url, local_folder
 from conv3d_cli.formats.zarr.ome import OmeImage
 from conv3d_cli.formats.zarr.store import (
@@ -65,7 +66,7 @@ from conv3d_cli.model.volume import (
     VolumeReader,
     VolumeWriter,
 )
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.words import count_of, plain_text
 
 # (D, H, W) of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller chunks cost a file and
 # some 0.1 ms each; larger ones cost memory (the writer holds a row of them) and make viewers fetch
@@ -367,6 +368,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             notes.append(
                 f"the image has {len(image.datasets)} levels of resolution: the finest is used"
             )
+        notes += _labels_note(path, node)
     else:
         for group, inner in ancestors(path):
             image, problem = _image_of(group)
@@ -435,6 +437,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         real_dtype(array.dtype, path),
         grid,
         format=FORMAT.name,
+        file_dtype=array.dtype,
         metadata=metadata,
         history=history,
         facts=zarr_ome.read_facts(metadata.image, found, path),
@@ -555,6 +558,23 @@ def _attribute(group: Any, name: str, key: str) -> Any:
     return {**attributes, **(inner if isinstance(inner, Mapping) else {})}.get(key)
 
 
+def _labels_note(path: str, group: Any) -> list[str]:
+    """A note on the images of labels in an image's group, which are not read with it; [] without.
+
+    Servers are not asked for them.
+    """
+    named = None if is_url(path) else _attribute(group, "labels", "labels")
+    if not isinstance(named, list) or not named:
+        return []
+    shown = ", ".join(plain_text(str(name)) for name in named[:3])
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    first = joined(path, "labels", str(named[0]))
+    return [
+        f"the store also holds labels ({shown}{more}), which are images of their own: "
+        f"{plain_text(first)}"
+    ]
+
+
 def _first_path(described: Any, key: str) -> str:
     """The path of the first entry of a list in NGFF's metadata of plates and wells; "" without."""
     entries = described.get(key) if isinstance(described, Mapping) else None
@@ -647,7 +667,16 @@ def _levels_bytes(
     """
     if options.levels <= 1:
         return 0
-    return zarr_pyramid.level_bytes(unit, header.dtype.itemsize) + zarr_pyramid.WORKERS * listed
+    axes, method = header.axes, _downsampling(header, options)
+    levels = zarr_pyramid.level_bytes(
+        axes.letters, axes.shape, header.grid.spacing, unit, method, header.dtype.itemsize
+    )
+    return levels + zarr_pyramid.WORKERS * listed
+
+
+def _downsampling(header: VolumeHeader, options: OutputOptions) -> Downsampling:
+    """The method that makes the levels of an output."""
+    return DOWNSAMPLINGS[options.levels_by or default_method(header.is_labels)]
 
 
 def _concurrent_units(axes: Axes, unit: Sequence[int], channels: int) -> int:
@@ -927,6 +956,7 @@ def create_zarr(
     compressor, codec_note = _compressors(source, layout.zarr_format, header.dtype)
     _, note = zarr_ome.scale_and_translation(header.grid, zarr_ome.is_flipped(image))
     factors = zarr_pyramid.level_factors(letters, shape, header.grid.spacing, levels)
+    method = _downsampling(header, options)
     nifti = b""
     nifti_notes: tuple[str, ...] = ()
     if names.is_nifti(path):  # its header holds the whole affine
@@ -976,7 +1006,9 @@ def create_zarr(
                 if factors[number].get(a, 1) != factors[number - 1].get(a, 1)
             ]
             # its own threads do the work
-            zarr_pyramid.fill_level(alone(below), alone(level), halved, shards or fitted, stop)
+            zarr_pyramid.fill_level(
+                alone(below), alone(level), halved, shards or fitted, method, stop
+            )
             below = level
         if stop.is_set():
             return
@@ -1003,6 +1035,8 @@ def create_zarr(
             header.history,
             header.facts,
             header.facts.name or (image.name if image else "") or zarr_ome.NO_NAME,
+            method,
+            header.is_copy and header.is_labels and header.dtype.kind in "iu",
         )
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 
@@ -1017,6 +1051,11 @@ def create_zarr(
         raise
     writer.windows = bool(channels)
     writer.notes = tuple(notes)
+    if len(factors) > 1 and options.levels_by is None and header.is_labels:
+        writer.remarks = (
+            "the values are labels, so a voxel of a further level is the most frequent label: "
+            f"{setting('levels_by', 'mode')}",
+        )
     return writer
 
 

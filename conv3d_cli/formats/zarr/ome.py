@@ -19,6 +19,7 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError, setting
 from conv3d_cli.formats.base import entries_of
+from conv3d_cli.formats.zarr.downsampling import DOWNSAMPLINGS, Downsampling
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import NGFF_LENGTHS, TIME_UNITS, UNITS, known_length, time_unit
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, Facts, VolumeHeader
@@ -78,6 +79,7 @@ class OmeImage:
     systems : tuple     names of its coordinate systems (0.6), the one of `axes` first
     history : tuple     lines of `VolumeHeader.history`, from "history" in the attribute "conv3d"
     others : tuple      names of attributes that are not NGFF's
+    label : dict        "image-label" of an image of labels: their colours and properties
     """
 
     version: str
@@ -89,6 +91,7 @@ class OmeImage:
     systems: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    label: dict[str, Any] = field(default_factory=dict)
 
     @property
     def letters(self) -> str:
@@ -162,6 +165,7 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
             systems,
             _read_history(attributes.get("conv3d")),
             tuple(name for name in map(str, attributes) if name not in KNOWN),
+            dict(label) if isinstance(label := found.get("image-label"), Mapping) else {},
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -376,6 +380,8 @@ def image_attributes(
     history: Sequence[str] = (),
     facts: Facts | None = None,
     name: str = "",
+    method: Downsampling = DOWNSAMPLINGS["mean"],
+    is_label: bool = False,
 ) -> dict[str, Any]:
     """The attributes of the group of an output image.
 
@@ -390,6 +396,8 @@ def image_attributes(
     history : list      see `OmeImage`
     facts : Facts       of the volume; its time step is written where `source` has none
     name : str          of the image
+    method : Downsampling   that made the levels after the first
+    is_label : bool     the image is a copy of labels; what `source` tells of them is kept
     """
     facts = facts or Facts()
     place, _ = scale_and_translation(grid, is_flipped(source))
@@ -421,18 +429,26 @@ def image_attributes(
             step, start = base[letter]
             count = level.factors.get(letter, 1)
             scale.append(step * count)
-            # the centre of `count` voxels
-            translation.append(float(f"{start + step * (count - 1) / 2:.15g}"))
+            middle = (count - 1) / 2 if method.is_centred else 0.0  # of `count` voxels
+            translation.append(float(f"{start + step * middle:.15g}"))
         transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if any(translation):
             transformations.append({"type": "translation", "translation": translation})
         datasets.append({"path": level.path, "coordinateTransformations": transformations})
-    multiscale: dict[str, Any] = {"name": name, "axes": axes, "datasets": datasets, **_DOWNSCALED}
+    multiscale: dict[str, Any] = {"name": name, "axes": axes, "datasets": datasets}
     if len(levels) == 1:
         multiscale |= {"type": "none", "metadata": {"description": "a single level"}}
+    else:
+        made = {"description": method.description, "method": "conv3d"}
+        multiscale |= {"type": method.kind, "metadata": made}
     omero = _rendering(source, channels, windows)
     extra = {"omero": omero} if omero else {}
     own = {"conv3d": {"history": list(history)}} if history else {}
+    if is_label:
+        # the image that they belong to lies beside the input's store
+        kept = {} if source is None else {k: v for k, v in source.label.items() if k != "source"}
+        kept.pop("version", None)
+        extra["image-label"] = {**kept, **({"version": version} if version == "0.4" else {})}
     if version == "0.4":
         return {"multiscales": [{"version": version, **multiscale}], **extra, **own}
     return {"ome": {"version": version, "multiscales": [multiscale], **extra}, **own}
@@ -447,16 +463,6 @@ def is_flipped(source: OmeImage | None) -> bool:
         return False
     pairs = zip(source.letters, source.datasets[0].scale, strict=True)
     return any(letter in SPATIAL and step < 0 for letter, step in pairs)
-
-
-_DOWNSCALED = {
-    "type": "local mean",
-    "metadata": {
-        "description": "a voxel is the mean of 2 voxels of the level before, along each axis that "
-        "is half as long",
-        "method": "conv3d",
-    },
-}
 
 
 def scale_and_translation(
