@@ -130,7 +130,7 @@ COMMANDS = _each(
         "plan estimate dry-run cost": "explain",
         "kernels": "kernel list",
         "make": "kernel make",
-        "convert": "kernel convert (for kernels; volumes: apply IN -k identity -o OUT)",
+        "copy cp export translate": "convert",
         "like preset tools": "presets",
         "repeat redo replay reproduce": "rerun",
         "benchmark time timeit": "bench",

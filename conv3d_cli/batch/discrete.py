@@ -145,9 +145,14 @@ class LeftOut:
             )
         return words
 
-    def notes(self) -> list[str]:
-        """Notes on the files left out, and on masks, label maps and probability maps taken."""
+    def notes(self, mixes: bool = True) -> list[str]:
+        """Notes on the files left out, and on masks, label maps and probability maps taken.
+
+        mixes : bool    False if their values are copied
+        """
         notes = self.words()
+        if not mixes:
+            return notes
         if self.taken:
             taken = _count(self.taken, *DISCRETE_NAMES)
             notes.append(

@@ -15,7 +15,12 @@ from conv3d_cli.system.portable import slashes, true_path
 
 
 def output_name(
-    name: str, out_dir: str | None = None, suffix: str = "", prefix: str = "", below: str = ""
+    name: str,
+    out_dir: str | None = None,
+    suffix: str = "",
+    prefix: str = "",
+    below: str = "",
+    ending: str = "",
 ) -> str:
     """The output path for an input: its name with prefix and suffix, in `out_dir` or beside it.
 
@@ -24,6 +29,7 @@ def output_name(
 
     out_dir : str or None       folder or URL of the outputs; None: the input's folder
     below : str                 subfolder of `out_dir`; "" for none
+    ending : str                file suffix of the output; "" for that of the input
     Raises: SpecError if prefix or suffix contain a folder.
 
     >>> output_name("a/x.ome.zarr/1", "out", suffix="_sm")
@@ -32,8 +38,8 @@ def output_name(
     'out/raw/y.zarr'
     >>> output_name("a/plate.ome.tif::well A/1", "out")
     'out/plate_well_A_1.ome.tif'
-    >>> output_name("a/cells.lsm", "out")
-    'out/cells.ome.tif'
+    >>> output_name("a/cells.lsm", "out"), output_name("a/x.nii.gz", "out", ending=".ome.zarr")
+    ('out/cells.ome.tif', 'out/x.ome.zarr')
     """
     for option, text in (("--suffix", suffix), ("--prefix", prefix)):
         if "/" in slashes(text) or "\0" in text:
@@ -41,13 +47,13 @@ def output_name(
                 f"{option} is part of a file name, received {text!r}; name a folder with --out-dir"
             )
     whole = whole_store(name)
-    ending = suffix_of(whole)
+    own = suffix_of(whole)
     parent, slash, file = whole.rpartition("/") if "://" in whole else ("", "", Path(whole).name)
-    stem = file[: len(file) - len(ending)]
+    stem = file[: len(file) - len(own)]
     part = re.sub(r"[^\w.+-]+", "_", split_part(name)[1]).strip("_.")
     if os.path.isdir(whole):  # of planes: the pattern chooses among their files
         part = part.removesuffix(suffix_of(part)).strip("_.")
-    ending = target_suffix(name) or file[len(stem) :]
+    ending = ending or target_suffix(name) or file[len(stem) :]
     new = f"{prefix}{stem}{'_' + part if part else ''}{suffix}{ending}"
     if out_dir is not None and "://" in out_dir:
         return "/".join(
@@ -115,11 +121,17 @@ def made_before(inputs: Sequence[str], outputs: Sequence[str]) -> set[int]:
 
     >>> made_before(["a.npy", "a_sm.npy", "b.npy"], ["a_sm.npy", "a_sm_sm.npy", "b_sm.npy"])
     {1}
+    >>> made_before(["a.nii", "a.npy"], ["a.npy", "a.npy"])
+    {1}
     """
     sources = [identity(whole_store(name)) for name in inputs]
-    targets = {identity(target): number for number, target in enumerate(outputs)}
+    makers: dict[str, list[int]] = {}
+    for number, target in enumerate(outputs):
+        makers.setdefault(identity(target), []).append(number)
     return {
-        number for number, source in enumerate(sources) if targets.get(source, number) != number
+        number
+        for number, source in enumerate(sources)
+        if any(maker != number for maker in makers.get(source, ()))
     }
 
 

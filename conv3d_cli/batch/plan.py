@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
-from conv3d_cli.errors import ConfigError, Conv3DError, SpecError, setting
+from conv3d_cli.errors import ConfigError, Conv3DError, SpecError, setting, unknown_name
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.settings.mask_rules import is_rule, located_mask
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from conv3d_cli.provenance.bids import Dataset
 
 
+COPYING = "identity"  # the kernel that copies
+
+
 @dataclass(frozen=True)
 class BatchRequest:
     """Which volumes a command takes, and how it names their outputs.
@@ -40,6 +43,7 @@ class BatchRequest:
     output : str or None        output of a single volume; "-" is a pipe
     out_dir : str or None       folder of the outputs; None: the folder of each input
     suffix, prefix : str        parts to add to the outputs' names
+    ending : str                file suffix of the outputs; "" for that of each input
     recursive : bool            see `discover.find_volumes`
     patterns : tuple of str     see `discover.find_volumes`
     stack : bool                each folder is one volume, of planes in files
@@ -55,6 +59,7 @@ class BatchRequest:
     out_dir: str | None = None
     suffix: str = ""
     prefix: str = ""
+    ending: str = ""
     recursive: bool = False
     patterns: tuple[str, ...] = ()
     stack: bool = False
@@ -62,6 +67,11 @@ class BatchRequest:
     allow_outside: bool = False
     bids: bool = False
     history: bool = False
+
+    @property
+    def name_parts(self) -> dict[str, str]:
+        """What changes the outputs' names, by the option."""
+        return {"--suffix": self.suffix, "--prefix": self.prefix, "--format": self.ending}
 
 
 class JobTemplate(Protocol):
@@ -136,7 +146,10 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
     outputs with one name, an output that is an input; FormatError if folders hold no volume, or if
     config or manifest cannot be read.
     """
+    if request.ending:
+        request = replace(request, ending=_known_ending(request.ending))
     plan = (_plan_inputs if request.manifest is None else _plan_manifest)(request, options)
+    _make_levels_of_labels(plan)
     _check_beside(plan.jobs)
     if request.history:
         from conv3d_cli.provenance.command import with_history
@@ -145,6 +158,37 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
             with_history(job, given) for job, given in zip(plan.jobs, plan.given, strict=True)
         ]
     return plan
+
+
+def _known_ending(text: str) -> str:
+    """A file suffix that is written, with its dot. Raises: UnknownNameError."""
+    from conv3d_cli.formats import written_suffixes
+
+    ending = text.lower() if text.startswith(".") else f".{text.lower()}"
+    if ending not in written_suffixes():
+        raise unknown_name("format", text, written_suffixes())
+    return ending
+
+
+def _make_levels_of_labels(plan: JobPlan) -> None:
+    """Copies of volumes whose names mark labels get levels of resolution by the mode."""
+    from conv3d_cli.batch.discrete import DISCRETE, kind_of
+
+    named = []
+    for number, job in enumerate(plan.jobs):
+        is_copy = [getattr(stage, "kernel", None) for stage in job.stages] == [COPYING]
+        if not (is_copy and job.levels > 1 and job.levels_by is None):
+            continue
+        if kind_of(job.source, look=False) == DISCRETE:
+            plan.jobs[number] = replace(job, levels_by="mode")
+            plan.given[number] = replace(plan.given[number], levels_by="mode")
+            named.append(job.source)
+    if named:
+        plan.notes.append(
+            f"the levels of {count_of(len(named), 'volume')} whose names mark labels "
+            f"({os.path.basename(named[0].rstrip('/'))}{', ...' if len(named) > 1 else ''}) are "
+            f"made by the mode; {setting('levels_by', 'mean')} averages"
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -182,9 +226,9 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
     from conv3d_cli.batch.discrete import LeftOut
 
     _check_bids(request)
-    renamed = out_dir is not None or request.suffix or request.prefix
+    renamed = out_dir is not None or request.suffix or request.prefix or request.ending
     if output is not None and renamed:
-        raise SpecError("-o names one output; leave out --out-dir, --suffix and --prefix")
+        raise SpecError("-o names one output; leave out --out-dir, --suffix, --prefix and --format")
     if output is None and not renamed:
         raise SpecError(f"no output: {_output_options(inputs, given)}")
     if renamed and "-" in inputs:
@@ -210,7 +254,7 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
             found = [volume for volume in found if volume.path not in masks_in_folders]
             left.taken = [path for path in left.taken if path not in masks_in_folders]
             notes.append(used_otherwise(len(masks_in_folders)))
-    notes += left.notes()
+    notes += left.notes(mixes=options.given.kernel != COPYING)
     sources = [volume.path for volume in found]
     dataset = _dataset(sources, request, [given] * len(sources))
     if output is not None:
@@ -223,7 +267,8 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
         targets = dataset.targets
     else:
         targets = [
-            output_name(v.path, out_dir, request.suffix, request.prefix, v.below) for v in found
+            output_name(v.path, out_dir, request.suffix, request.prefix, v.below, request.ending)
+            for v in found
         ]
         old = {number for number in made_before(sources, targets) if found[number].in_folder}
         if old:
@@ -275,13 +320,13 @@ def _output_options(inputs: Sequence[str], given: Settings) -> str:
     word = kernel if kernel.isidentifier() else "out"
     source = inputs[0]
     if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):
-        return f"pass --out-dir DIR, as in --out-dir {word}, or --suffix or --prefix"
+        return f"pass --out-dir DIR, as in --out-dir {word}, or --suffix, --prefix or --format"
     name = (
         f"{word}.npy" if source == "-" else os.path.basename(output_name(source, None, f"_{word}"))
     )
     return (
         f"pass -o OUT, as in -o {shlex.quote(name)}, "
-        "or --out-dir, --suffix or --prefix for many inputs"
+        "or --out-dir, --suffix, --prefix or --format for many inputs"
     )
 
 
@@ -363,10 +408,10 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
             )
         else:
             targets.append(dataset.targets[number])
-    for name in ("suffix", "prefix"):
-        if getattr(request, name) and rows and all("output" in row.cells for row in rows):
+    for flag, value in request.name_parts.items():
+        if value and rows and all("output" in row.cells for row in rows):
             raise SpecError(
-                f"manifest {path} names every output; leave out --{name}, or the column output"
+                f"manifest {path} names every output; leave out {flag}, or the column output"
             )
     known: dict[str, JobTemplate] = {}  # by their options, as JSON
     templates = []
@@ -376,7 +421,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
             if key not in known:
                 known[key] = options.settings(row_options, (path,))
             templates.append(known[key])
-    notes = left.notes()
+    notes = left.notes(mixes=options.given.kernel != COPYING)
     with _errors_at(f"manifest {path}"):
         rules = [one.mask if one.mask and is_rule(one.mask) else None for one in templates]
         masks = _masks(rules, sources, notes)
@@ -404,11 +449,14 @@ def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: s
         if row.cells["output"] == "-":
             raise ConfigError(f"{where}, column output: a manifest names files, received '-'")
         return _written(row.cells["output"], request, folder, f"{where}, column output")
-    if request.out_dir is None and not request.suffix and not request.prefix:
+    if request.out_dir is None and not (request.suffix or request.prefix or request.ending):
         raise ConfigError(
-            f"{where}, column output: no output; name one, or pass --out-dir, --suffix or --prefix"
+            f"{where}, column output: no output; name one, or pass --out-dir, --suffix, --prefix "
+            "or --format"
         )
-    return output_name(source, request.out_dir, request.suffix, request.prefix)
+    return output_name(
+        source, request.out_dir, request.suffix, request.prefix, ending=request.ending
+    )
 
 
 def _row_options(
@@ -486,9 +534,9 @@ def _check_bids(request: BatchRequest) -> None:
         raise SpecError(
             "--bids writes a dataset; name its folder, as in --out-dir derivatives/conv3d"
         )
-    for name in ("output", "suffix", "prefix"):
-        if getattr(request, name):
-            raise SpecError(f"--bids names the outputs; leave out --{name}")
+    for flag, value in {"--output": request.output, **request.name_parts}.items():
+        if value:
+            raise SpecError(f"--bids names the outputs; leave out {flag}")
 
 
 def _dataset(

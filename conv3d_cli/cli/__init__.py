@@ -35,6 +35,7 @@ COMMANDS = tuple(
             "bench",
             "compare",
             "completion",
+            "convert",
             "describe",
             "explain",
             "help",

@@ -51,6 +51,7 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
         out_dir=given.out_dir,
         suffix=given.suffix or "",
         prefix=given.prefix or "",
+        ending=given.out_format or "",
         recursive=bool(given.recursive),
         patterns=given.glob or (),
         stack=bool(given.stack),

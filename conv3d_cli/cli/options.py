@@ -6,7 +6,8 @@ The help has the sections of the table. This module does not import NumPy.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -162,7 +163,7 @@ def _brief_record(parameter: click.Parameter, ctx: click.Context) -> tuple[str, 
     record = parameter.get_help_record(ctx)
     if record is None or not isinstance(parameter, TableOption):
         return record
-    row = OPTION[parameter.name or ""]
+    row = parameter.row
     default = "" if row.default is None else f"  [default: {row.default}]"
     return record[0].partition(" / ")[0], row.brief + default
 
@@ -176,9 +177,15 @@ def apply_options(command: Command) -> Command:
     return _declared(option for option in OPTIONS if option.section)(command)
 
 
-def options_of_table(wanted: Callable[[Option], bool]) -> Callable[[Command], Command]:
-    """A decorator that adds the options of `apply` that are wanted, in their sections."""
-    return _declared(option for option in OPTIONS if option.section and wanted(option))
+def options_of_table(
+    wanted: Callable[[Option], bool], changes: Mapping[str, Mapping[str, Any]] | None = None
+) -> Callable[[Command], Command]:
+    """A decorator that adds the options of `apply` that are wanted, in their sections.
+
+    changes : mapping       fields of rows that are others for this command, by the option's name
+    """
+    rows = (option for option in OPTIONS if option.section and wanted(option))
+    return _declared(replace(row, **(changes or {}).get(row.name, {})) for row in rows)
 
 
 def explain_options(command: Command) -> Command:

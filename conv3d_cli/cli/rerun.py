@@ -190,5 +190,5 @@ def _check_format(original: str, target: str) -> None:
     if suffix_of(original) != suffix_of(target.rstrip("/")):
         raise SpecError(
             f"a rerun writes the recorded format, {suffix_of(original)}, received {target}; "
-            "change the suffix, or convert the result with conv3d apply -k identity"
+            "change the suffix, or convert the result with conv3d convert"
         )

@@ -312,7 +312,7 @@ def check_suited(prepared: PreparedJob) -> None:
         raise SpecError(
             "--scheduler reads Zarr stores, which several workers can open at once, and "
             f"{job.source} is not one; convert it first: "
-            f"conv3d apply {job.source} -k identity -o {job.source}.zarr"
+            f"conv3d convert {job.source} {job.source}.zarr"
         )
     if not output_format(job.target).chunked:
         raise SpecError(

@@ -279,7 +279,7 @@ def storable(
 ) -> tuple[np.dtype[Any], tuple[str, ...]]:
     """The dtype that stores voxels without loss, and a note if it is a wider one.
 
-    choices : dtypes        of the format, the narrower ones first
+    choices : dtypes        of the format
     Raises: WriteError if the format has none.
     >>> storable(np.dtype("u2"), ["u1", "i2", "i4"], "MGH", "a.mgh")
     (dtype('int32'), ('MGH has no uint16: stored as int32',))
@@ -287,7 +287,7 @@ def storable(
     own = [np.dtype(choice) for choice in choices]
     if dtype in own:
         return dtype, ()
-    for choice in own:
+    for choice in sorted(own, key=lambda one: (one.itemsize, one.kind != "u")):
         if (choice.kind in "ui") == (dtype.kind in "bui") and np.can_cast(dtype, choice, "safe"):
             return choice, (f"{format_name} has no {dtype.name}: stored as {choice.name}",)
     raise WriteError(

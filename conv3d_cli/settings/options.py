@@ -430,6 +430,16 @@ class Settings:
         metavar="TEXT",
         help="Text to put before the output's file name.",
     )
+    out_format: str | None = option(
+        TEXT,
+        Place.COMMAND,
+        "Many volumes",
+        shapes=False,
+        flag="format",
+        metavar="SUFFIX",
+        help="File suffix of the outputs, and so their format, as .ome.zarr.  [default: the "
+        "input's]",
+    )
     recursive: bool | None = option(
         FLAG,
         Place.COMMAND,
@@ -935,10 +945,10 @@ class Settings:
         "Formats of outputs",
         shapes=True,
         stores=True,
-        help="What a voxel of a further level is: the mean of 2 voxels of the level before along "
-        "each halved axis, a Gaussian around them, the most frequent of their values (mode, the "
-        "smallest of equally frequent ones; for labels), or the first of them (nearest).  "
-        "[default: mean, and of labels mode]",
+        help="How each level is made of the level before: mean, gaussian, mode or nearest. Of 2 "
+        "voxels along each halved axis, it takes the mean, a Gaussian around their middle, the "
+        "most frequent value (mode, the smallest of equally frequent ones; for labels), or the "
+        "first voxel (nearest).  [default: mean, and of labels mode]",
     )
 
     # A layer, in Keras' words

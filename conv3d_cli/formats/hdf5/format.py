@@ -362,8 +362,10 @@ def create_hdf5(
     source = header.metadata if isinstance(header.metadata, Hdf5Source) else Hdf5Source(NAME)
     history = "\n".join(header.history)
     notes: tuple[str, ...] = ()
+    if header.dtype == np.bool_:
+        notes = ("truth values are stored as 0 and 1 (uint8)",)
     if len(history.encode("utf-8", "surrogateescape")) > MAX_TEXT - 1024:
-        notes = ("its history is left out: an attribute of HDF5 holds 64 KB",)
+        notes = (*notes, "its history is left out: an attribute of HDF5 holds 64 KB")
         history = ""
     output = output_file(path, overwrite)
     try:
