@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conv3d_cli.api.arrays import conv3d
-    from conv3d_cli.api.files import convolve_file
+    from conv3d_cli.api.files import convert_file, convolve_file
     from conv3d_cli.api.operations import operate
     from conv3d_cli.errors import (
         ChangedInputError,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "conv3d": "conv3d_cli.api.arrays",
+    "convert_file": "conv3d_cli.api.files",
     "convolve_file": "conv3d_cli.api.files",
     "operate": "conv3d_cli.api.operations",
     "Conv3D": "conv3d_cli.keras",
@@ -93,6 +94,7 @@ __all__ = [
     "Volume",
     "WriteError",
     "conv3d",
+    "convert_file",
     "convolve_file",
     "operate",
     "read_kernel",

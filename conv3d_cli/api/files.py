@@ -82,6 +82,34 @@ def convolve_file(
     return replace(run.report, notes=[*run.notes, *run.report.notes])
 
 
+def convert_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> JobReport:
+    """Copy a volume into another file or format, in bounded memory, as `conv3d convert` does.
+
+    source, target : paths of volumes of any format; the suffix of `target` chooses its format
+    progress : as of `convolve_file`
+    options : those of `convolve_file` for jobs and formats, such as levels, chunks, compression,
+        axes, spacing; dtype="same" and scale="keep" are the defaults: each voxel keeps its bits
+    Returns the report of the job, whose notes tell what the format of `target` does not hold.
+    Raises: as `convolve_file`.
+
+    >>> import tempfile
+    >>> from conv3d_cli import Volume, read_volume, write_volume
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_volume(f"{folder}/a.npy", Volume(np.full((2, 3, 4), 2**63, np.uint64), "zyx"))
+    ...     report = convert_file(f"{folder}/a.npy", f"{folder}/b.nrrd")
+    ...     read_volume(f"{folder}/b.nrrd").data.max()
+    np.uint64(9223372036854775808)
+    """
+    copying = {"dtype": "same", "scale": "keep"}
+    return convolve_file(source, target, "identity", progress=progress, **{**copying, **options})
+
+
 def _ignore(*_: object) -> None:
     pass
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import triple_text
 from conv3d_cli.model.missing import NOTHING, Missing
@@ -211,7 +212,8 @@ def describe(prepared: PreparedJob) -> str:
         if len(layers) > 1:
             planned.append(heading)
         rows += _layer_rows(layer, fwhm)
-        planned += _plan_rows(layer, stage, record, prepared.job.on_cluster)
+        if not isinstance(stage.convolution, Copy):  # which no algorithm computes
+            planned += _plan_rows(layer, stage, record, prepared.job.on_cluster)
     rows += [("missing", text) for text in _missing_words(prepared.job.missing)]
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),

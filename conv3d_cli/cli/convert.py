@@ -90,15 +90,20 @@ def convert(ctx: click.Context, /, sources: tuple[str, ...], target: str | None,
     """
     asked = given_settings(ctx)
     inputs, output = _names(sources, target, asked)
+    from conv3d_cli.batch.discover import is_folder
+
+    folders = [name for name in inputs if is_folder(name)]
+    if output is not None and folders and not asked.stack:
+        raise SpecError(
+            f"{folders[0]} is a folder, and one output is named, {output}; pass --out-dir for the "
+            "volumes in it, or --stack if its files are the planes of one volume"
+        )
     if output is not None:
         _check_apart(inputs, output)
     copying = Settings(kernel="identity", dtype="same", scale="keep")
     given = {**copying.given(), **asked.given(), "output": output}
-    if asked.manifest is None:
-        from conv3d_cli.batch.discover import is_folder
-
-        # a copy mixes no labels
-        given["include_discrete"] = any(is_folder(name) for name in inputs) or None
+    if folders and not asked.stack:
+        given["include_discrete"] = True  # a copy mixes no labels
     run_volumes(ctx, inputs, replace(asked, **given))
 
 

@@ -212,17 +212,18 @@ class ObservedWriter(VolumeWriter):
         return self.writer.block(n, depth, channels)
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        scale = self.header.scale
         for plane in block:  # copies of one plane at a time
-            self.values.add(plane)
+            self.values.add(plane, scale)
         if self._inside is not None:
-            self._inside.add(slice(depth_start, depth_start + len(block)), block, (1.0, 0.0))
+            self._inside.add(slice(depth_start, depth_start + len(block)), block, scale)
         self.writer.write(n, depth_start, channel_start, block)
 
     def write_box(
         self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array
     ) -> None:
         for plane in block:
-            self.values.add(plane)
+            self.values.add(plane, self.header.scale)
         self.writer.write_box(n, starts, channel_start, block)
 
     def commit(self) -> None:

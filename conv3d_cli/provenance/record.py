@@ -187,6 +187,8 @@ def step_record(stage: PreparedStep) -> dict[str, Any]:
 
 def description(prepared: PreparedJob, rename: Rename) -> str:
     """What was done to a volume, as a sentence without its full stop."""
+    if prepared.header.is_copy:
+        return "Copied"
     verb = "Convolved with" if prepared.job.operation is None else "Computed by"
     return f"{verb} {done_text(prepared, rename)}"
 

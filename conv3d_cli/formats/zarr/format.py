@@ -970,6 +970,7 @@ def create_zarr(
             header.facts,
             header.facts.name or (image.name if image else "") or zarr_ome.NO_NAME,
             method,
+            header.is_copy and header.is_labels and header.dtype.kind in "iu",
         )
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 

@@ -79,6 +79,7 @@ class OmeImage:
     systems : tuple     names of its coordinate systems (0.6), the one of `axes` first
     history : tuple     lines of `VolumeHeader.history`, from "history" in the attribute "conv3d"
     others : tuple      names of attributes that are not NGFF's
+    label : dict        "image-label" of an image of labels: their colours and properties
     """
 
     version: str
@@ -90,6 +91,7 @@ class OmeImage:
     systems: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    label: dict[str, Any] = field(default_factory=dict)
 
     @property
     def letters(self) -> str:
@@ -163,6 +165,7 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
             systems,
             _read_history(attributes.get("conv3d")),
             tuple(name for name in map(str, attributes) if name not in KNOWN),
+            dict(label) if isinstance(label := found.get("image-label"), Mapping) else {},
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -378,6 +381,7 @@ def image_attributes(
     facts: Facts | None = None,
     name: str = "",
     method: Downsampling = DOWNSAMPLINGS["mean"],
+    is_label: bool = False,
 ) -> dict[str, Any]:
     """The attributes of the group of an output image.
 
@@ -393,6 +397,7 @@ def image_attributes(
     facts : Facts       of the volume; its time step is written where `source` has none
     name : str          of the image
     method : Downsampling   that made the levels after the first
+    is_label : bool     the image is a copy of labels; what `source` tells of them is kept
     """
     facts = facts or Facts()
     place, _ = scale_and_translation(grid, is_flipped(source))
@@ -439,6 +444,11 @@ def image_attributes(
     omero = _rendering(source, channels, windows)
     extra = {"omero": omero} if omero else {}
     own = {"conv3d": {"history": list(history)}} if history else {}
+    if is_label:
+        # the image that they belong to lies beside the input's store
+        kept = {} if source is None else {k: v for k, v in source.label.items() if k != "source"}
+        kept.pop("version", None)
+        extra["image-label"] = {**kept, **({"version": version} if version == "0.4" else {})}
     if version == "0.4":
         return {"multiscales": [{"version": version, **multiscale}], **extra, **own}
     return {"ome": {"version": version, "multiscales": [multiscale], **extra}, **own}
