@@ -295,3 +295,15 @@ def test_constant_channels_have_a_window(tmp_path: Path, value: float) -> None:
 def test_bare_volumes_have_no_window(tmp_path: Path) -> None:
     write_volume(str(tmp_path / "a.zarr"), Volume(np.zeros((2, 3, 4), np.float32), "zyx"))
     assert "omero" not in attributes(tmp_path / "a.zarr")
+
+
+def test_labels_in_a_store_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    write_volume(str(path), Volume(np.zeros((2, 3, 4), np.uint8), "zyx"))
+    group = zarr.open_group(str(path), mode="r+")
+    group.create_group("labels").attrs["ome"] = {"version": "0.5", "labels": ["nuclei"]}
+    with open_volume(str(path)) as reader:
+        assert reader.notes == (
+            f"the store also holds labels (nuclei), which are images of their own: "
+            f"{path}/labels/nuclei",
+        )

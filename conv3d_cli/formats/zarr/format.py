@@ -59,7 +59,7 @@ from conv3d_cli.model.volume import (
     VolumeReader,
     VolumeWriter,
 )
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.words import count_of, plain_text
 
 # (D, H, W) of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller chunks cost a file and
 # some 0.1 ms each; larger ones cost memory (the writer holds a row of them) and make viewers fetch
@@ -330,6 +330,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             notes.append(
                 f"the image has {len(image.datasets)} levels of resolution: the finest is used"
             )
+        notes += _labels_note(path, node)
     else:
         for group, inner in ancestors(path):
             image, problem = _image_of(group)
@@ -517,6 +518,23 @@ def _attribute(group: Any, name: str, key: str) -> Any:
         return None
     inner = attributes.get("ome")
     return {**attributes, **(inner if isinstance(inner, Mapping) else {})}.get(key)
+
+
+def _labels_note(path: str, group: Any) -> list[str]:
+    """A note on the images of labels in an image's group, which are not read with it; [] without.
+
+    Servers are not asked for them.
+    """
+    named = None if is_url(path) else _attribute(group, "labels", "labels")
+    if not isinstance(named, list) or not named:
+        return []
+    shown = ", ".join(plain_text(str(name)) for name in named[:3])
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    first = joined(path, "labels", str(named[0]))
+    return [
+        f"the store also holds labels ({shown}{more}), which are images of their own: "
+        f"{plain_text(first)}"
+    ]
 
 
 def _first_path(described: Any, key: str) -> str:
