@@ -85,6 +85,8 @@ OPTIONS = _each(
         "compression-level compress-level clevel complevel level gzip-level": "--gz-level {N}",
         "chunk chunk-size chunksize chunk-shape": "--chunks {N}",
         "pyramid multiscale nlevels n-levels num-levels max-layer": "--levels {N}",
+        "downsampling downsample-method downsampling-method scaler": "--levels-by {mean}",
+        "out-format output-format oformat ext extension": "--format {.nii.gz}",
         "preset compat compatible as software tool": "--like {fsl|preset}",
         "method algo engine": "--algorithm {fft|algorithm}",
         "fft use-fft": "--algorithm fft",

@@ -720,22 +720,20 @@ def _output_dtype(job: Job, source: VolumeHeader, copies: bool, labels: int = 0)
     if copies and job.scale == "keep" and source.scale != (1.0, 0.0):
         # values instead of the stored numbers, where the output cannot have their scale
         return dtype if output_format(job.target).holds_scale else _copy_dtype(source)
-    if copies and source.file_dtype is not None and source.file_dtype.str[1:] == "f2":
-        return np.dtype(np.float16)
-    if copies and dtype == np.bool_:
-        return dtype
     same, auto = setting("dtype", SAME_DTYPE), setting("scale", "auto")
     cure = f"pass another dtype, such as {setting('dtype', 'float32')}"
-    if dtype.name not in OUTPUT_DTYPES:
-        raise ShapeError(f"{same}: no output has the input's dtype {dtype.name}; {cure}")
-    if dtype.kind == "f" and job.scale == "auto":
+    if dtype.kind in "fb" and job.scale == "auto":
         raise ShapeError(f"{auto} is for integer outputs, and the input is {dtype.name}")
+    if copies and source.file_dtype is not None and source.file_dtype.str[1:] == "f2":
+        return np.dtype(np.float16)
+    if dtype.name not in OUTPUT_DTYPES and not (copies and dtype == np.bool_):
+        raise ShapeError(f"{same}: no output has the input's dtype {dtype.name}; {cure}")
     if dtype.kind != "f" and source.scale != (1.0, 0.0) and job.scale != "auto":
         slope, intercept = source.scale
         raise ShapeError(
             f"{same}: the input stores {dtype.name} with a scale (value = stored * {slope:g} "
             f"+ {intercept:g}), without which values would be rounded to whole numbers; pass "
-            f"{auto} (NIfTI), too, or {cure}"
+            f"{setting('scale', 'keep') if copies else auto} (NIfTI), too, or {cure}"
         )
     return dtype
 

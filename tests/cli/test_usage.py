@@ -275,7 +275,7 @@ def test_the_same_dtype_does_not_round_scaled_values_away(tmp_path: Path, run: A
     stored = nibabel.load(tmp_path / "a.nii").get_fdata()
     command = ["apply", tmp_path / "a.nii", "-k", "identity", "--dtype", "same", "-o"]
     said = only_line(run(*command, tmp_path / "o.nii", code=4))
-    assert "would be rounded to whole numbers; pass --scale auto" in said
+    assert "would be rounded to whole numbers; pass --scale keep (NIfTI)" in said
     run(*command, tmp_path / "o.nii", "--scale", "auto")
     made = nibabel.load(tmp_path / "o.nii")
     assert made.get_data_dtype() == np.int16
