@@ -324,7 +324,7 @@ def test_json_is_one_object_a_job(run: Any, volume: Path, tmp_path: Path) -> Non
 
 def test_quiet_and_verbose(run: Any, volume: Path, tmp_path: Path) -> None:
     assert run("apply", volume, "-k", "identity", "-o", tmp_path / "a.npy", "-q").output == ""
-    text = run("apply", volume, "-k", "identity", "-o", tmp_path / "b.npy", "-v").stderr
+    text = run("apply", volume, "-k", "box:size=3", "-o", tmp_path / "b.npy", "-v").stderr
     for word in ("kernel", "padding", "grid", "algorithm", "memory", "done"):
         assert word in text
 

@@ -99,7 +99,7 @@ def test_verbose_on_a_pipe(shell: Any, volume: Path, tmp_path: Path) -> None:
         "apply", "-", "-k", "identity", "-o", tmp_path / "o.npy", "-v", input=volume.read_bytes()
     )
     assert result.returncode == 0, result.stderr
-    assert b"algorithm" in result.stderr
+    assert b"memory" in result.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), np.load(volume))
 
 

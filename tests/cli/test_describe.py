@@ -148,7 +148,7 @@ UNITS = {
     "SECONDS": Unit.SECONDS, "N|N,N,N": Unit.VOXELS,
 }  # fmt: skip
 FILES = {
-    "FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC[::NAME]", "DST", "FILE.png",
+    "FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC...", "SRC[::NAME]", "DST", "FILE.png",
     "VOLUME", "MASK", "SIDECAR", "KERNEL", "DIR", "PAGE",
 }  # fmt: skip
 
@@ -268,7 +268,7 @@ def test_a_descriptor_tells_files_and_limits() -> None:
     assert (inputs["kernel"]["type"], inputs["flip"]["type"]) == ("String", "Flag")
     limits = [inputs["gz_level"][key] for key in ("type", "integer", "minimum", "maximum")]
     assert limits == ["Number", True, 0, 3]
-    assert inputs["scale"]["value-choices"] == ["none", "auto"]
+    assert inputs["scale"]["value-choices"] == ["none", "auto", "keep"]
     assert {group["id"] for group in found["groups"]} == {"flip_switch", "normalize_switch"}
     outputs = {entry["path-template"] for entry in found["output-files"]}
     assert {"[OUTPUT]", "[OUT_DIR]", "[COVERAGE_OUT]", "[REPORT]", "[DEPFILE]"} <= outputs
