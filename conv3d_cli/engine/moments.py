@@ -1,0 +1,447 @@
+"""Statistics of the voxels in a window around each output, on a team of threads.
+
+`Window` divides the weights of a window into passes, once; `local_statistics` runs them. Arrays are
+(d, h, w, c) with the channels of a voxel together. Arithmetic is float64, whatever the voxels are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
+from conv3d_cli.engine.mapping import steps_of
+from conv3d_cli.engine.step import AlgorithmData, StepRecord, address_of
+from conv3d_cli.engine.team import Team
+
+Array = NDArray[Any]
+Reals = NDArray[np.float64]
+Longs = NDArray[np.int64]
+
+STATISTICS = ("mean", "std", "variance", "zscore", "snr", "contrast")
+# What a row of moments holds, by how voxels are weighted: not; by certainties; so that the number
+# of voxels is asked for, too.
+QUANTITIES = (2, 3, 4)
+# A number of voxels up to here is one voxel.
+ALONE = 1 + 1e-9
+# Weights that differ from a product of three profiles by this part of the largest are one.
+SEPARABLE = 1e-14
+# Columns and rows that a thread computes at once. They fit into L2, and change no bit.
+BLOCK_COLUMNS, MOST_ROWS, LEAST_ROWS = 512, 64, 16
+
+
+class MomentsArguments(NamedTuple):
+    """The int64 `parameters` of the loops: addresses, strides in elements, counts, tables.
+
+    planes, rows, columns : outputs; columns are numbers: all channels of a voxel
+    positions : numbers in a row of moments, those beside the outputs included
+    height : rows of moments in the ring
+    apart : bytes from one quantity of moments to the next
+    planes_at, rows_at : int64, the plane or row of the source at each position, -1 outside
+    segments : int64 (segments, 4): first and last position in numbers, and the column of the
+        source (-1: outside), or the position of moments to copy (-1: none)
+    profiles : int64 (profiles, 3): first tap, taps, and the one with the largest weight
+    reach_d, weights_d : int64, float64 of each tap
+    reach_h : int64 (taps_h, 2): rows, and bytes within the moments of a row
+    reach_w : int64: bytes within a row; none, if the window is not separable
+    outside : a row of voxels outside the volume; outside_counts: of what they count
+    counts_h, counts_w : 1 if voxels outside the volume count
+    centre : address of the voxel at the first output
+    """
+
+    planes: int
+    rows: int
+    columns: int
+    positions: int
+    height: int
+    apart: int
+    source: int
+    source_plane: int
+    source_row: int
+    certainty: int
+    certainty_plane: int
+    certainty_row: int
+    outside: int
+    outside_counts: int
+    counts_h: int
+    counts_w: int
+    centre: int
+    planes_at: int
+    rows_at: int
+    segments: int
+    segment_count: int
+    profiles: int
+    profile_count: int
+    reach_d: int
+    weights_d: int
+    taps_h: int
+    pivot_h: int
+    reach_h: int
+    weights_h: int
+    taps_w: int
+    pivot_w: int
+    reach_w: int
+    weights_w: int
+    scalars: int
+    table: int
+    ring: int
+    buffer: int
+    out: int
+    out_plane: int
+    out_row: int
+    lost: int = 0
+
+
+class Scalars(NamedTuple):
+    """The float64 numbers of a run.
+
+    outside : the value outside the volume
+    correction : factor of variances
+    min_coverage : the least coverage; below it an output is `empty`
+    """
+
+    outside: float
+    correction: float
+    min_coverage: float
+    empty: float
+
+
+MOMENTS_AT = MomentsArguments(*range(len(MomentsArguments._fields)))
+SCALARS_AT = Scalars(*range(len(Scalars._fields)))
+
+
+class Taps(NamedTuple):
+    """Places that are combined, with weights of sum 1, and the one with the largest weight."""
+
+    places: Longs
+    weights: Reals
+    pivot: int
+
+
+def _taps(places: Any, weights: Sequence[float]) -> tuple[Taps, float]:
+    """Taps, and the sum of their weights before it became 1."""
+    total = math.fsum(weights)
+    scaled = np.array([weight / total for weight in weights])
+    return Taps(np.asarray(places, np.int64), scaled, int(scaled.argmax())), total
+
+
+@dataclass(frozen=True)
+class Window:
+    """The weights of a window, divided into passes along depth, height and width.
+
+    size : (D, H, W)            of the window
+    profiles : list of Taps     along depth: places are planes
+    along_h : Taps              places are (row, column, profile); (row, 0, 0) of a separable window
+    along_w : Taps or None      places are columns; None: `along_h` has combined all
+    number : float              so many voxels of equal weight have a mean of the same variance
+    """
+
+    size: tuple[int, int, int]
+    profiles: list[Taps]
+    along_h: Taps
+    along_w: Taps | None
+    number: float
+
+    @classmethod
+    def of(cls, weights: Reals) -> Window:
+        """Divide the weights (D, H, W) of a window, which are not negative, nor all 0.
+
+        >>> Window.of(np.ones((3, 5, 7))).along_w.places.tolist()
+        [0, 1, 2, 3, 4, 5, 6]
+        >>> cross = Window.of(np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]]))
+        >>> cross.along_w, len(cross.along_h.places), cross.number
+        (None, 5, 5.0)
+        """
+        weights = np.asarray(weights, np.float64)
+        weights = weights / weights.max()
+        number = math.fsum(weights.ravel()) ** 2 / math.fsum((weights * weights).ravel())
+        size = weights.shape[0], weights.shape[1], weights.shape[2]
+        factors = _factors(weights)
+        if factors is not None:
+            depth, height, width = (
+                _taps(np.flatnonzero(factor), factor[factor > 0].tolist())[0] for factor in factors
+            )
+            rows = np.stack([height.places, *[np.zeros_like(height.places)] * 2], axis=1)
+            return cls(size, [depth], height._replace(places=rows), width, number)
+        profiles: dict[bytes, int] = {}
+        found: list[Taps] = []
+        places, sums = [], []
+        for row, column in np.ndindex(*size[1:]):
+            along = weights[:, row, column]
+            if not along.any():
+                continue
+            taps, total = _taps(np.flatnonzero(along), along[along > 0].tolist())
+            key = taps.places.tobytes() + taps.weights.tobytes()
+            if key not in profiles:
+                profiles[key] = len(found)
+                found.append(taps)
+            places.append((row, column, profiles[key]))
+            sums.append(total)
+        return cls(size, found, _taps(places, sums)[0], None, number)
+
+
+def _factors(weights: Reals) -> tuple[Reals, Reals, Reals] | None:
+    """Profiles along D, H, W whose product the weights are; None if there are none."""
+    peak = np.unravel_index(int(weights.argmax()), weights.shape)
+    depth = weights[:, peak[1], peak[2]]
+    height, width = weights[peak[0], :, peak[2]], weights[peak[0], peak[1]]
+    most = weights[peak]
+    product = (depth[:, None, None] / most) * (height[:, None] / most) * width
+    if np.abs(product - weights).max() > SEPARABLE * most or ((product > 0) != (weights > 0)).any():
+        return None
+    return depth, height, width
+
+
+def moments_code(real: np.dtype[Any], statistic: str, weighted: int) -> MachineCode:
+    """The loops of `local_statistics`.
+
+    weighted : int      0: all voxels count; 1: by certainty; 2: so, and ddof is 1
+    """
+    cpu = cpu_class()
+    vectors = 4 if cpu.registers >= 32 else 2
+    return machine_code(
+        "moments", "moments", real.name, statistic, weighted, cpu.lanes // 2, vectors
+    )
+
+
+class Outside(NamedTuple):
+    """Voxels outside the volume: their value, and whether they count along D, H, W."""
+
+    value: float = 0.0
+    counts: tuple[bool, bool, bool] = (True, True, True)
+
+
+ZEROS_OUTSIDE = Outside()
+
+
+def local_statistics(
+    voxels: Array,
+    window: Window,
+    statistic: str,
+    positions: Sequence[Longs],
+    first: Sequence[int],
+    out: Array,
+    team: Team,
+    certainty: Array | None = None,
+    outside: Outside = ZEROS_OUTSIDE,
+    ddof: int = 0,
+    min_coverage: float = 0.0,
+    empty: float = 0.0,
+) -> int:
+    """Fill `out` (d, h, w, c) with a statistic of the window of each output.
+
+    voxels : (d, h, w, c)       of the dtype of `out`
+    positions : three int64     index in `voxels` of every position that windows span along D, H, W;
+                                -1 outside the volume
+    first : (D, H, W)           index in `voxels` of the first output's own voxel
+    certainty : (d, h, w, 1 or c) or None   how much voxels count, 0 to 1; those of 0 may be NaN
+    ddof : int                  0: variances of the voxels; 1: of what they are a sample of
+    min_coverage, empty : float     outputs whose voxels have less than this part of the window's
+                                weight are `empty`
+    Returns the number of such outputs.
+
+    >>> x, out = np.array([1.0, 2.0, 6.0]).reshape(1, 1, 3, 1), np.empty((1, 1, 1, 1))
+    >>> places = [np.array([0]), np.array([0]), np.array([0, 1, 2])]
+    >>> with Team(1) as team:
+    ...     lost = local_statistics(
+    ...         x, Window.of(np.ones((1, 1, 3))), "mean", places, (0, 0, 1), out, team
+    ...     )
+    >>> out.ravel().tolist()
+    [3.0]
+    """
+    if certainty is None and not all(outside.counts):
+        certainty = np.broadcast_to(np.ones(1, out.dtype), voxels.shape)
+    weighted = 0 if certainty is None else 1 + (ddof > 0)
+    code = moments_code(out.dtype, statistic, weighted)
+    load([code])
+    voxels = _rows_together(voxels)
+    channels = out.shape[3]
+    if certainty is not None:
+        certainty = np.broadcast_to(certainty, voxels.shape)
+        certainty = _rows_together(np.asarray(certainty, out.dtype))
+    target = out if _has_rows_together(out) else np.empty(out.shape, out.dtype)
+    run = _Run(
+        code, weighted, voxels, certainty, window, positions, first, target, outside,
+        Scalars(
+            outside.value,
+            window.number / (window.number - 1) if ddof and window.number > ALONE else 1.0,
+            min_coverage,
+            empty,
+        ),
+    )  # fmt: skip
+    height, width = out.shape[1], out.shape[2] * channels
+    rows = min(MOST_ROWS, max(LEAST_ROWS, -(-height // (4 * team.threads))))
+    columns = max(1, BLOCK_COLUMNS // channels) * channels
+    tasks = [
+        (top, min(top + rows, height), left, min(left + columns, width))
+        for top in range(0, height, rows)
+        for left in range(0, width, columns)
+    ]
+    lost = [0] * len(tasks)
+
+    def work(_: int, task: int) -> None:
+        lost[task] = run(*tasks[task])
+
+    if out.size:
+        team.run(len(tasks), work)
+    if target is not out:
+        out[...] = target
+    return sum(lost)
+
+
+def _has_rows_together(array: Array) -> bool:
+    """Whether the numbers of a row lie side by side."""
+    channels = array.shape[3]
+    column, channel = array.strides[2:]
+    return (array.shape[2] == 1 or column == channels * array.itemsize) and (
+        channels == 1 or channel == array.itemsize
+    )
+
+
+def _rows_together(array: Array) -> Array:
+    """An array whose rows lie side by side in memory."""
+    return array if _has_rows_together(array) else np.ascontiguousarray(array)
+
+
+@dataclass
+class _Run:
+    """One call of `local_statistics`; called for some rows and columns of outputs."""
+
+    code: MachineCode
+    weighted: int
+    voxels: Array
+    certainty: Array | None
+    window: Window
+    positions: Sequence[Longs]
+    first: Sequence[int]
+    out: Array
+    outside: Outside
+    scalars: Scalars
+
+    def __post_init__(self) -> None:
+        window, real = self.window, self.out.dtype
+        self.numbers = np.array(self.scalars, np.float64)
+        length = self.voxels.shape[2] * self.voxels.shape[3]
+        self.beyond = np.full(length, self.outside.value, real)
+        self.beyond_counts = np.full(length, self.outside.counts[0], real)
+        starts = np.cumsum([0, *(len(taps.places) for taps in window.profiles)])
+        self.profiles = np.array(
+            [
+                (start, len(taps.places), taps.pivot)
+                for start, taps in zip(starts.tolist(), window.profiles, strict=False)
+            ],
+            np.int64,
+        )
+        self.reach_d = np.concatenate([taps.places for taps in window.profiles])
+        self.weights_d = np.concatenate([taps.weights for taps in window.profiles])
+        self.planes, self.rows = (
+            np.ascontiguousarray(positions, np.int64) for positions in self.positions[:2]
+        )
+        most = [len(taps.places) for taps in (*window.profiles, window.along_h)]
+        self.most_taps = max(
+            most + ([] if window.along_w is None else [len(window.along_w.places)])
+        )
+
+    def segments(self, left: int, right: int) -> Longs:
+        """The segments of the positions left <= k < right, see `MomentsArguments`."""
+        channels = self.voxels.shape[3]
+        at = self.positions[2][left:right]
+        follows = (at[1:] == at[:-1] + 1) & (at[1:] > 0) | (at[1:] < 0) & (at[:-1] < 0)
+        bounds = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(at)]
+        runs = [(begin, end, int(at[begin])) for begin, end in itertools.pairwise(bounds)]
+        inside = [run for run in runs if run[2] >= 0]
+        main = max(inside, key=lambda run: run[1] - run[0]) if inside else None
+        found = [] if main is None else [(*main, -1)]
+        for begin, end, column in runs:
+            if main is None or begin != main[0]:
+                copied = -1
+                if main is not None and column >= main[2]:
+                    copied = main[0] + column - main[2]
+                    copied = copied if copied + end - begin <= main[1] else -1
+                found.append((begin, end, column, copied))
+        return np.array(
+            [[n * channels if n >= 0 else -1 for n in segment] for segment in found], np.int64
+        )
+
+    def __call__(self, top: int, bottom: int, left: int, right: int) -> int:
+        """Compute rows and columns (numbers, from a whole voxel on). Returns lost outputs."""
+        window, out, itemsize = self.window, self.out, self.out.itemsize
+        channels = out.shape[3]
+        across = right - left + (window.size[2] - 1) * channels
+        segments = self.segments(left // channels, (left + across) // channels)
+        apart = 8 * (-(-across // 8) * 8 + 8)
+        quantities = QUANTITIES[self.weighted]
+        row_bytes = quantities * apart
+        height = window.size[1]
+        along_h, along_w = window.along_h, window.along_w
+        reach_h = np.stack(
+            [
+                along_h.places[:, 0],
+                along_h.places[:, 1] * 8 * channels + along_h.places[:, 2] * row_bytes,
+            ],
+            axis=1,
+        )
+        reach_w = np.zeros(1, np.int64) if along_w is None else along_w.places * 8 * channels
+        weights_h = along_h.weights
+        weights_w = np.zeros(1) if along_w is None else along_w.weights
+        table = np.empty(2 * self.most_taps, np.int64)
+        ring = np.empty(height * len(window.profiles) * row_bytes // 8)
+        buffer = np.empty(2 * row_bytes // 8)
+        source_plane, source_row, _ = steps_of(self.voxels)
+        certainty = self.certainty
+        certainty_plane, certainty_row, _ = (0, 0, 0) if certainty is None else steps_of(certainty)
+        out_plane, out_row, _ = steps_of(out)
+        centre = self.first[0] * source_plane + (self.first[1] + top) * source_row
+        centre += self.first[2] * channels + left
+        arguments = MomentsArguments(
+            planes=len(out),
+            rows=bottom - top,
+            columns=right - left,
+            positions=across,
+            height=height,
+            apart=apart,
+            source=address_of(self.voxels),
+            source_plane=source_plane,
+            source_row=source_row,
+            certainty=address_of(certainty),
+            certainty_plane=certainty_plane,
+            certainty_row=certainty_row,
+            outside=address_of(self.beyond),
+            outside_counts=address_of(self.beyond_counts),
+            counts_h=self.outside.counts[1],
+            counts_w=self.outside.counts[2],
+            centre=address_of(self.voxels) + itemsize * centre,
+            planes_at=address_of(self.planes),
+            rows_at=address_of(self.rows) + 8 * top,
+            segments=address_of(segments),
+            segment_count=len(segments),
+            profiles=address_of(self.profiles),
+            profile_count=len(self.profiles),
+            reach_d=address_of(self.reach_d),
+            weights_d=address_of(self.weights_d),
+            taps_h=len(weights_h),
+            pivot_h=along_h.pivot,
+            reach_h=address_of(reach_h),
+            weights_h=address_of(weights_h),
+            taps_w=0 if along_w is None else len(weights_w),
+            pivot_w=0 if along_w is None else along_w.pivot,
+            reach_w=address_of(reach_w),
+            weights_w=address_of(weights_w),
+            scalars=address_of(self.numbers),
+            table=address_of(table),
+            ring=address_of(ring),
+            buffer=address_of(buffer),
+            out=address_of(out) + itemsize * (top * out_row + left),
+            out_plane=out_plane,
+            out_row=out_row,
+        )
+        parameters = np.array(arguments, np.int64)
+        self.code(StepRecord(AlgorithmData(parameters=parameters)))
+        return int(parameters[MOMENTS_AT.lost])
