@@ -340,6 +340,10 @@ class Job:
                                 effect
     network : Network or None   that the stages were made of; None: they are a stack
     is_normalized : bool        the first step does what `normalize_input` says
+    operation : str or None     an operation that takes the place of the first stage, see
+                                `operations/`
+    is_composed : bool          the stages are those of the operation already
+    channel_names : tuple       names of the channels that an operation makes of each of the input's
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -382,6 +386,9 @@ class Job:
     given: frozenset[str] = frozenset()
     network: Network | None = None
     is_normalized: bool = False
+    operation: str | None = None
+    is_composed: bool = False
+    channel_names: tuple[str, ...] = ()
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -445,18 +452,23 @@ class Job:
                 f"select from that file by {words('-k identity', 'the kernel identity')} and "
                 f"{self.selects}"
             )
-        if means and len(self.stages) > 1:
+        if means and len(self.stages) > 1 and self.operation is None:
             raise SpecError(
                 f"a mask, missing values and {setting('nan', 'ignore')} are for one convolution, "
                 f"received {self.called}; run the layers one by one"
             )
         first = [s for s in self.stages if isinstance(s, Step) and -1 in s.inputs]
-        if first and self.missing.nan != "propagate":
+        if first and self.missing.nan != "propagate" and self.operation is None:
             raise SpecError(
                 f"{setting('nan', self.missing.nan)} is done by convolutions, and the network "
                 f"begins with {first[0].node.title}; leave it out"
             )
         boundary = self.convolutions[-1].spec(is_layer=False).boundary
+        for output in self.beside if self.operation is not None else ():
+            raise SpecError(
+                f"{ROLES[output.role].flag} {ROLES[output.role].purpose} of a convolution, which "
+                "an operation does not have: leave it out"
+            )
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
@@ -505,6 +517,8 @@ class Job:
         >>> Job("in.nii", "out.nii", (Stage("box:size=3"), Stage("box:size=3"))).called
         'a stack of 2 layers'
         """
+        if self.operation is not None:
+            return f"the operation {self.operation}"
         if self.network is not None:
             return f"a network of {count_of(len(self.network.nodes), 'node')}"
         return f"a stack of {count_of(len(self.stages), 'layer')}"
