@@ -53,7 +53,8 @@ class MomentsArguments(NamedTuple):
     reach_w : int64: bytes within a row; none, if the window is not separable
     outside : a row of voxels outside the volume; outside_counts: of what they count
     counts_h, counts_w : 1 if voxels outside the volume count
-    centre : address of the voxel at the first output
+    centre, centre_counts : addresses of the voxel at the first output, and of what it counts
+    told_inside : 1: of outputs that see too little, only those whose own voxel counts are counted
     """
 
     planes: int
@@ -73,6 +74,8 @@ class MomentsArguments(NamedTuple):
     counts_h: int
     counts_w: int
     centre: int
+    centre_counts: int
+    told_inside: int
     planes_at: int
     rows_at: int
     segments: int
@@ -199,26 +202,42 @@ def _factors(weights: Reals) -> tuple[Reals, Reals, Reals] | None:
     return depth, height, width
 
 
-def moments_code(real: np.dtype[Any], statistic: str, weighted: int) -> MachineCode:
-    """The loops of `local_statistics`.
+class Rules(NamedTuple):
+    """What counts, and what outputs without enough of it are.
 
-    weighted : int      0: all voxels count; 1: by certainty; 2: so, and ddof is 1
+    outside : float             the value of voxels outside the volume
+    outside_counts : 3 bools    whether those outside along D, H, W count
+    ddof : int                  0: variances of the voxels; 1: of what they are a sample of
+    min_coverage : float        the least part of the window's weight that an output needs
+    empty : float               outputs that have less, and z-scores of voxels that do not count
+    told_inside : bool          count outputs that have less only where their own voxel counts
     """
+
+    outside: float = 0.0
+    outside_counts: tuple[bool, bool, bool] = (True, True, True)
+    ddof: int = 0
+    min_coverage: float = 0.0
+    empty: float = 0.0
+    told_inside: bool = False
+
+
+PLAIN = Rules()
+
+
+def weighting(has_certainty: bool, rules: Rules) -> int:
+    """How voxels are weighted: 0: all count; 1: by certainty; 2: so, and ddof is 1."""
+    if not has_certainty and all(rules.outside_counts):
+        return 0
+    return 2 if rules.ddof else 1
+
+
+def moments_code(real: np.dtype[Any], statistic: str, weighted: int) -> MachineCode:
+    """The loops of `local_statistics`; weighted: see `weighting`."""
     cpu = cpu_class()
     vectors = 4 if cpu.registers >= 32 else 2
     return machine_code(
         "moments", "moments", real.name, statistic, weighted, cpu.lanes // 2, vectors
     )
-
-
-class Outside(NamedTuple):
-    """Voxels outside the volume: their value, and whether they count along D, H, W."""
-
-    value: float = 0.0
-    counts: tuple[bool, bool, bool] = (True, True, True)
-
-
-ZEROS_OUTSIDE = Outside()
 
 
 def local_statistics(
@@ -230,10 +249,7 @@ def local_statistics(
     out: Array,
     team: Team,
     certainty: Array | None = None,
-    outside: Outside = ZEROS_OUTSIDE,
-    ddof: int = 0,
-    min_coverage: float = 0.0,
-    empty: float = 0.0,
+    rules: Rules = PLAIN,
 ) -> int:
     """Fill `out` (d, h, w, c) with a statistic of the window of each output.
 
@@ -242,10 +258,7 @@ def local_statistics(
                                 -1 outside the volume
     first : (D, H, W)           index in `voxels` of the first output's own voxel
     certainty : (d, h, w, 1 or c) or None   how much voxels count, 0 to 1; those of 0 may be NaN
-    ddof : int                  0: variances of the voxels; 1: of what they are a sample of
-    min_coverage, empty : float     outputs whose voxels have less than this part of the window's
-                                weight are `empty`
-    Returns the number of such outputs.
+    Returns the number of outputs whose windows have too little weight.
 
     >>> x, out = np.array([1.0, 2.0, 6.0]).reshape(1, 1, 3, 1), np.empty((1, 1, 1, 1))
     >>> places = [np.array([0]), np.array([0]), np.array([0, 1, 2])]
@@ -256,9 +269,9 @@ def local_statistics(
     >>> out.ravel().tolist()
     [3.0]
     """
-    if certainty is None and not all(outside.counts):
+    if certainty is None and not all(rules.outside_counts):
         certainty = np.broadcast_to(np.ones(1, out.dtype), voxels.shape)
-    weighted = 0 if certainty is None else 1 + (ddof > 0)
+    weighted = weighting(certainty is not None, rules)
     code = moments_code(out.dtype, statistic, weighted)
     load([code])
     voxels = _rows_together(voxels)
@@ -267,15 +280,7 @@ def local_statistics(
         certainty = np.broadcast_to(certainty, voxels.shape)
         certainty = _rows_together(np.asarray(certainty, out.dtype))
     target = out if _has_rows_together(out) else np.empty(out.shape, out.dtype)
-    run = _Run(
-        code, weighted, voxels, certainty, window, positions, first, target, outside,
-        Scalars(
-            outside.value,
-            window.number / (window.number - 1) if ddof and window.number > ALONE else 1.0,
-            min_coverage,
-            empty,
-        ),
-    )  # fmt: skip
+    run = _Run(code, weighted, voxels, certainty, window, positions, first, target, rules)
     height, width = out.shape[1], out.shape[2] * channels
     rows = min(MOST_ROWS, max(LEAST_ROWS, -(-height // (4 * team.threads))))
     columns = max(1, BLOCK_COLUMNS // channels) * channels
@@ -322,15 +327,22 @@ class _Run:
     positions: Sequence[Longs]
     first: Sequence[int]
     out: Array
-    outside: Outside
-    scalars: Scalars
+    rules: Rules
 
     def __post_init__(self) -> None:
         window, real = self.window, self.out.dtype
-        self.numbers = np.array(self.scalars, np.float64)
+        number, ddof = window.number, self.rules.ddof
+        scalars = Scalars(
+            outside=self.rules.outside,
+            correction=number / (number - 1) if ddof and number > ALONE else 1.0,
+            # the weights of all voxels add up to 1, but for rounding
+            min_coverage=self.rules.min_coverage * (1 - 1e-9),
+            empty=self.rules.empty,
+        )
+        self.scalars = np.array(scalars, np.float64)
         length = self.voxels.shape[2] * self.voxels.shape[3]
-        self.beyond = np.full(length, self.outside.value, real)
-        self.beyond_counts = np.full(length, self.outside.counts[0], real)
+        self.beyond = np.full(length, self.rules.outside, real)
+        self.beyond_counts = np.full(length, self.rules.outside_counts[0], real)
         starts = np.cumsum([0, *(len(taps.places) for taps in window.profiles)])
         self.profiles = np.array(
             [
@@ -398,8 +410,10 @@ class _Run:
         certainty = self.certainty
         certainty_plane, certainty_row, _ = (0, 0, 0) if certainty is None else steps_of(certainty)
         out_plane, out_row, _ = steps_of(out)
-        centre = self.first[0] * source_plane + (self.first[1] + top) * source_row
-        centre += self.first[2] * channels + left
+        plane, row = self.first[0], self.first[1] + top
+        column = self.first[2] * channels + left
+        centre = plane * source_plane + row * source_row + column
+        counts = plane * certainty_plane + row * certainty_row + column
         arguments = MomentsArguments(
             planes=len(out),
             rows=bottom - top,
@@ -415,9 +429,11 @@ class _Run:
             certainty_row=certainty_row,
             outside=address_of(self.beyond),
             outside_counts=address_of(self.beyond_counts),
-            counts_h=self.outside.counts[1],
-            counts_w=self.outside.counts[2],
+            counts_h=self.rules.outside_counts[1],
+            counts_w=self.rules.outside_counts[2],
             centre=address_of(self.voxels) + itemsize * centre,
+            centre_counts=address_of(certainty) + itemsize * counts,
+            told_inside=self.rules.told_inside,
             planes_at=address_of(self.planes),
             rows_at=address_of(self.rows) + 8 * top,
             segments=address_of(segments),
@@ -434,7 +450,7 @@ class _Run:
             pivot_w=0 if along_w is None else along_w.pivot,
             reach_w=address_of(reach_w),
             weights_w=address_of(weights_w),
-            scalars=address_of(self.numbers),
+            scalars=address_of(self.scalars),
             table=address_of(table),
             ring=address_of(ring),
             buffer=address_of(buffer),

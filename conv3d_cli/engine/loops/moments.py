@@ -254,8 +254,11 @@ def moments(real, statistic, weighted, lanes, vectors):
             out += quantities * apart
 
     @inlined
-    def finish(p, moments, out, centre):
-        """Compute the statistic of a row; returns the number of outputs that see too little."""
+    def finish(p, moments, out, centre, centre_counts):
+        """Compute the statistic of a row; returns the number of outputs that see too little.
+
+        centre, centre_counts : addresses of the outputs' own voxels, and of what they count
+        """
         scalars = memory(p[AT.scalars], np.float64)
         correction, least = scalars[SCALARS_AT.correction], scalars[SCALARS_AT.min_coverage]
         empty = kind(scalars[SCALARS_AT.empty])
@@ -263,7 +266,8 @@ def moments(real, statistic, weighted, lanes, vectors):
         means, variances = memory(moments, np.float64), memory(moments + apart, np.float64)
         coverages = memory(moments + 2 * apart, np.float64)
         squares = memory(moments + 3 * apart, np.float64)
-        voxels, result = memory(centre, kind), memory(out, kind)
+        voxels, counts = memory(centre, kind), memory(centre_counts, kind)
+        result = memory(out, kind)
         for k in range(p[AT.columns]):
             mean, variance = means[k], variances[k]
             if weighted == 2:
@@ -292,8 +296,9 @@ def moments(real, statistic, weighted, lanes, vectors):
                 sees = coverages[k] >= least
                 if weighted == 2:
                     sees = sees and number > ALONE
-                lost += not sees
-                found = found if sees else empty
+                own = counts[k] > 0
+                lost += not sees and (own or not p[AT.told_inside])
+                found = found if sees and (own or not takes_centre) else empty
             result[k] = found
         return lost
 
@@ -351,8 +356,15 @@ def moments(real, statistic, weighted, lanes, vectors):
                         apart,
                     )
                 out = p[AT.out] + size * (plane * p[AT.out_plane] + h * p[AT.out_row])
-                centre = p[AT.centre] + size * (plane * p[AT.source_plane] + h * p[AT.source_row])
-                lost += finish(p, moments, out, centre)
+                centre = plane * p[AT.source_plane] + h * p[AT.source_row]
+                counts = plane * p[AT.certainty_plane] + h * p[AT.certainty_row]
+                lost += finish(
+                    p,
+                    moments,
+                    out,
+                    p[AT.centre] + size * centre,
+                    p[AT.centre_counts] + size * counts,
+                )
         p[AT.lost] = lost
 
     return loops

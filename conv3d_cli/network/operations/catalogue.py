@@ -36,6 +36,7 @@ from conv3d_cli.network.operations.joining import (
     Multiply,
     Subtract,
 )
+from conv3d_cli.network.operations.local import LocalStatistics
 from conv3d_cli.network.operations.missing import (
     Inside,
     MaskCertainty,
@@ -112,6 +113,7 @@ INNER: dict[str, type[Operation]] = {
     "OnlyFinite": OnlyFinite,
     "MaskCertainty": MaskCertainty,
     "Inside": Inside,
+    "LocalStatistics": LocalStatistics,
 }
 
 
