@@ -11,6 +11,7 @@ import inspect
 import re
 from dataclasses import replace
 from functools import cached_property
+from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,7 +81,8 @@ class OperationCommand(ShortHelpCommand):
         for block in (inspect.getdoc(operation.function) or "").split("\n\n"):
             if _PARAMETER.match(block):
                 break
-            blocks.append("\b\n" + block if block.startswith("    conv3d ") else block)
+            is_example = block.lstrip().startswith("conv3d ")
+            blocks.append("\b\n" + indent(dedent(block), "  ") if is_example else block)
         return "\n\n".join(blocks)
 
     def _run(self, /, inputs: tuple[str, ...], **values: Any) -> None:

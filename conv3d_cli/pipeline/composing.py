@@ -123,8 +123,7 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
     return replace(
         job,
         stages=tuple(stages),
-        operation=job.operation,
-        is_composed=True,
+        composed_from=first,
         channel_names=made.channel_names,
     )
 

@@ -210,14 +210,22 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
         reader = stack.enter_context(open_source(job))
         with naming(reader):
             mask = stack.enter_context(open_job_mask(job, reader.header))
-            normalized = None
-            notes: list[str] = []
-            if job.operation is not None and not job.is_composed:
-                job = _compose(job, reader.header, notes)
-            if job.normalize_input != "none" and not job.is_normalized:
-                job, normalized = _normalize(job, reader)
-            prepared = _prepare(job, reader, mask, normalized, notes)
+            prepared = prepare_opened(job, reader, mask)
         yield prepared
+
+
+def prepare_opened(job: Job, reader: VolumeReader, mask: Mask | None = None) -> PreparedJob:
+    """Decide everything about a job whose volume and mask are open.
+
+    Raises: as `prepare_job`, but for files.
+    """
+    normalized = None
+    notes: list[str] = []
+    if job.operation is not None and not job.is_composed:
+        job = _compose(job, reader.header, notes)
+    if job.normalize_input != "none" and not job.is_normalized:
+        job, normalized = _normalize(job, reader)
+    return _prepare(job, reader, mask, normalized, notes)
 
 
 def _compose(job: Job, header: VolumeHeader, notes: list[str]) -> Job:

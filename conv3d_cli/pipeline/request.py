@@ -342,7 +342,8 @@ class Job:
     is_normalized : bool        the first step does what `normalize_input` says
     operation : str or None     an operation that takes the place of the first stage, see
                                 `operations/`
-    is_composed : bool          the stages are those of the operation already
+    composed_from : Stage or None   the stage that the operation has taken the place of; its kernel
+                                is the operation's, if it takes one
     channel_names : tuple       names of the channels that an operation makes of each of the input's
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
@@ -387,7 +388,7 @@ class Job:
     network: Network | None = None
     is_normalized: bool = False
     operation: str | None = None
-    is_composed: bool = False
+    composed_from: Stage | None = None
     channel_names: tuple[str, ...] = ()
 
     @contextmanager
@@ -504,6 +505,11 @@ class Job:
             raise SpecError(
                 "--scheduler does not take --mask, --nan and --missing yet: leave it out"
             )
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether the stages are those of an operation."""
+        return self.composed_from is not None
 
     @property
     def convolutions(self) -> list[Stage]:

@@ -17,6 +17,10 @@ def local(
 ) -> int:
     """Mean of the voxels around each voxel: in a box, a ball, or under a Gaussian.
 
+    conv3d local brain.nii.gz --size 7 -o mean.nii.gz
+    conv3d local brain.nii.gz --radius 3mm -o mean.nii.gz
+    conv3d local brain.nii.gz --sigma 2mm -o mean.nii.gz
+
     size : voxels       edges of a box, one number or D,H,W
     radius : lengths    of a ball
     sigma : lengths     standard deviation of a Gaussian
