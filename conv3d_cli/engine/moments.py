@@ -54,6 +54,7 @@ class MomentsArguments(NamedTuple):
     outside : a row of voxels outside the volume; outside_counts: of what they count
     counts_h, counts_w : 1 if voxels outside the volume count
     centre, centre_counts : addresses of the voxel at the first output, and of what it counts
+    statistic : index of one of `STATISTICS`
     told_inside : 1: of outputs that see too little, only those whose own voxel counts are counted
     """
 
@@ -76,6 +77,7 @@ class MomentsArguments(NamedTuple):
     centre: int
     centre_counts: int
     told_inside: int
+    statistic: int
     planes_at: int
     rows_at: int
     segments: int
@@ -231,13 +233,11 @@ def weighting(has_certainty: bool, rules: Rules) -> int:
     return 2 if rules.ddof else 1
 
 
-def moments_code(real: np.dtype[Any], statistic: str, weighted: int) -> MachineCode:
+def moments_code(real: np.dtype[Any], weighted: int) -> MachineCode:
     """The loops of `local_statistics`; weighted: see `weighting`."""
     cpu = cpu_class()
     vectors = 4 if cpu.registers >= 32 else 2
-    return machine_code(
-        "moments", "moments", real.name, statistic, weighted, cpu.lanes // 2, vectors
-    )
+    return machine_code("moments", "moments", real.name, weighted, cpu.lanes // 2, vectors)
 
 
 def local_statistics(
@@ -272,7 +272,7 @@ def local_statistics(
     if certainty is None and not all(rules.outside_counts):
         certainty = np.broadcast_to(np.ones(1, out.dtype), voxels.shape)
     weighted = weighting(certainty is not None, rules)
-    code = moments_code(out.dtype, statistic, weighted)
+    code = moments_code(out.dtype, weighted)
     load([code])
     voxels = _rows_together(voxels)
     channels = out.shape[3]
@@ -280,7 +280,9 @@ def local_statistics(
         certainty = np.broadcast_to(certainty, voxels.shape)
         certainty = _rows_together(np.asarray(certainty, out.dtype))
     target = out if _has_rows_together(out) else np.empty(out.shape, out.dtype)
-    run = _Run(code, weighted, voxels, certainty, window, positions, first, target, rules)
+    run = _Run(
+        code, weighted, statistic, voxels, certainty, window, positions, first, target, rules
+    )
     height, width = out.shape[1], out.shape[2] * channels
     rows = min(MOST_ROWS, max(LEAST_ROWS, -(-height // (4 * team.threads))))
     columns = max(1, BLOCK_COLUMNS // channels) * channels
@@ -321,6 +323,7 @@ class _Run:
 
     code: MachineCode
     weighted: int
+    statistic: str
     voxels: Array
     certainty: Array | None
     window: Window
@@ -434,6 +437,7 @@ class _Run:
             centre=address_of(self.voxels) + itemsize * centre,
             centre_counts=address_of(certainty) + itemsize * counts,
             told_inside=self.rules.told_inside,
+            statistic=STATISTICS.index(self.statistic),
             planes_at=address_of(self.planes),
             rows_at=address_of(self.rows) + 8 * top,
             segments=address_of(segments),

@@ -20,9 +20,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.loops.simd import I64, REAL_TYPES, Vec, const, emit_loop, inlined, memory
-from conv3d_cli.engine.moments import ALONE, QUANTITIES, SCALARS_AT
+from conv3d_cli.engine.moments import ALONE, QUANTITIES, SCALARS_AT, STATISTICS
 from conv3d_cli.engine.moments import MOMENTS_AT as AT
 from conv3d_cli.engine.step import F
+
+MEAN, STD, VARIANCE, ZSCORE, SNR, _ = range(len(STATISTICS))
 
 
 @intrinsic(prefer_literal=True)
@@ -155,19 +157,21 @@ def _combine(
     return sig, codegen
 
 
-def moments(real, statistic, weighted, lanes, vectors):
+@inlined
+def ratio(above, below):
+    """A quotient, which is 0 where its divisor is; NaN stays."""
+    return above / below if below != 0.0 else 0.0 * above
+
+
+def moments(real, weighted, lanes, vectors):
     """A statistic of the window of each output in some rows and columns, in all planes of a box.
 
-    statistic : str     one of `engine.moments.STATISTICS`
     weighted : int      see `_combine`
     lanes, vectors : int    of float64 in a vector; vectors that are combined at once
     Parameters: see `engine.moments.MOMENTS_AT`.
     """
     kind, size = np.dtype(real).type, np.dtype(real).itemsize
     quantities = QUANTITIES[weighted]
-    takes_centre, is_mean = statistic == "zscore", statistic == "mean"
-    is_variance, is_deviation = statistic == "variance", statistic == "std"
-    is_contrast = statistic == "contrast"
 
     def combining(bits):
         """A function that combines the columns begin <= k < end of rows of voxels, or moments."""
@@ -259,47 +263,49 @@ def moments(real, statistic, weighted, lanes, vectors):
 
         centre, centre_counts : addresses of the outputs' own voxels, and of what they count
         """
-        scalars = memory(p[AT.scalars], np.float64)
-        correction, least = scalars[SCALARS_AT.correction], scalars[SCALARS_AT.min_coverage]
-        empty = kind(scalars[SCALARS_AT.empty])
-        apart, lost = p[AT.apart], 0
+        apart, columns, statistic = p[AT.apart], p[AT.columns], p[AT.statistic]
         means, variances = memory(moments, np.float64), memory(moments + apart, np.float64)
         coverages = memory(moments + 2 * apart, np.float64)
         squares = memory(moments + 3 * apart, np.float64)
-        voxels, counts = memory(centre, kind), memory(centre_counts, kind)
-        result = memory(out, kind)
-        for k in range(p[AT.columns]):
-            mean, variance = means[k], variances[k]
+        scalars = memory(p[AT.scalars], np.float64)
+        voxels, result = memory(centre, kind), memory(out, kind)
+        for k in range(columns):
             if weighted == 2:
                 # as many voxels of equal weight would have a mean of this variance
                 number = coverages[k] * coverages[k] / squares[k]
-                variance = variance * (number / (number - 1.0))
+                coverages[k] = coverages[k] if number > ALONE else 0.0
+                variances[k] *= number / (number - 1.0)
             else:
-                variance = variance * correction
-            if is_mean:
-                value = mean + (variance - variance)  # NaN where a voxel is NaN or infinite
-            elif is_variance:
-                value = variance
-            else:
-                deviation = math.sqrt(variance)
-                if is_deviation:
-                    value = deviation
-                else:
-                    above, below = mean, deviation
-                    if takes_centre:
-                        above = np.float64(voxels[k]) - mean
-                    elif is_contrast:
-                        above, below = deviation, mean
-                    value = above / below if below != 0.0 else 0.0 * above
-            found = kind(value)
-            if weighted:
-                sees = coverages[k] >= least
-                if weighted == 2:
-                    sees = sees and number > ALONE
-                own = counts[k] > 0
+                variances[k] *= scalars[SCALARS_AT.correction]
+        if statistic == MEAN:
+            for k in range(columns):
+                # NaN where a voxel is NaN or infinite
+                result[k] = kind(means[k] + (variances[k] - variances[k]))
+        elif statistic == VARIANCE:
+            for k in range(columns):
+                result[k] = kind(variances[k])
+        elif statistic == STD:
+            for k in range(columns):
+                result[k] = kind(math.sqrt(variances[k]))
+        elif statistic == ZSCORE:
+            for k in range(columns):
+                off = np.float64(voxels[k]) - means[k]
+                result[k] = kind(ratio(off, math.sqrt(variances[k])))
+        elif statistic == SNR:
+            for k in range(columns):
+                result[k] = kind(ratio(means[k], math.sqrt(variances[k])))
+        else:
+            for k in range(columns):
+                result[k] = kind(ratio(math.sqrt(variances[k]), means[k]))
+        lost = 0
+        if weighted:
+            counts = memory(centre_counts, kind)
+            least, empty = scalars[SCALARS_AT.min_coverage], kind(scalars[SCALARS_AT.empty])
+            for k in range(columns):
+                sees, own = coverages[k] >= least and coverages[k] > 0.0, counts[k] > 0
                 lost += not sees and (own or not p[AT.told_inside])
-                found = found if sees and (own or not takes_centre) else empty
-            result[k] = found
+                if not sees or (statistic == ZSCORE and not own):
+                    result[k] = empty
         return lost
 
     def loops(step):

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from conv3d_cli.engine import Team, moments
     from conv3d_cli.engine.machine_code import MachineCode
 
-STATISTICS = ("mean", "std", "variance", "zscore", "snr", "contrast")
-
 
 class LocalStatistics(Operation):
     """A statistic of the voxels in a window around each output, channel by channel.
@@ -51,6 +49,8 @@ class LocalStatistics(Operation):
     weights = ("window",)
 
     def resolve(self) -> Shape:
+        from conv3d_cli.engine.moments import STATISTICS
+
         source = self.inputs[0]
         self.statistic = self.choice("statistic", "mean", STATISTICS)
         self.boundary = Boundary.parse(self.argument("boundary", "symmetric"))
@@ -287,7 +287,7 @@ class LocalStatistics(Operation):
     def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
         from conv3d_cli.engine.moments import moments_code, weighting
 
-        return [moments_code(real, self.statistic, weighting(len(self.inputs) == 2, self._rules))]
+        return [moments_code(real, weighting(len(self.inputs) == 2, self._rules))]
 
     def lost_note(self) -> str:
         if not self.lost:

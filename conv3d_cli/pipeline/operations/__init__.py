@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Name -> what it does, as the list of commands says it.
 SUMMARIES = {
-    "local": "Mean of the voxels around each voxel.",
+    "local": "Mean, spread and contrast of the voxels around each voxel.",
 }
 
 
