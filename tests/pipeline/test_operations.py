@@ -25,10 +25,10 @@ def volume(tmp_path: Path) -> Path:
     rng = np.random.default_rng(4)
     data = (100 + 20 * rng.standard_normal((21, 18, 26))).astype(np.float32)
     data[6:15, 5:13, 8:20] += 300
-    write_volume(tmp_path / "in.nii", Volume(data, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
+    write_volume(str(tmp_path / "in.nii"), Volume(data, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
     mask = np.zeros((21, 18, 26), np.uint8)
     mask[4:17, 3:15, 5:22] = 1
-    write_volume(tmp_path / "mask.nii", Volume(mask, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
+    write_volume(str(tmp_path / "mask.nii"), Volume(mask, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
     return tmp_path / "in.nii"
 
 
@@ -64,10 +64,11 @@ def test_same_bits_for_threads_slabs_and_boxes(
 def test_slabs_change_no_bit(
     text: str, kernel: str | None, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = operate(read_volume(volume), text, kernel).data
+    found = operate(read_volume(str(volume)), text, kernel).data
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
-    np.testing.assert_array_equal(operate(read_volume(volume), text, kernel).data, found)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
+    np.testing.assert_array_equal(operate(read_volume(str(volume)), text, kernel).data, found)
 
 
 @EVERY_CASE
@@ -78,8 +79,8 @@ def test_a_mask_and_a_sidecar(
     mask = tmp_path / "mask.nii"
     line = ["apply", volume, *arguments(text, kernel), "--mask", mask, "-o", out, "--sidecar"]
     run(*line, "--verify", "60")
-    inside = read_volume(mask).data > 0
-    result = read_volume(out)
+    inside = read_volume(str(mask)).data > 0
+    result = read_volume(str(out))
     values = result.data.reshape(*inside.shape, -1)
     assert (values[~inside] == 0).all()
     assert values[inside].any()
@@ -105,8 +106,8 @@ def test_arrays_in_memory(
     text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
 ) -> None:
     run("apply", volume, *arguments(text, kernel), "-o", tmp_path / "a.nii")
-    found = operate(read_volume(volume), text, kernel)
-    written = read_volume(tmp_path / "a.nii")
+    found = operate(read_volume(str(volume)), text, kernel)
+    written = read_volume(str(tmp_path / "a.nii"))
     assert found.grid.spacing == written.grid.spacing
     np.testing.assert_array_equal(np.squeeze(found.data), np.squeeze(written.data))
 
