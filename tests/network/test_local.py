@@ -30,6 +30,7 @@ numbers = np.random.default_rng(20)
 WINDOWS = {
     "box": np.ones((3, 5, 7)),
     "long": np.ones((1, 1, 15)),
+    "blocks": np.ones((3, 10, 9)),
     "voxel": np.ones((1, 1, 1)),
     "ball": ball(radius=(1.5, 2, 3)).weights,
     "Gaussian": gaussian(sigma=(0.5, 0.7, 1.2), truncate=3).weights,

@@ -14,7 +14,11 @@ from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 
 # operation -> texts to try, together with the kernel for one that takes it
 CASES: dict[str, list[tuple[str, str | None]]] = {
-    "local": [("local:size=3", None), ("local:radius=4mm", None)],
+    "local": [
+        ("local:size=3", None),
+        ("local:statistic=std:radius=4mm", None),
+        ("local:statistic=zscore:sigma=2mm:ddof=1", None),
+    ],
 }
 EVERY = [(text, kernel) for cases in CASES.values() for text, kernel in cases]
 EVERY_CASE = pytest.mark.parametrize(("text", "kernel"), EVERY, ids=[text for text, _ in EVERY])

@@ -311,7 +311,8 @@ def moments(real, weighted, lanes, vectors):
     def loops(step):
         p = memory(step[F.parameters], np.int64)
         apart, height = p[AT.apart], p[AT.height]
-        slot_bytes = p[AT.profile_count] * quantities * apart
+        channels, row_bytes = p[AT.channels], quantities * apart
+        slot_bytes, block_h, block_w = p[AT.parts] * row_bytes, p[AT.block_h], p[AT.block_w]
         table, rows = memory(p[AT.table], np.int64), memory(p[AT.rows_at], np.int64)
         reach_h, reach_w = memory(p[AT.reach_h], np.int64), memory(p[AT.reach_w], np.int64)
         lost = 0
@@ -324,7 +325,7 @@ def moments(real, weighted, lanes, vectors):
                         for profile in range(p[AT.profile_count]):
                             fill(
                                 p,
-                                slot + profile * quantities * apart,
+                                slot + profile * row_bytes,
                                 0,
                                 p[AT.positions],
                                 p[AT.counts_h],
@@ -332,6 +333,20 @@ def moments(real, weighted, lanes, vectors):
                     else:
                         combine_columns(p, plane, rows[ready], slot)
                     ready += 1
+                    if 0 < block_h <= ready:
+                        first = ready - block_h
+                        for tap in range(block_h):
+                            table[tap] = p[AT.ring] + (first + tap) % height * slot_bytes
+                        combine_moments(
+                            p[AT.table],
+                            p[AT.block_weights_h],
+                            block_h,
+                            0,
+                            0,
+                            p[AT.positions],
+                            p[AT.ring] + first % height * slot_bytes + row_bytes,
+                            apart,
+                        )
                 for tap in range(p[AT.taps_h]):
                     slot = (h + reach_h[2 * tap]) % height
                     table[tap] = p[AT.ring] + slot * slot_bytes + reach_h[2 * tap + 1]
@@ -348,9 +363,22 @@ def moments(real, weighted, lanes, vectors):
                     apart,
                 )
                 if is_separable:
+                    if block_w > 0:
+                        for tap in range(block_w):
+                            table[tap] = moments + 8 * channels * tap
+                        combine_moments(
+                            p[AT.table],
+                            p[AT.block_weights_w],
+                            block_w,
+                            0,
+                            0,
+                            p[AT.positions] - (block_w - 1) * channels,
+                            moments + row_bytes,
+                            apart,
+                        )
                     for tap in range(p[AT.taps_w]):
                         table[tap] = moments + reach_w[tap]
-                    moments += quantities * apart
+                    moments += 2 * row_bytes
                     combine_moments(
                         p[AT.table],
                         p[AT.weights_w],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,26 @@ from conv3d_cli.system.words import count_of
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team, moments
     from conv3d_cli.engine.machine_code import MachineCode
+
+
+# The relative error of sums of float64.
+SUMMED = 1e-13
+
+
+class _Described(NamedTuple):
+    """The voxels of a window: mean, variance, its factor by ddof, and coverage; (c,) each."""
+
+    mean: Reals
+    variance: Reals
+    factor: Reals
+    coverage: Reals
+
+
+def _certainty(windows: Sequence[Window]) -> Window:
+    """The certainty of voxels: the second input, or 1."""
+    if len(windows) == 2:
+        return windows[1]
+    return Window(np.ones((*windows[0].voxels.shape[:3], 1)), windows[0].start)
 
 
 class LocalStatistics(Operation):
@@ -130,11 +150,11 @@ class LocalStatistics(Operation):
     # -- the definition
 
     def _gathered(
-        self, windows: Sequence[Window], box: Box, place: tuple[int, ...], beyond: float
-    ) -> tuple[Reals, Reals]:
-        """The voxels (n, c) in the window of an output, and how much each counts: (n, c).
+        self, window: Window, box: Box, place: tuple[int, ...], beyond: Sequence[float]
+    ) -> Reals:
+        """The numbers (n, c) of an input in the window of an output.
 
-        beyond : float      the value outside the volume
+        beyond : three floats       the numbers outside the volume along D, H, W
         """
         places = [
             at[p : p + length]
@@ -142,45 +162,40 @@ class LocalStatistics(Operation):
                 self.positions(box, (0, 0, 0)), place, self.window.shape, strict=True
             )
         ]
-        voxels, certainty = (
-            window.voxels[
-                np.ix_(
-                    *(
-                        np.where(at < 0, 0, at - start)
-                        for at, start in zip(places, window.start, strict=True)
-                    )
-                )
-            ].astype(np.float64)
-            for window in (*windows, Window(np.ones((*self.inputs[0].size, 1)), (0, 0, 0)))[:2]
+        taken = (
+            np.where(at < 0, 0, at - start) for at, start in zip(places, window.start, strict=True)
         )
-        certainty = np.broadcast_to(certainty, voxels.shape).copy()
-        _, counts = self._outside
+        found = np.broadcast_to(
+            window.voxels[np.ix_(*taken)], (*self.window.shape, self.shape.channels)
+        ).astype(np.float64)
         for axis in (2, 1, 0):  # depth last: what lies outside there is so along all axes
-            outside = places[axis] < 0
-            np.moveaxis(voxels, axis, 0)[outside] = beyond
-            np.moveaxis(certainty, axis, 0)[outside] = float(counts[axis])
-        weights = self.window[..., None] * certainty
-        channels = voxels.shape[3]
-        return voxels.reshape(-1, channels), weights.reshape(-1, channels)
+            np.moveaxis(found, axis, 0)[places[axis] < 0] = beyond[axis]
+        return found.reshape(-1, self.shape.channels)
 
-    def _describe(
-        self, windows: Sequence[Window], box: Box, place: tuple[int, ...], beyond: float
-    ) -> tuple[Reals, Reals, Reals, Reals]:
-        """Of the window of an output: mean, variance, coverage, and factor of the variance (c,)."""
-        voxels, weights = self._gathered(windows, box, place, beyond)
+    def _counted(
+        self, windows: Sequence[Window], box: Box, place: tuple[int, ...]
+    ) -> tuple[Reals, Reals]:
+        """The voxels (n, c) in the window of an output, NaN unless finite, and their weights."""
+        value, counts = self._outside
+        voxels = self._gathered(windows[0], box, place, [value] * 3)
+        certainty = self._gathered(_certainty(windows), box, place, [float(c) for c in counts])
+        weights = self.window.reshape(-1, 1) * certainty
+        voxels = np.where(weights > 0, voxels, 0.0)
+        return np.where(np.isfinite(voxels), voxels, np.nan), np.maximum(weights, 0.0)
+
+    def _describe(self, voxels: Reals, weights: Reals) -> _Described:
+        """Describe the voxels (n, c) of a window by their weights."""
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            voxels = np.where(weights > 0, voxels, 0.0)
-            voxels = np.where(np.isfinite(voxels), voxels, np.nan)
             total = weights.sum(axis=0)
             mean = (weights * voxels).sum(axis=0) / total
             variance = (weights * np.square(voxels - mean)).sum(axis=0) / total
             factor = np.ones_like(total)
             if self.ddof:
                 number = np.square(total) / np.square(weights).sum(axis=0)
-                alone = number <= 1 + 1e-9
+                alone = ~(number > 1 + 1e-9)
                 factor = np.where(alone, np.nan, number / (number - 1))
                 total = np.where(alone, 0.0, total)
-        return mean, variance, total / self.window.sum(), factor
+        return _Described(mean, variance, factor, total / self.window.sum())
 
     def _combine(self, own: Reals, mean: Reals, variance: Reals) -> Reals:
         """The statistic of voxels, means and variances."""
@@ -203,11 +218,12 @@ class LocalStatistics(Operation):
         out = np.empty((*box.size, self.shape.channels))
         own = windows[0].box(*box) if self.statistic == "zscore" else None
         counts = windows[1].box(*box) if len(windows) == 2 else None
-        beyond, _ = self._outside
         for place in np.ndindex(*box.size):
-            mean, variance, coverage, factor = self._describe(windows, box, place, beyond)
-            value = self._combine(mean if own is None else own[place], mean, variance * factor)
-            lost = (coverage < self.min_coverage * (1 - 1e-9)) | (coverage == 0)
+            found = self._describe(*self._counted(windows, box, place))
+            value = self._combine(
+                found.mean if own is None else own[place], found.mean, found.variance * found.factor
+            )
+            lost = (found.coverage < self.min_coverage * (1 - 1e-9)) | (found.coverage == 0)
             if own is not None and counts is not None:
                 lost = lost | (counts[place] <= 0)
             out[place] = np.where(lost, self.empty, value)
@@ -216,31 +232,75 @@ class LocalStatistics(Operation):
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        """Errors of the voxels move a mean by their mean, a deviation by their mean square."""
         value = self.define(windows, box)
         moved, spread, means, deviations = (np.empty_like(value) for _ in range(4))
-        beyond, _ = self._outside
-        weighed = [errors[0], *windows[1:]]
         for place in np.ndindex(*box.size):
-            mean, variance, _, factor = self._describe(windows, box, place, beyond)
-            means[place], deviations[place] = np.abs(mean), np.sqrt(variance * factor)
-            mean, variance, *_ = self._describe(weighed, box, place, 0.0)
-            moved[place] = mean
-            spread[place] = np.sqrt(factor * (np.square(mean) + variance))
+            moves = self._moves(windows, errors, box, place)
+            moved[place], spread[place], means[place], deviations[place] = moves
+        own = errors[0].box(*box)
+        if self.statistic == "zscore" and len(windows) == 2:
+            # whether a voxel counts must be certain
+            changes = windows[1].box(*box) <= errors[1].box(*box)
+            own = np.where(changes & (errors[1].box(*box) > 0), np.inf, own)
         with np.errstate(invalid="ignore", divide="ignore"):
             off = {
                 "mean": lambda: moved,
                 "std": lambda: spread,
                 "variance": lambda: (2 * deviations + spread) * spread,
-                "zscore": lambda: self._of_quotient(
-                    errors[0].box(*box) + moved, spread, value, deviations
-                ),
+                "zscore": lambda: self._of_quotient(own + moved, spread, value, deviations),
                 "snr": lambda: self._of_quotient(moved, spread, value, deviations),
                 "contrast": lambda: self._of_quotient(spread, moved, value, means),
             }[self.statistic]()
+            if self.statistic == "zscore":  # a difference of means that are of double precision
+                off = off + SUMMED * np.where(deviations > 0, means / deviations, 0.0)
         sizes = np.abs(value) + (means if self.statistic == "mean" else 0.0)
         found = off + rounding * sizes
         return np.where(np.isnan(found) & ~np.isnan(value), np.inf, found)
+
+    def _moves(
+        self,
+        windows: Sequence[Window],
+        errors: Sequence[Window],
+        box: Box,
+        place: tuple[int, ...],
+    ) -> tuple[Reals, Reals, Reals, Reals]:
+        """How far errors move mean and standard deviation of a window, and how large both are.
+
+        Errors of the voxels move a mean by no more than their mean, and a standard deviation by no
+        more than the root of their mean square. Errors of the certainties are changes of weights.
+        """
+        voxels, weights = self._counted(windows, box, place)
+        off = self._gathered(errors[0], box, place, (0, 0, 0))
+        changes = np.zeros_like(weights)
+        if len(windows) == 2:
+            changes = self.window.reshape(-1, 1) * self._gathered(errors[1], box, place, (0, 0, 0))
+            voxels = np.where(
+                changes > 0, self._gathered(windows[0], box, place, [self._outside[0]] * 3), voxels
+            )
+        found = self._describe(voxels, weights)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            least = (weights - changes).sum(axis=0)
+            from_mean = voxels - found.mean
+            moved = (changes * np.abs(from_mean)).sum(axis=0) / least
+            unlike = np.abs(np.square(from_mean) - found.variance)
+            varied = (changes * unlike).sum(axis=0) / least + np.square(moved)
+            factor = found.factor
+            if self.ddof:
+                squares = np.square(weights + changes).sum(axis=0)
+                number = np.square(least) / squares
+                factor = np.where(number > 1, number / (number - 1), np.inf)
+            deviation = np.sqrt(found.variance * found.factor)
+            grown = (found.variance + varied) * factor - found.variance * found.factor
+            spread = np.minimum(np.sqrt(grown), grown / deviation)
+            weighed = weights + changes
+            moved += (weighed * off).sum(axis=0) / least
+            spread += np.sqrt(factor * (weighed * np.square(off)).sum(axis=0) / least)
+            # the least coverage must be certain
+            near = found.coverage - changes.sum(axis=0) / self.window.sum() < self.min_coverage
+            unsure = (least <= 0) | (near & (found.coverage >= self.min_coverage))
+            unsure &= changes.any(axis=0)
+        moved, spread = (np.where(unsure, np.inf, part) for part in (moved, spread))
+        return moved, spread, np.abs(found.mean), deviation
 
     @staticmethod
     def _of_quotient(above: Reals, below: Reals, value: Reals, divisor: Reals) -> Reals:

@@ -26,6 +26,8 @@ def local(
 ) -> int:
     """Statistics of the voxels around each voxel: in a box, a ball, or under a Gaussian.
 
+    conv3d local head.nii.gz --statistic std --size 7 -o std.nii.gz
+
     Voxels that are missing (--nan ignore, --missing) or outside a --mask are left out. Sums are
     taken in float64 around values of the window itself, so that nothing cancels where voxels are
     large and vary little.
