@@ -279,7 +279,8 @@ def made(name: str) -> tuple[Operation, list[Array], Array]:
     if operation == "Normalize":
         inputs[1] = np.abs(inputs[1])
     if operation == "LocalStatistics":  # certainties, of which a few are 0
-        inputs[1:] = [np.clip(np.abs(x) - 0.2, 0, 1) for x in inputs[1:]]
+        clipped = [np.clip(np.abs(x) - 0.2, 0, 1).astype(np.float32) for x in inputs[1:]]
+        inputs[1:] = [x.astype(np.float64) for x in clipped]
     sources = tuple(f"x{n}" for n in range(len(shapes)))
     node = Node("it", operation, sources, attributes, arrays)
     operation_made = make_operation(node, [Shape(*shape) for shape in shapes])

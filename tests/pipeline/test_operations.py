@@ -8,18 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from composed import CASES, words
 
 from conv3d_cli import Grid, Volume, operate, read_volume, write_volume
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 
-# operation -> texts to try, together with the kernel for one that takes it
-CASES: dict[str, list[tuple[str, str | None]]] = {
-    "local": [
-        ("local:size=3", None),
-        ("local:statistic=std:radius=4mm", None),
-        ("local:statistic=zscore:sigma=2mm:ddof=1", None),
-    ],
-}
 EVERY = [(text, kernel) for cases in CASES.values() for text, kernel in cases]
 EVERY_CASE = pytest.mark.parametrize(("text", "kernel"), EVERY, ids=[text for text, _ in EVERY])
 
@@ -97,11 +90,8 @@ def test_a_mask_and_a_sidecar(
 def test_a_command_is_apply_with_the_operation(
     text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
 ) -> None:
-    name, *pairs = text.split(":")
-    own = [word for pair in pairs for word in (f"--{pair.split('=')[0]}", pair.split("=")[1])]
-    own += ["-k", kernel] if kernel else []
     run("apply", volume, *arguments(text, kernel), "-o", tmp_path / "a.nii")
-    run(name, volume, *own, "-o", tmp_path / "b.nii")
+    run(*words(text, kernel), volume, "-o", tmp_path / "b.nii")
     assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
 
 
