@@ -26,6 +26,8 @@ Reals = NDArray[np.float64]
 Longs = NDArray[np.int64]
 
 STATISTICS = ("mean", "std", "variance", "zscore", "snr", "contrast")
+# What a sum that is given becomes: divided by the standard deviation, and limited to -1 ... 1.
+CORRELATION = "correlation"
 # What a row of moments holds, by how voxels are weighted: not; by certainties; so that the number
 # of voxels is asked for, too.
 QUANTITIES = (2, 3, 4)
@@ -58,8 +60,9 @@ class MomentsArguments(NamedTuple):
     parts : rows of moments in a slot of the ring: those of profiles, and of a block
     outside : a row of voxels outside the volume; outside_counts: of what they count
     counts_h, counts_w : 1 if voxels outside the volume count
-    centre, centre_counts : addresses of the voxel at the first output, and of what it counts
-    statistic : index of one of `STATISTICS`
+    own, own_plane, own_row : of the numbers that outputs relate, see `local_statistics`
+    own_counts : address of what the voxel at the first output counts
+    statistic : index of one of `STATISTICS`, and then `CORRELATION`
     told_inside : 1: of outputs that see too little, only those whose own voxel counts are counted
     """
 
@@ -80,8 +83,10 @@ class MomentsArguments(NamedTuple):
     outside_counts: int
     counts_h: int
     counts_w: int
-    centre: int
-    centre_counts: int
+    own: int
+    own_plane: int
+    own_row: int
+    own_counts: int
     told_inside: int
     statistic: int
     planes_at: int
@@ -121,12 +126,14 @@ class Scalars(NamedTuple):
     outside : the value outside the volume
     correction : factor of variances
     min_coverage : the least coverage; below it an output is `empty`
+    steady : see `Rules`
     """
 
     outside: float
     correction: float
     min_coverage: float
     empty: float
+    steady: float
 
 
 MOMENTS_AT = MomentsArguments(*range(len(MomentsArguments._fields)))
@@ -251,6 +258,8 @@ class Rules(NamedTuple):
     ddof : int                  0: variances of the voxels; 1: of what they are a sample of
     min_coverage : float        the least part of the window's weight that an output needs
     empty : float               outputs that have less, and z-scores of voxels that do not count
+    steady : float              correlations are 0 where the standard deviation is not above this
+                                part of the mean
     told_inside : bool          count outputs that have less only where their own voxel counts
     """
 
@@ -259,6 +268,7 @@ class Rules(NamedTuple):
     ddof: int = 0
     min_coverage: float = 0.0
     empty: float = 0.0
+    steady: float = 0.0
     told_inside: bool = False
 
 
@@ -289,6 +299,7 @@ def local_statistics(
     team: Team,
     certainty: Array | None = None,
     rules: Rules = PLAIN,
+    sums: Array | None = None,
 ) -> int:
     """Fill `out` (d, h, w, c) with a statistic of the window of each output.
 
@@ -297,7 +308,8 @@ def local_statistics(
                                 -1 outside the volume
     first : (D, H, W)           index in `voxels` of the first output's own voxel
     certainty : (d, h, w, 1 or c) or None   how much voxels count, 0 to 1; those of 0 may be NaN
-    Returns the number of outputs whose windows have too little weight.
+    sums : like `out`           what a correlation divides
+    Returns the number of outputs whose windows have too little weight, or vary too little.
 
     >>> x, out = np.array([1.0, 2.0, 6.0]).reshape(1, 1, 3, 1), np.empty((1, 1, 1, 1))
     >>> places = [np.array([0]), np.array([0]), np.array([0, 1, 2])]
@@ -318,9 +330,10 @@ def local_statistics(
     if certainty is not None:
         certainty = np.broadcast_to(certainty, voxels.shape)
         certainty = _rows_together(np.asarray(certainty, out.dtype))
+    own = _rows_together(sums) if sums is not None else voxels[first[0] :, first[1] :, first[2] :]
     target = out if _has_rows_together(out) else np.empty(out.shape, out.dtype)
     run = _Run(
-        code, weighted, statistic, voxels, certainty, window, positions, first, target, rules
+        code, weighted, statistic, voxels, certainty, window, positions, first, own, target, rules
     )
     height, width = out.shape[1], out.shape[2] * channels
     rows = min(MOST_ROWS, max(LEAST_ROWS, -(-height // (4 * team.threads))))
@@ -368,6 +381,7 @@ class _Run:
     window: Window
     positions: Sequence[Longs]
     first: Sequence[int]
+    own: Array
     out: Array
     rules: Rules
 
@@ -380,6 +394,7 @@ class _Run:
             # the weights of all voxels add up to 1, but for rounding
             min_coverage=self.rules.min_coverage * (1 - 1e-9),
             empty=self.rules.empty,
+            steady=self.rules.steady,
         )
         self.scalars = np.array(scalars, np.float64)
         length = self.voxels.shape[2] * self.voxels.shape[3]
@@ -457,10 +472,9 @@ class _Run:
         certainty = self.certainty
         certainty_plane, certainty_row, _ = (0, 0, 0) if certainty is None else steps_of(certainty)
         out_plane, out_row, _ = steps_of(out)
-        plane, row = self.first[0], self.first[1] + top
-        column = self.first[2] * channels + left
-        centre = plane * source_plane + row * source_row + column
-        counts = plane * certainty_plane + row * certainty_row + column
+        own_plane, own_row, _ = steps_of(self.own)
+        counts = self.first[0] * certainty_plane + (self.first[1] + top) * certainty_row
+        counts += self.first[2] * channels + left
         arguments = MomentsArguments(
             planes=len(out),
             rows=bottom - top,
@@ -479,10 +493,12 @@ class _Run:
             outside_counts=address_of(self.beyond_counts),
             counts_h=self.rules.outside_counts[1],
             counts_w=self.rules.outside_counts[2],
-            centre=address_of(self.voxels) + itemsize * centre,
-            centre_counts=address_of(certainty) + itemsize * counts,
+            own=address_of(self.own) + itemsize * (top * own_row + left),
+            own_plane=own_plane,
+            own_row=own_row,
+            own_counts=address_of(certainty) + itemsize * counts,
             told_inside=self.rules.told_inside,
-            statistic=STATISTICS.index(self.statistic),
+            statistic=(*STATISTICS, CORRELATION).index(self.statistic),
             planes_at=address_of(self.planes),
             rows_at=address_of(self.rows) + 8 * top,
             segments=address_of(segments),

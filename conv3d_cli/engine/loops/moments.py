@@ -24,7 +24,7 @@ from conv3d_cli.engine.moments import ALONE, QUANTITIES, SCALARS_AT, STATISTICS
 from conv3d_cli.engine.moments import MOMENTS_AT as AT
 from conv3d_cli.engine.step import F
 
-MEAN, STD, VARIANCE, ZSCORE, SNR, _ = range(len(STATISTICS))
+MEAN, STD, VARIANCE, ZSCORE, SNR, CONTRAST = range(len(STATISTICS))
 
 
 @intrinsic(prefer_literal=True)
@@ -258,17 +258,17 @@ def moments(real, weighted, lanes, vectors):
             out += quantities * apart
 
     @inlined
-    def finish(p, moments, out, centre, centre_counts):
+    def finish(p, moments, out, own, own_counts):
         """Compute the statistic of a row; returns the number of outputs that see too little.
 
-        centre, centre_counts : addresses of the outputs' own voxels, and of what they count
+        own, own_counts : addresses of the outputs' own voxels, or sums, and of what they count
         """
         apart, columns, statistic = p[AT.apart], p[AT.columns], p[AT.statistic]
         means, variances = memory(moments, np.float64), memory(moments + apart, np.float64)
         coverages = memory(moments + 2 * apart, np.float64)
         squares = memory(moments + 3 * apart, np.float64)
-        scalars = memory(p[AT.scalars], np.float64)
-        voxels, result = memory(centre, kind), memory(out, kind)
+        scalars, lost = memory(p[AT.scalars], np.float64), 0
+        voxels, result = memory(own, kind), memory(out, kind)
         for k in range(columns):
             if weighted == 2:
                 # as many voxels of equal weight would have a mean of this variance
@@ -294,17 +294,25 @@ def moments(real, weighted, lanes, vectors):
         elif statistic == SNR:
             for k in range(columns):
                 result[k] = kind(ratio(means[k], math.sqrt(variances[k])))
-        else:
+        elif statistic == CONTRAST:
             for k in range(columns):
                 result[k] = kind(ratio(math.sqrt(variances[k]), means[k]))
-        lost = 0
+        else:
+            for k in range(columns):
+                deviation = math.sqrt(variances[k])
+                value = ratio(np.float64(voxels[k]), deviation)
+                value = 1.0 if value > 1.0 else value
+                value = -1.0 if value < -1.0 else value
+                steady = deviation <= scalars[SCALARS_AT.steady] * abs(means[k])
+                lost += steady and deviation > 0.0
+                result[k] = kind(0.0 if steady else value)
         if weighted:
-            counts = memory(centre_counts, kind)
+            counts = memory(own_counts, kind)
             least, empty = scalars[SCALARS_AT.min_coverage], kind(scalars[SCALARS_AT.empty])
             for k in range(columns):
-                sees, own = coverages[k] >= least and coverages[k] > 0.0, counts[k] > 0
-                lost += not sees and (own or not p[AT.told_inside])
-                if not sees or (statistic == ZSCORE and not own):
+                sees, is_there = coverages[k] >= least and coverages[k] > 0.0, counts[k] > 0
+                lost += not sees and (is_there or not p[AT.told_inside])
+                if not sees or (statistic == ZSCORE and not is_there):
                     result[k] = empty
         return lost
 
@@ -390,14 +398,14 @@ def moments(real, weighted, lanes, vectors):
                         apart,
                     )
                 out = p[AT.out] + size * (plane * p[AT.out_plane] + h * p[AT.out_row])
-                centre = plane * p[AT.source_plane] + h * p[AT.source_row]
+                own = plane * p[AT.own_plane] + h * p[AT.own_row]
                 counts = plane * p[AT.certainty_plane] + h * p[AT.certainty_row]
                 lost += finish(
                     p,
                     moments,
                     out,
-                    p[AT.centre] + size * centre,
-                    p[AT.centre_counts] + size * counts,
+                    p[AT.own] + size * own,
+                    p[AT.own_counts] + size * counts,
                 )
         p[AT.lost] = lost
 

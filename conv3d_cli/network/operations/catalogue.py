@@ -22,6 +22,7 @@ from conv3d_cli.network.operations.borders import BorderPadding3D
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.clip import Clip
 from conv3d_cli.network.operations.convolution import Conv3D, Conv3DTranspose, Dense
+from conv3d_cli.network.operations.correlation import NormalizedCorrelation
 from conv3d_cli.network.operations.dilated import (
     DilatedAveragePooling3D,
     DilatedMaxPooling3D,
@@ -117,6 +118,7 @@ PARTS: dict[str, type[Operation]] = {
     "MaskCertainty": MaskCertainty,
     "Inside": Inside,
     "LocalStatistics": LocalStatistics,
+    "NormalizedCorrelation": NormalizedCorrelation,
 }
 
 

@@ -7,16 +7,14 @@ voxels of each window as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError, setting
-from conv3d_cli.model.box import Box, Span
-from conv3d_cli.model.spec import Boundary, VoxelTransform
-from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window, spans_of
+from conv3d_cli.model.box import Box
+from conv3d_cli.network.operations.base import Array, Reals, Shape, Window, spans_of
+from conv3d_cli.network.operations.windows import InWindows
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ def _certainty(windows: Sequence[Window]) -> Window:
     return Window(np.ones((*windows[0].voxels.shape[:3], 1)), windows[0].start)
 
 
-class LocalStatistics(Operation):
+class LocalStatistics(InWindows):
     """A statistic of the voxels in a window around each output, channel by channel.
 
     Inputs: the volume, and perhaps the certainty of its voxels, of one channel or as many as the
@@ -66,22 +64,18 @@ class LocalStatistics(Operation):
 
     arity: ClassVar[tuple[int, int | None]] = (1, 2)
     attributes = ("statistic", "boundary", "ddof", "min_coverage", "empty", "masked")
-    weights = ("window",)
 
     def resolve(self) -> Shape:
         from conv3d_cli.engine.moments import STATISTICS
 
         source = self.inputs[0]
         self.statistic = self.choice("statistic", "mean", STATISTICS)
-        self.boundary = Boundary.parse(self.argument("boundary", "symmetric"))
         self.ddof = self.argument("ddof", 0)
         if self.ddof not in (0, 1):
             raise SpecError(f"{self.where} needs 0 or 1 for ddof, received {self.ddof!r}")
         self.min_coverage = self.number("min_coverage", 0.0)
         self.empty = self.number("empty", np.nan)
-        self.window = self.weight("window", (None, None, None))
-        if (self.window < 0).any() or not self.window.any():
-            raise SpecError(f"{self.where} needs weights of at least 0, not all of them 0")
+        self.read_window()
         if self.ddof and (self.window > 0).sum() == 1:
             raise SpecError(
                 f"{self.where} has a window of one voxel, of which nothing varies; pass ddof=0, or "
@@ -92,93 +86,17 @@ class LocalStatistics(Operation):
                 raise ShapeError(
                     f"{self.where} has a volume of {source}, and certainties of {certainty}"
                 )
-        self.before = [(length - 1) // 2 for length in self.window.shape]
         return source
 
-    # -- positions
-
-    @cached_property
-    def sources(self) -> list[NDArray[np.int64]]:
-        """Along each axis, the voxel at every position that windows span; -1 outside."""
-        found = []
-        for axis in range(3):
-            length = self.inputs[0][axis]
-            first = -self.before[axis]
-            last = first + length + self.window.shape[axis] - 1
-            at = [self.boundary.source_index(position, length) for position in range(first, last)]
-            found.append(np.array(at, np.int64))
-        return found
-
-    @cached_property
-    def _reach(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Along each axis: the least voxel at each position or later, the largest until there."""
-        found = []
-        for at, length in zip(self.sources, self.inputs[0].size, strict=True):
-            least = np.minimum.accumulate(np.where(at < 0, length - 1, at)[::-1])[::-1]
-            found.append((least, np.maximum.accumulate(np.maximum(at, 0))))
-        return found
-
-    def span(self, number: int, axis: int, outputs: Span) -> Span:
-        # what is mirrored goes back, so that these or later outputs begin with their least voxel
-        least, most = self._reach[axis]
-        last = outputs[1] + self.window.shape[axis] - 2
-        return int(least[outputs[0]]), int(most[last]) + 1
-
-    @property
-    def transform(self) -> VoxelTransform:
-        d, h, w = (
-            (length - 1) / 2 - before
-            for length, before in zip(self.window.shape, self.before, strict=True)
-        )
-        return VoxelTransform(offset=(d, h, w))
-
-    def positions(self, box: Box, start: Sequence[int]) -> list[NDArray[np.int64]]:
-        """The voxel at each position of a box's windows, counted from `start`; -1 outside."""
-        found = []
-        for axis, (first, last) in enumerate(box):
-            at = self.sources[axis][first : last + self.window.shape[axis] - 1]
-            found.append(np.where(at < 0, -1, at - start[axis]))
-        return found
-
-    @property
-    def _outside(self) -> tuple[float, tuple[bool, bool, bool]]:
-        """The value outside the volume, and whether it counts there along D, H, W."""
-        mode = self.boundary.mode
-        value = self.boundary.value if mode == "constant" else 0.0
-        return value, (not self.boundary.renormalizes, mode != "renormalize", mode != "renormalize")
-
     # -- the definition
-
-    def _gathered(
-        self, window: Window, box: Box, place: tuple[int, ...], beyond: Sequence[float]
-    ) -> Reals:
-        """The numbers (n, c) of an input in the window of an output.
-
-        beyond : three floats       the numbers outside the volume along D, H, W
-        """
-        places = [
-            at[p : p + length]
-            for at, p, length in zip(
-                self.positions(box, (0, 0, 0)), place, self.window.shape, strict=True
-            )
-        ]
-        taken = (
-            np.where(at < 0, 0, at - start) for at, start in zip(places, window.start, strict=True)
-        )
-        found = np.broadcast_to(
-            window.voxels[np.ix_(*taken)], (*self.window.shape, self.shape.channels)
-        ).astype(np.float64)
-        for axis in (2, 1, 0):  # depth last: what lies outside there is so along all axes
-            np.moveaxis(found, axis, 0)[places[axis] < 0] = beyond[axis]
-        return found.reshape(-1, self.shape.channels)
 
     def _counted(
         self, windows: Sequence[Window], box: Box, place: tuple[int, ...]
     ) -> tuple[Reals, Reals]:
         """The voxels (n, c) in the window of an output, NaN unless finite, and their weights."""
-        value, counts = self._outside
-        voxels = self._gathered(windows[0], box, place, [value] * 3)
-        certainty = self._gathered(_certainty(windows), box, place, [float(c) for c in counts])
+        value, counts = self.beyond
+        voxels = self.gathered(windows[0], box, place, [value] * 3)
+        certainty = self.gathered(_certainty(windows), box, place, [float(c) for c in counts])
         weights = self.window.reshape(-1, 1) * certainty
         voxels = np.where(weights > 0, voxels, 0.0)
         return np.where(np.isfinite(voxels), voxels, np.nan), np.maximum(weights, 0.0)
@@ -270,12 +188,12 @@ class LocalStatistics(Operation):
         more than the root of their mean square. Errors of the certainties are changes of weights.
         """
         voxels, weights = self._counted(windows, box, place)
-        off = self._gathered(errors[0], box, place, (0, 0, 0))
+        off = self.gathered(errors[0], box, place, (0, 0, 0))
         changes = np.zeros_like(weights)
         if len(windows) == 2:
-            changes = self.window.reshape(-1, 1) * self._gathered(errors[1], box, place, (0, 0, 0))
+            changes = self.window.reshape(-1, 1) * self.gathered(errors[1], box, place, (0, 0, 0))
             voxels = np.where(
-                changes > 0, self._gathered(windows[0], box, place, [self._outside[0]] * 3), voxels
+                changes > 0, self.gathered(windows[0], box, place, [self.beyond.value] * 3), voxels
             )
         found = self._describe(voxels, weights)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -316,15 +234,9 @@ class LocalStatistics(Operation):
     def _rules(self) -> moments.Rules:
         from conv3d_cli.engine.moments import Rules
 
-        value, counts = self._outside
+        value, counts = self.beyond
         masked = bool(self.argument("masked", False))
-        return Rules(value, counts, self.ddof, self.min_coverage, self.empty, masked)
-
-    @cached_property
-    def _passes(self) -> moments.Window:
-        from conv3d_cli.engine.moments import Window
-
-        return Window.of(self.window)
+        return Rules(value, counts, self.ddof, self.min_coverage, self.empty, told_inside=masked)
 
     def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
         from conv3d_cli.engine.moments import local_statistics
@@ -334,7 +246,7 @@ class LocalStatistics(Operation):
         first = [a - b for a, b in zip(box.start, taken.start, strict=True)]
         self.lost += local_statistics(
             voxels,
-            self._passes,
+            self.passes,
             self.statistic,
             self.positions(box, taken.start),
             first,
