@@ -28,6 +28,7 @@ from conv3d_cli.cli.parameters import FileName, Text, UnitOption
 from conv3d_cli.cli.running import run_volumes
 from conv3d_cli.cli.values import OneOf
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, ROLES
 from conv3d_cli.settings.option import File, Option, Place, Unit
 from conv3d_cli.settings.options import OPTION
 
@@ -47,7 +48,6 @@ _NOT_TAKEN = (
     "label_names",
     "output_name",
     "mask_labels",
-    "coverage_out",
 )
 _OF_MEANS = ("missing", "min_coverage")
 # placeholder of a parameter -> the unit of its numbers
@@ -104,6 +104,8 @@ def _takes(operation: ComposedOperation, row: Option) -> bool:
         from conv3d_cli.pipeline.composing import options_taken  # late: it imports NumPy
 
         return row.name in options_taken(operation)
+    if row.name in OUTPUT_OPTIONS:
+        return ROLES[operation.table].option == row.name if operation.table else False
     return row.name not in _NOT_TAKEN + (() if operation.takes_missing else _OF_MEANS)
 
 

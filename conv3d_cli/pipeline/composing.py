@@ -105,6 +105,7 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         precision=job.precision,
         missing=job.missing,
         kernel=kernel,
+        writes_table=job.path_of(operation.table) is not None,
         notes=notes,
     )
     _replace_missing(made, operation, header.scale)
@@ -125,6 +126,7 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         stages=tuple(stages),
         composed_from=first,
         channel_names=made.channel_names,
+        peaks=made.peaks,
     )
 
 

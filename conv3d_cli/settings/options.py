@@ -722,6 +722,19 @@ class Settings:
         "rests on.",
     )
 
+    peaks: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Kernel",
+        shapes=True,
+        metavar="FILE",
+        file=File.WRITTEN,
+        config=False,
+        field="",
+        help="Of an operation match: also write a table (.tsv) of the places where the template "
+        "fits best, with their scores.",
+    )
+
     # Checks and provenance
     verify: int | str | None = option(
         COUNT_OR_WORD,
