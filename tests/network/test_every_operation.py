@@ -236,6 +236,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
         lambda x, s: (x - np.repeat(s[0, 0, 0, :2], 2)) / np.sqrt(np.repeat(s[0, 0, 0, 2:], 2) + 0.1) * G + H),
     "deviation": ("LocalStatistics", {"statistic": "std"}, {"window": np.ones((3, 5, 3))}, [SIZE],
         lambda x: in_windows(x, np.ones((3, 5, 3)), lambda v, w, own, counts: np.std(v))),
+    "correlation": ("NormalizedCorrelation", {}, {"window": CROSS > 0}, [SIZE, SIZE],
+        lambda x, s: np.clip(s / in_windows(x, CROSS > 0, lambda v, w, own, counts: np.std(v)), -1, 1)),
     "z-score": ("LocalStatistics", {"statistic": "zscore", "empty": -5}, {"window": CROSS}, [SIZE, (5, 6, 7, 1)],
         lambda x, c: in_windows(x, CROSS, z_score, c)),
     "sample": ("LocalStatistics", {"statistic": "variance", "ddof": 1, "empty": -5}, {"window": CROSS}, [SIZE, SIZE],
