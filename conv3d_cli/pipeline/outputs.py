@@ -53,19 +53,22 @@ class OutputRole:
     table.
 
     name : str              name in records and messages
-    option : str            name of the option for its path, with underscores
-    purpose : str           predicate for messages that start with the option's name
     values : callable       (convolution) -> values for the last slab, (d, h, w, c or 1)
-    is_table : bool         it is no volume
     of_means : bool         only jobs that take means have it, as it is computed from coverage
+    purpose : str           predicate for messages that start with the option's name
+    is_table : bool         it is no volume
     """
 
     name: str
-    option: str
-    purpose: str
     values: Callable[[Convolution], Array]
+    of_means: bool
+    purpose: str
     is_table: bool = False
-    of_means: bool = False
+
+    @property
+    def option(self) -> str:
+        """The name of the option for its path, with underscores."""
+        return self.name if self.is_table else f"{self.name}_out"
 
     @property
     def flag(self) -> str:
@@ -88,14 +91,10 @@ def _no_values(convolution: Convolution) -> Array:
 ROLES = {
     role.name: role
     for role in (
+        OutputRole("coverage", _coverage, of_means=True, purpose="writes the coverage of means"),
         OutputRole(
-            "coverage",
-            "coverage_out",
-            "writes the coverage of means",
-            _coverage,
-            of_means=True,
+            PEAKS, _no_values, of_means=False, purpose="lists the peaks of scores", is_table=True
         ),
-        OutputRole(PEAKS, "peaks", "writes the peaks of scores", _no_values, is_table=True),
     )
 }
 OUTPUT_OPTIONS = tuple(role.option for role in ROLES.values())

@@ -20,7 +20,6 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec, triple
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
-from conv3d_cli.pipeline.operations import find_operation
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output, PeakRules
 from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
@@ -346,7 +345,7 @@ class Job:
     composed_from : Stage or None   the stage that the operation has taken the place of; its kernel
                                 is the operation's, if it takes one
     channel_names : tuple       names of the channels that an operation makes of each of the input's
-    peaks : PeakRules or None   what the peaks of the output are, for the table of them
+    peak_rules : PeakRules or None  what the peaks of the output are, for the table of them
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -392,7 +391,7 @@ class Job:
     operation: str | None = None
     composed_from: Stage | None = None
     channel_names: tuple[str, ...] = ()
-    peaks: PeakRules | None = None
+    peak_rules: PeakRules | None = None
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -550,12 +549,11 @@ class Job:
 
     def _check_beside(self) -> None:
         """Check that the job can have what it writes beside its output. Raises: SpecError."""
-        table = "" if self.operation is None else find_operation(self.operation).table
         for role in (ROLES[output.role] for output in self.beside):
-            if role.is_table and role.name != table:
+            if role.is_table and self.operation is None:
                 raise SpecError(
-                    f"{role.flag} {role.purpose}, which only conv3d match has: leave it out, or "
-                    f"pass {setting('operation', 'match')} and the template as {setting('kernel')}"
+                    f"{role.flag} {role.purpose}, which only conv3d match computes: leave it out, "
+                    f"or pass {setting('operation', 'match')} and a template as {setting('kernel')}"
                 )
             if not role.is_table and self.operation is not None:
                 raise SpecError(

@@ -245,10 +245,10 @@ def run_job(
         if observer is not None:
             streamed = observer.writer(writer, output_mask)
         peaks: PeakWriter | None = None
-        if job.path_of(PEAKS) is not None and prepared.job.peaks is not None:
+        if job.path_of(PEAKS) is not None and prepared.job.peak_rules is not None:
             from conv3d_cli.pipeline.peaks import PeakWriter  # few jobs look for peaks
 
-            streamed = peaks = PeakWriter(streamed, prepared.job.peaks)
+            streamed = peaks = PeakWriter(streamed, prepared.job.peak_rules)
         with writer, naming(prepared.reader), faults_noticed():
             load_loops(graph, prepared.reader.header, writer.header.dtype)
             beside = [

@@ -731,8 +731,8 @@ class Settings:
         file=File.WRITTEN,
         config=False,
         field="",
-        help="Of an operation match: also write a table (.tsv) of the places where the template "
-        "fits best, with their scores.",
+        help="Also write a table (.tsv) of the places where the template of `conv3d match` fits "
+        "best, with their scores.",
     )
 
     # Checks and provenance

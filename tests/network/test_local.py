@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from conv3d_cli.engine import Team
-from conv3d_cli.engine.cpu import CPU_CLASSES
+from conv3d_cli.engine.cpu import CPU_CLASSES, CpuClass
 from conv3d_cli.engine.moments import STATISTICS
 from conv3d_cli.errors import Conv3DError, ShapeError, SpecError
 from conv3d_cli.kernels.builtin import ball, gaussian
@@ -224,34 +225,33 @@ def test_the_bits_are_those_of_any_box_and_number_of_threads(
         np.testing.assert_array_equal(computed(operation, *arrays, box=box), whole[box.slices])
 
 
-PROGRAM = """
-import hashlib, sys
-sys.path[:0] = [{here!r}]
-import numpy as np
-from test_local import WINDOWS, computed, made
-own = np.random.default_rng(3)
-x = own.standard_normal((4, 6, 37, 1)).astype(np.float32)
-digest = hashlib.sha256()
-for name in ("box", "ball", "Gaussian"):
-    for arrays in ([x], [x, own.random(x.shape).astype(np.float32)]):
-        operation = made(WINDOWS[name], x.shape, len(arrays), statistic="zscore", ddof=len(arrays) - 1)
-        digest.update(computed(operation, *arrays).tobytes())
-print(digest.hexdigest())
-"""
+# of the results below, as float64 and float32, under every class of CPUs
+DIGEST = "2b18482917a5d4dd"
+
+
+def test_the_bits_are_those_of_every_machine() -> None:
+    own = np.random.default_rng(3)
+    x = own.standard_normal((4, 6, 37, 1)).astype(np.float32)
+    certainty = own.random(x.shape).astype(np.float32)
+    digest = hashlib.sha256()
+    for name in ("box", "blocks", "ball", "Gaussian"):
+        for arrays in ([x], [x, certainty], [x.astype(np.float64)]):
+            operation = made(
+                WINDOWS[name], x.shape, len(arrays), statistic="zscore", ddof=len(arrays) - 1
+            )
+            digest.update(computed(operation, *arrays).tobytes())
+    assert digest.hexdigest()[:16] == DIGEST
 
 
 @pytest.mark.slow
-def test_the_bits_are_those_of_every_class_of_cpus() -> None:
-    if not sys.platform.startswith("linux"):
-        pytest.skip("classes are forced on x86 under Linux")
-    found = {
-        row.name: subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(here=os.path.dirname(__file__))],
-            env={**os.environ, "CONV3D_CPU": row.name}, capture_output=True, text=True, check=True,
-        ).stdout
-        for row in CPU_CLASSES
-    }  # fmt: skip
-    assert len(set(found.values())) == 1, found
+@pytest.mark.parametrize("row", CPU_CLASSES, ids=lambda row: row.name)
+def test_the_bits_are_those_of_every_class_of_cpus(row: CpuClass) -> None:
+    test = f"{__file__}::{test_the_bits_are_those_of_every_machine.__name__}"
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        env={**os.environ, "CONV3D_CPU": row.name}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)

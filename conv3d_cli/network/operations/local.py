@@ -51,7 +51,6 @@ class LocalStatistics(InWindows):
     statistic : "mean", "std" (standard deviation), "variance", "zscore" (voxel minus mean, divided
         by the standard deviation), "snr" (mean divided by standard deviation) or "contrast"
         (standard deviation divided by mean); a quotient is 0 where its divisor is 0
-    boundary : text         what lies outside the volume
     ddof : 0 or 1           variances of the voxels, or of what they are a sample of
     min_coverage : number   outputs whose voxels have less than this part of the window's weight
                             are `empty`
@@ -75,6 +74,7 @@ class LocalStatistics(InWindows):
             raise SpecError(f"{self.where} needs 0 or 1 for ddof, received {self.ddof!r}")
         self.min_coverage = self.number("min_coverage", 0.0)
         self.empty = self.number("empty", np.nan)
+        self.masked = bool(self.argument("masked", False))
         self.read_window()
         if self.ddof and (self.window > 0).sum() == 1:
             raise SpecError(
@@ -264,7 +264,7 @@ class LocalStatistics(InWindows):
     def lost_note(self) -> str:
         if not self.lost:
             return ""
-        inside = " inside the mask" if self.argument("masked", False) else ""
+        inside = " inside the mask" if self.masked else ""
         few = " or fewer than two voxels" if self.ddof else ""
         return (
             f"{count_of(self.lost, 'voxel')}{inside} had less than {self.min_coverage:g} of the "

@@ -29,6 +29,8 @@ def match(
     """Find where a template fits: its normalized cross-correlation with what is around a voxel.
 
     conv3d match head.nii.gz -k template.nii.gz -o score.nii.gz --peaks peaks.tsv
+    conv3d match head.nii.gz -k log:sigma=2vox -o s.nii.gz --peaks p.tsv --min-distance 5mm
+    conv3d match stack.tif -k ball.npy --ignore 0 -o score.tif
 
     The template is the kernel (-k), of any format; its centre is where it fits. Scores are
     between -1 and 1, whatever the volume's brightness and contrast: 1 where its voxels are a
