@@ -237,7 +237,7 @@ def test_neither_output_appears_without_the_other(planted: Path, run: Any, error
         planted / "q.tsv",
         code=2,
     )
-    assert "which only conv3d match has" in error_line(result.stderr)
+    assert "which only conv3d match computes" in error_line(result.stderr)
     assert not out.exists()
 
 
