@@ -298,14 +298,16 @@ def moments(real, weighted, lanes, vectors):
             for k in range(columns):
                 result[k] = kind(ratio(math.sqrt(variances[k]), means[k]))
         else:
+            steady = scalars[SCALARS_AT.steady]
             for k in range(columns):
                 deviation = math.sqrt(variances[k])
-                value = ratio(np.float64(voxels[k]), deviation)
+                value = np.float64(voxels[k]) / deviation
                 value = 1.0 if value > 1.0 else value
                 value = -1.0 if value < -1.0 else value
-                steady = deviation <= scalars[SCALARS_AT.steady] * abs(means[k])
-                lost += steady and deviation > 0.0
-                result[k] = kind(0.0 if steady else value)
+                result[k] = kind(0.0 if deviation <= steady * abs(means[k]) else value)
+            for k in range(columns):
+                limit = steady * means[k]
+                lost += (variances[k] <= limit * limit) & (variances[k] > 0.0)
         if weighted:
             counts = memory(own_counts, kind)
             least, empty = scalars[SCALARS_AT.min_coverage], kind(scalars[SCALARS_AT.empty])
