@@ -73,7 +73,10 @@ class OperationCommand(ShortHelpCommand):
         made = options_of_table(lambda row: _takes(operation, row))(lambda: None)
         own = [_option(p, documented[p.name]) for p in operation.described.parameters]
         inputs = click.Argument(["inputs"], nargs=-1, metavar="INPUT...", type=FileName(File.READ))
-        table = reversed(made.__click_params__)  # type: ignore[attr-defined]
+        table = list(reversed(made.__click_params__))  # type: ignore[attr-defined]
+        for option in table:
+            if option.name in OUTPUT_OPTIONS:  # its own, which the short help shows
+                option.row = replace(option.row, common=True)
         return [inputs, *own, *table, help_json_option(hidden=True)]
 
     @cached_property

@@ -37,8 +37,9 @@ ALONE = 1 + 1e-9
 SEPARABLE = 1e-14
 # What a combination costs beside its terms, in terms.
 FINISHING = 1
-# Columns and rows that a thread computes at once. They fit into L2, and change no bit.
-BLOCK_COLUMNS, MOST_ROWS, LEAST_ROWS = 512, 64, 16
+# Columns and rows that a thread computes at once, and bytes of its ring. They change no bit: more
+# are not faster, and fewer compute more beside their outputs.
+MOST_COLUMNS, LEAST_COLUMNS, RING_BYTES, MOST_ROWS, LEAST_ROWS = 512, 64, 2 << 20, 64, 16
 
 
 class MomentsArguments(NamedTuple):
@@ -337,7 +338,7 @@ def local_statistics(
     )
     height, width = out.shape[1], out.shape[2] * channels
     rows = min(MOST_ROWS, max(LEAST_ROWS, -(-height // (4 * team.threads))))
-    columns = max(1, BLOCK_COLUMNS // channels) * channels
+    columns = max(1, run.block_columns // channels) * channels
     tasks = [
         (top, min(top + rows, height), left, min(left + columns, width))
         for top in range(0, height, rows)
@@ -419,6 +420,20 @@ class _Run:
             most + ([] if window.along_w is None else [len(window.along_w.places)])
         )
 
+    @property
+    def block_columns(self) -> int:
+        """Numbers of a row that a thread computes at once: its ring fits into L2, if it can."""
+        window = self.window
+        each = window.size[1] * self.parts * QUANTITIES[self.weighted] * 8
+        channels: int = self.out.shape[3]
+        least = max(LEAST_COLUMNS, (window.size[2] - 1) * channels)
+        return min(MOST_COLUMNS, max(least, RING_BYTES // each))
+
+    @property
+    def parts(self) -> int:
+        """Rows of moments in a slot of the ring: those of profiles, and of a block."""
+        return len(self.window.profiles) + (self.window.blocks[0] > 0)
+
     def segments(self, left: int, right: int) -> Longs:
         """The segments of the positions left <= k < right, see `MomentsArguments`."""
         channels = self.voxels.shape[3]
@@ -462,7 +477,7 @@ class _Run:
         if along_w is not None:
             reach_w = along_w.places[:, 0] * 8 * channels + along_w.places[:, 1] * row_bytes
         block_weights = [np.full(max(block, 1), 1 / max(block, 1)) for block in window.blocks]
-        parts = len(window.profiles) + (window.blocks[0] > 0)
+        parts = self.parts
         weights_h = along_h.weights
         weights_w = np.zeros(1) if along_w is None else along_w.weights
         table = np.empty(2 * self.most_taps, np.int64)

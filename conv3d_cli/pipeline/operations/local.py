@@ -27,7 +27,7 @@ def local(
     """Statistics of the voxels around each voxel: in a box, a ball, or under a Gaussian.
 
     conv3d local head.nii.gz --statistic std --size 7 -o std.nii.gz
-    conv3d local head.nii.gz --statistic zscore --radius 6mm --mask masks/brain.nii.gz -o z.nii.gz
+    conv3d local head.nii.gz --statistic zscore --radius 6mm -o z.nii.gz
     conv3d local scans --statistic snr --sigma 2mm --out-dir snr
 
     Voxels that are missing (--nan ignore, --missing) or outside a --mask are left out. Sums are

@@ -28,8 +28,8 @@ def match(
 ) -> int:
     """Find where a template fits: its normalized cross-correlation with what is around a voxel.
 
-    conv3d match head.nii.gz -k template.nii.gz -o score.nii.gz --peaks peaks.tsv
-    conv3d match head.nii.gz -k log:sigma=2vox -o s.nii.gz --peaks p.tsv --min-distance 5mm
+    conv3d match head.nii.gz -k t.nii.gz -o score.nii.gz --peaks peaks.tsv
+    conv3d match head.nii.gz -k log:sigma=2vox -o score.nii.gz --boundary zeros
     conv3d match stack.tif -k ball.npy --ignore 0 -o score.tif
 
     The template is the kernel (-k), of any format; its centre is where it fits. Scores are
