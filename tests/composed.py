@@ -4,7 +4,12 @@ from __future__ import annotations
 
 # operation -> texts to try, each with the kernel of an operation that takes one
 CASES: dict[str, list[tuple[str, str | None]]] = {
-    "local": [("local:size=3", None), ("local:radius=4mm", None)],
+    "local": [
+        ("local:size=3", None),
+        ("local:statistic=std:radius=4mm", None),
+        ("local:statistic=zscore:sigma=2mm:ddof=1", None),
+    ],
+    "match": [("match", "expr:d+2*h-w*w:radius=2vox"), ("match:ignore=0", "log:sigma=1vox")],
 }
 
 
@@ -15,7 +20,11 @@ def words(text: str, kernel: str | None = None) -> list[str]:
     ['local', '--size', '3']
     """
     name, *pairs = text.split(":")
-    own = [word for pair in pairs for word in (f"--{pair.split('=')[0]}", pair.split("=")[1])]
+    own = [
+        word
+        for pair in pairs
+        for word in (f"--{pair.split('=')[0].replace('_', '-')}", pair.split("=")[1])
+    ]
     return [name, *own, *(["-k", kernel] if kernel else [])]
 
 

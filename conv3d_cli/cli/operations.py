@@ -28,7 +28,9 @@ from conv3d_cli.cli.parameters import FileName, Text, UnitOption
 from conv3d_cli.cli.running import run_volumes
 from conv3d_cli.cli.values import OneOf
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, ROLES
 from conv3d_cli.settings.option import File, Option, Place, Unit
+from conv3d_cli.settings.options import OPTION
 
 if TYPE_CHECKING:
     from conv3d_cli.kernels.grammar import Parameter
@@ -46,7 +48,6 @@ _NOT_TAKEN = (
     "label_names",
     "output_name",
     "mask_labels",
-    "coverage_out",
 )
 _OF_MEANS = ("missing", "min_coverage")
 # placeholder of a parameter -> the unit of its numbers
@@ -72,7 +73,10 @@ class OperationCommand(ShortHelpCommand):
         made = options_of_table(lambda row: _takes(operation, row))(lambda: None)
         own = [_option(p, documented[p.name]) for p in operation.described.parameters]
         inputs = click.Argument(["inputs"], nargs=-1, metavar="INPUT...", type=FileName(File.READ))
-        table = reversed(made.__click_params__)  # type: ignore[attr-defined]
+        table = list(reversed(made.__click_params__))  # type: ignore[attr-defined]
+        for option in table:
+            if option.name in OUTPUT_OPTIONS:  # its own, which the short help shows
+                option.row = replace(option.row, common=True)
         return [inputs, *own, *table, help_json_option(hidden=True)]
 
     @cached_property
@@ -89,13 +93,12 @@ class OperationCommand(ShortHelpCommand):
 
     def _run(self, /, inputs: tuple[str, ...], **values: Any) -> None:
         ctx = click.get_current_context()
-        parts = [
-            f"{parameter.name}={values[parameter.name]}"
-            for parameter in find_operation(str(self.name)).described.parameters
-            if is_given(ctx, parameter.name)
-        ]
+        own = [p.name for p in find_operation(str(self.name)).described.parameters]
+        parts = [f"{name}={values[name]}" for name in own if is_given(ctx, name)]
         text = ":".join([str(self.name), *parts])
-        run_volumes(ctx, inputs, replace(given_settings(ctx), operation=text))
+        # its sigma is not that of the table, which makes a kernel
+        names_taken: dict[str, Any] = dict.fromkeys(name for name in own if name in OPTION)
+        run_volumes(ctx, inputs, replace(given_settings(ctx), **names_taken, operation=text))
 
 
 def _takes(operation: ComposedOperation, row: Option) -> bool:
@@ -104,6 +107,8 @@ def _takes(operation: ComposedOperation, row: Option) -> bool:
         from conv3d_cli.pipeline.composing import options_taken  # late: it imports NumPy
 
         return row.name in options_taken(operation)
+    if row.name in OUTPUT_OPTIONS:
+        return ROLES[operation.table].option == row.name if operation.table else False
     return row.name not in _NOT_TAKEN + (() if operation.takes_missing else _OF_MEANS)
 
 

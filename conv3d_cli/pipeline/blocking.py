@@ -174,7 +174,11 @@ def _slab_depths(job: SlabJob) -> Iterator[int]:
         return -(-depth // step) * step
 
     plane = max(1, problem.strides[0] * job.in_plane + job.out_plane)
-    halo = -(-(problem.extent[0] - problem.strides[0]) // problem.strides[0])
+    # of the deepest kernel: those before the last one process halos in the same slabs
+    halo = max(
+        -(-(one.problem.extent[0] - one.problem.strides[0]) // one.problem.strides[0])
+        for one in job.graph.convolutions
+    )
     useful = max(SLAB_BYTES // plane, min(DEEP_SLAB_BYTES // plane, SLAB_HALOS * halo))
     whole = whole_steps(problem.out_size[0])
     depth = min(whole_steps(max(useful, LEAST_SLAB)), whole)

@@ -17,6 +17,7 @@ from conv3d_cli.network.operations.base import Shape
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.operations import find_operation
 from conv3d_cli.pipeline.operations.base import ComposedOperation, Composition
+from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.request import Job, Stage, Step, inputs_of
 
 if TYPE_CHECKING:
@@ -83,6 +84,20 @@ def check_operation(text: str, given: Sequence[str], missing: Missing) -> str:
     return normal
 
 
+def check_tables(text: str, roles: Sequence[str]) -> None:
+    """Check that an operation has the tables that are asked for beside its output.
+
+    roles : sequence of str     of the outputs beside it
+    Raises: SpecError.
+    """
+    operation = find_operation(text)
+    for role in (ROLES[name] for name in roles):
+        if role.is_table and role.name != operation.table:
+            raise SpecError(
+                f"{role.flag} {role.purpose}, and {operation.name} has none: leave it out"
+            )
+
+
 def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job:
     """The job with the stages that its operation makes of a volume.
 
@@ -105,6 +120,7 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         precision=job.precision,
         missing=job.missing,
         kernel=kernel,
+        writes_table=job.path_of(operation.table) is not None,
         notes=notes,
     )
     _replace_missing(made, operation, header.scale)
@@ -125,6 +141,7 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         stages=tuple(stages),
         composed_from=first,
         channel_names=made.channel_names,
+        peak_rules=made.peaks,
     )
 
 

@@ -55,13 +55,18 @@ def _with_operation(settings: JobSettings, text: str, missing: Missing) -> JobSe
 
     Raises: SpecError, UnknownNameError.
     """
-    from conv3d_cli.pipeline.composing import PLACEHOLDER, check_operation  # few jobs have one
+    from conv3d_cli.pipeline.composing import (  # few jobs have one
+        PLACEHOLDER,
+        check_operation,
+        check_tables,
+    )
 
     if not settings.is_one or settings.preset is not None:
         other = "a stack, or a network" if settings.preset is None else setting("like")
         raise SpecError(f"{setting('operation', text)} does not go with {other}; leave one out")
     (stage,) = settings.stages
     normal = check_operation(text, list(stage.given()), missing)
+    check_tables(normal, [output.role for output in outputs_beside(settings.run.given())])
     if stage.kernel is None:
         stage = replace(stage, kernel=PLACEHOLDER)
     return replace(settings, stages=(stage,), run=replace(settings.run, operation=normal))

@@ -1,14 +1,14 @@
-"""The volumes that a job writes: its main output, and additional ones whose kinds are in `ROLES`.
+"""What a job writes: its main output, and volumes and tables beside it, whose kinds are in `ROLES`.
 
-Code that needs a job's files loops over `Job.outputs`. So a new kind of volume is one entry of
-`ROLES`, its option (in settings/options.py), and the code that computes it.
+Code that needs a job's files loops over `Job.outputs`. So a new kind is one entry of `ROLES`, its
+option (in settings/options.py), and the code that computes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from conv3d_cli.errors import setting
 
@@ -18,11 +18,26 @@ if TYPE_CHECKING:
 
 VOLUME = "volume"
 """The role of a job's main output."""
+PEAKS = "peaks"
+"""The role of the table of peaks."""
+TABLE_SUFFIX = ".tsv"
+
+
+class PeakRules(NamedTuple):
+    """Which voxels of an output are peaks: local maxima, the highest first.
+
+    threshold : float           the least value of a peak
+    reach : (D, H, W)           in voxels; a peak is left out if a higher one is nearer than this,
+                                that is, if Σ (distance / reach)² < 1
+    """
+
+    threshold: float
+    reach: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Output:
-    """A volume that a job writes.
+    """A volume or a table that a job writes.
 
     role : str      "volume", or a name in `ROLES`
     path : str      "-" for a .npy stream on standard output
@@ -34,23 +49,26 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputRole:
-    """A kind of additional volume: float32, with the main output's shape and grid.
+    """A kind of additional output: a volume (float32, with the main output's shape and grid), or a
+    table.
 
     name : str              name in records and messages
     values : callable       (convolution) -> values for the last slab, (d, h, w, c or 1)
     of_means : bool         only jobs that take means have it, as it is computed from coverage
     purpose : str           predicate for messages that start with the option's name
+    is_table : bool         it is no volume
     """
 
     name: str
     values: Callable[[Convolution], Array]
     of_means: bool
     purpose: str
+    is_table: bool = False
 
     @property
     def option(self) -> str:
         """The name of the option for its path, with underscores."""
-        return f"{self.name}_out"
+        return self.name if self.is_table else f"{self.name}_out"
 
     @property
     def flag(self) -> str:
@@ -65,10 +83,18 @@ def _coverage(convolution: Convolution) -> Array:
     return np.ones((), np.float32) if convolution.coverage is None else convolution.coverage
 
 
+def _no_values(convolution: Convolution) -> Array:
+    """A table has none; its writer sees the output itself."""
+    raise NotImplementedError
+
+
 ROLES = {
     role.name: role
     for role in (
         OutputRole("coverage", _coverage, of_means=True, purpose="writes the coverage of means"),
+        OutputRole(
+            PEAKS, _no_values, of_means=False, purpose="lists the peaks of scores", is_table=True
+        ),
     )
 }
 OUTPUT_OPTIONS = tuple(role.option for role in ROLES.values())

@@ -20,7 +20,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec, triple
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
-from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output
+from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output, PeakRules
 from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.room import ceiling_of_memory
@@ -347,6 +347,7 @@ class Job:
     composed_from : Stage or None   the stage that the operation has taken the place of; its kernel
                                 is the operation's, if it takes one
     channel_names : tuple       names of the channels that an operation makes of each of the input's
+    peak_rules : PeakRules or None  what the peaks of the output are, for the table of them
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -393,6 +394,7 @@ class Job:
     operation: str | None = None
     composed_from: Stage | None = None
     channel_names: tuple[str, ...] = ()
+    peak_rules: PeakRules | None = None
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -469,11 +471,7 @@ class Job:
                 f"begins with {first[0].node.title}; leave it out"
             )
         boundary = self.convolutions[-1].spec(is_layer=False).boundary
-        for output in self.beside if self.operation is not None else ():
-            raise SpecError(
-                f"{ROLES[output.role].flag} {ROLES[output.role].purpose} of a convolution, which "
-                "an operation does not have: leave it out"
-            )
+        self._check_beside()
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
@@ -552,6 +550,20 @@ class Job:
             isinstance(stage, Stage) and inputs_of(stage, number) == (number - 1,)
             for number, stage in enumerate(self.stages)
         )
+
+    def _check_beside(self) -> None:
+        """Check that the job can have what it writes beside its output. Raises: SpecError."""
+        for role in (ROLES[output.role] for output in self.beside):
+            if role.is_table and self.operation is None:
+                raise SpecError(
+                    f"{role.flag} {role.purpose}, which only conv3d match computes: leave it out, "
+                    f"or pass {setting('operation', 'match')} and a template as {setting('kernel')}"
+                )
+            if not role.is_table and self.operation is not None:
+                raise SpecError(
+                    f"{role.flag} {role.purpose} of a convolution, which an operation does not "
+                    "have: leave it out"
+                )
 
     @property
     def outputs(self) -> tuple[Output, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from conv3d_cli.convolution.copying import Copy
-from conv3d_cli.errors import Conv3DError, OutputExistsError, ShapeError, setting
+from conv3d_cli.errors import Conv3DError, OutputExistsError, ShapeError, SpecError, setting
 from conv3d_cli.formats import (
     check_output,
     create_volume,
@@ -34,7 +34,7 @@ from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
 from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.flow import reader_of_last
-from conv3d_cli.pipeline.outputs import ROLES
+from conv3d_cli.pipeline.outputs import PEAKS, ROLES, TABLE_SUFFIX, Output
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
     PreparedStage,
@@ -44,7 +44,15 @@ from conv3d_cli.pipeline.prepare import (
 )
 from conv3d_cli.pipeline.request import SAME_DTYPE, Job
 from conv3d_cli.pipeline.stream import load_loops, stream
-from conv3d_cli.system.atomic import committed_together, takes_many, write_errors
+from conv3d_cli.system.atomic import (
+    check_target,
+    committed_together,
+    output_file,
+    special_kind,
+    suffix_of,
+    takes_many,
+    write_errors,
+)
 from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.maps import check_maps, faults_noticed
 from conv3d_cli.system.parts import file_of
@@ -53,6 +61,7 @@ from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.masks import Mask
+    from conv3d_cli.pipeline.peaks import PeakWriter
     from conv3d_cli.pipeline.statistics import Statistics, StreamObserver
 
 
@@ -132,8 +141,22 @@ def _check_paths(job: Job, make_folder: bool) -> None:
             raise OutputExistsError(
                 f"cannot write {output.path}: it is the input or the output; name another file"
             )
-        check_output(output.path, overwrite=job.overwrite, make_folder=make_folder)
+        if ROLES[output.role].is_table:
+            _check_table(output, job.overwrite, make_folder)
+        else:
+            check_output(output.path, overwrite=job.overwrite, make_folder=make_folder)
         taken |= paths
+
+
+def _check_table(output: Output, overwrite: bool, make_folder: bool) -> None:
+    """Check the path of a table; see `check_paths`."""
+    is_file = output.path != "-" and special_kind(output.path) is None
+    if output.path == "-" or (is_file and suffix_of(output.path).lower() != TABLE_SUFFIX):
+        raise SpecError(
+            f"{ROLES[output.role].flag} is a table of tab-separated values: name a file that ends "
+            f"in {TABLE_SUFFIX}, received {output.path}"
+        )
+    check_target(output.path, overwrite, make_folder)
 
 
 def _check_target(job: Job, make_folder: bool) -> None:
@@ -222,11 +245,17 @@ def run_job(
         streamed: VolumeWriter = writer
         if observer is not None:
             streamed = observer.writer(writer, output_mask)
+        peaks: PeakWriter | None = None
+        if job.path_of(PEAKS) is not None and prepared.job.peak_rules is not None:
+            from conv3d_cli.pipeline.peaks import PeakWriter  # few jobs look for peaks
+
+            streamed = peaks = PeakWriter(streamed, prepared.job.peak_rules)
         with writer, naming(prepared.reader), faults_noticed():
             load_loops(graph, prepared.reader.header, writer.header.dtype)
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
+                if not ROLES[o.role].is_table
             ]
             if prepared.boxes is None:
                 times = stream(prepared.stream_plan, reader, streamed, team, progress, beside)
@@ -260,12 +289,15 @@ def run_job(
                         *changed_notes,
                     ]
                 )
+            table = None if peaks is None else peaks.table()
             commit_started = time.perf_counter()
             if not POSIX:  # Windows replaces no file that is open, and an input may be the target
                 prepared.reader.close()
             with committed_together():
                 for _, other in beside:
                     other.commit()
+                if table is not None:
+                    _write_table(table, job)
                 writer.commit()
             times.write += time.perf_counter() - commit_started
     checked = check_report(graph.convolutions)
@@ -297,6 +329,16 @@ def run_job(
         statistics=None if observer is None else observer.statistics(),
         checks=checked,
     )
+
+
+def _write_table(text: str, job: Job) -> None:
+    """Write the table of the peaks that were found. Raises: OutputExistsError, WriteError."""
+    path = job.path_of(PEAKS)
+    assert path is not None
+    with output_file(path, job.overwrite) as output:
+        with write_errors(path):
+            output.file.write(text.encode())
+        output.commit()
 
 
 def _files_read(job: Job) -> list[str]:

@@ -733,6 +733,19 @@ class Settings:
         "rests on.",
     )
 
+    peaks: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Kernel",
+        shapes=True,
+        metavar="FILE",
+        file=File.WRITTEN,
+        config=False,
+        field="",
+        help="Also write a table (.tsv) of the places where the template of `conv3d match` fits "
+        "best, with their scores.",
+    )
+
     # Checks and provenance
     verify: int | str | None = option(
         COUNT_OR_WORD,

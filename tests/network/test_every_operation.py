@@ -93,10 +93,39 @@ def in_groups(x: Array, groups: int, gamma: Any, beta: Any) -> Array:
     return np.concatenate(own, axis=3) * gamma + beta
 
 
+def in_windows(x: Array, window: Array, of: Callable[..., Any], certainty: Any = None) -> Array:
+    """`of` the voxels (n,) in the window of each output, their weights, and the output's own voxel."""
+    pads = [(n // 2, n // 2) for n in window.shape] + [(0, 0)]
+    counts = np.broadcast_to(1.0 if certainty is None else certainty, x.shape)
+    views = [
+        np.lib.stride_tricks.sliding_window_view(
+            np.pad(a, pads, "symmetric"), window.shape, (0, 1, 2)
+        )  # type: ignore[call-overload]
+        for a in (x, counts)
+    ]
+    y = np.empty(x.shape)
+    for place in np.ndindex(*x.shape):
+        w = (window * views[1][place]).ravel()
+        v = views[0][place].ravel()[w > 0]
+        y[place] = of(v, w[w > 0], x[place], counts[place])
+    return y
+
+
+def deviation(v: Array, w: Array) -> float:
+    return float(np.sqrt(np.cov(v, aweights=w, ddof=0)))
+
+
+def z_score(v: Array, w: Array, own: float, counts: float) -> float:
+    return (own - np.average(v, weights=w)) / deviation(v, w) if counts > 0 else -5
+
+
 K, B = weights(3, 2, 3, 4, 6), weights(6)
 T, TB = weights(3, 2, 4, 5, 4), weights(5)
 G, H, MEAN, VARIANCE = positive(4), weights(4), weights(4), positive(4)
 SIZE = (5, 6, 7, 4)
+CROSS = (
+    np.abs(np.indices((3, 3, 5)) - np.array([1, 1, 2])[:, None, None, None]).sum(0) < 3
+) * positive(3, 3, 5)
 
 # name -> (operation, attributes, weights, shapes of the inputs, the same by plain loops)
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callable[..., Array]]] = {
@@ -209,6 +238,14 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
         lambda x: np.array([*(p.mean() for p in np.split(x, 2, 3)), *(p.var() for p in np.split(x, 2, 3))])[None, None, None]),
     "normalize": ("Normalize", {"epsilon": 0.1}, {"gamma": G, "beta": H}, [SIZE, (1, 1, 1, 4)],
         lambda x, s: (x - np.repeat(s[0, 0, 0, :2], 2)) / np.sqrt(np.repeat(s[0, 0, 0, 2:], 2) + 0.1) * G + H),
+    "deviation": ("LocalStatistics", {"statistic": "std"}, {"window": np.ones((3, 5, 3))}, [SIZE],
+        lambda x: in_windows(x, np.ones((3, 5, 3)), lambda v, w, own, counts: np.std(v))),
+    "correlation": ("NormalizedCorrelation", {}, {"window": CROSS > 0}, [SIZE, SIZE],
+        lambda x, s: np.clip(s / in_windows(x, CROSS > 0, lambda v, w, own, counts: np.std(v)), -1, 1)),
+    "z-score": ("LocalStatistics", {"statistic": "zscore", "empty": -5}, {"window": CROSS}, [SIZE, (5, 6, 7, 1)],
+        lambda x, c: in_windows(x, CROSS, z_score, c)),
+    "sample": ("LocalStatistics", {"statistic": "variance", "ddof": 1, "empty": -5}, {"window": CROSS}, [SIZE, SIZE],
+        lambda x, c: in_windows(x, CROSS, lambda v, w, own, counts: np.cov(v, aweights=w, ddof=1) if len(v) > 1 else -5, c)),
     "interleave": ("Interleave", {"strides": [1, 1, 2], "added": [0, 0, 1], "phases": [[[[0, 0]], [[0, 0]], [[0, 0], [1, 0]]]]},
         {"fill": np.zeros(2)}, [(5, 6, 7, 4)],
         lambda x: np.concatenate([x.reshape(5, 6, 14, 2), np.zeros((5, 6, 1, 2))], 2)),
@@ -247,6 +284,9 @@ def made(name: str) -> tuple[Operation, list[Array], Array]:
         inputs[0][1, 2] = [np.nan, np.inf, -np.inf, 1]
     if operation == "Normalize":
         inputs[1] = np.abs(inputs[1])
+    if operation == "LocalStatistics":  # certainties, of which a few are 0
+        clipped = [np.clip(np.abs(x) - 0.2, 0, 1).astype(np.float32) for x in inputs[1:]]
+        inputs[1:] = [x.astype(np.float64) for x in clipped]
     sources = tuple(f"x{n}" for n in range(len(shapes)))
     node = Node("it", operation, sources, attributes, arrays)
     operation_made = make_operation(node, [Shape(*shape) for shape in shapes])
@@ -345,6 +385,8 @@ def test_errors_stay_within_the_bounds(name: str) -> None:
     allowed = operation.bounds([Window(x, (0, 0, 0)) for x in inputs], errors, box, 1e-7)
     for _ in range(5):
         moved = [Window(x + off * own.choice([-1.0, 1.0], x.shape), (0, 0, 0)) for x in inputs]
+        if operation.node.operation == "LocalStatistics":  # certainties are not below 0
+            moved[1:] = [Window(np.maximum(window.voxels, 0), (0, 0, 0)) for window in moved[1:]]
         moves = np.abs(operation.define(moved, box) - expected)
         assert np.all(moves <= allowed * (1 + 1e-9) + 1e-12)
 

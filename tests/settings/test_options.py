@@ -50,6 +50,7 @@ NO_OPTIONS = {
         "is_normalized",
         "composed_from",
         "channel_names",
+        "peak_rules",
         "beside",
         "preset",
         "history",

@@ -22,6 +22,7 @@ from conv3d_cli.network.operations.borders import BorderPadding3D
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.clip import Clip
 from conv3d_cli.network.operations.convolution import Conv3D, Conv3DTranspose, Dense
+from conv3d_cli.network.operations.correlation import NormalizedCorrelation
 from conv3d_cli.network.operations.joining import (
     Add,
     Average,
@@ -32,6 +33,7 @@ from conv3d_cli.network.operations.joining import (
     Multiply,
     Subtract,
 )
+from conv3d_cli.network.operations.local import LocalStatistics
 from conv3d_cli.network.operations.missing import (
     Inside,
     MaskCertainty,
@@ -113,6 +115,8 @@ PARTS: dict[str, type[Operation]] = {
     "OnlyFinite": OnlyFinite,
     "MaskCertainty": MaskCertainty,
     "Inside": Inside,
+    "LocalStatistics": LocalStatistics,
+    "NormalizedCorrelation": NormalizedCorrelation,
 }
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Name -> what it does, as the list of commands says it.
 SUMMARIES = {
-    "local": "Mean of the voxels around each voxel.",
+    "local": "Mean, spread and contrast of the voxels around each voxel.",
+    "match": "Find where a template fits, by normalized cross-correlation.",
 }
 
 

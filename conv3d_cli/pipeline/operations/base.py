@@ -16,6 +16,7 @@ from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.spec import Boundary
 from conv3d_cli.network.graph import Node
 from conv3d_cli.network.operations.base import Shape
+from conv3d_cli.pipeline.outputs import PeakRules
 from conv3d_cli.pipeline.request import Stage, Step
 
 
@@ -38,6 +39,8 @@ class Composition:
                                 voxels count alike
     channel_names : tuple       names of the channels that it makes of each channel of the
                                 volume, in order; (): it keeps the channels
+    writes_table : bool         whether the table that it may have is asked for
+    peaks : PeakRules or None   what its peaks are, if it has a table of them
     notes : list of str         for the user
     stages : list               what was added so far
 
@@ -59,6 +62,8 @@ class Composition:
     volume: int = -1
     certainty: int | None = None
     channel_names: tuple[str, ...] = ()
+    writes_table: bool = False
+    peaks: PeakRules | None = None
     notes: list[str] = field(default_factory=list)
     stages: list[Stage | Step] = field(default_factory=list)
 
@@ -110,11 +115,13 @@ class ComposedOperation:
     takes_kernel : bool     it takes the kernel of the job, such as a template
     takes_missing : bool    it leaves out missing voxels and weights the others, by
                             `Composition.certainty`; else a mask only says where outputs are written
+    table : str             the role of a table that it may write beside its output; "": none
     """
 
     function: Callable[..., int]
     takes_kernel: bool = False
     takes_missing: bool = False
+    table: str = ""
 
     @property
     def described(self) -> Described[int]:
