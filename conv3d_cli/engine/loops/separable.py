@@ -18,33 +18,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.loops.ahead import fetch_part
-from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch, memory
+from conv3d_cli.engine.loops.simd import I64, Vec, const, counted, emit_prefetch, memory
 from conv3d_cli.engine.step import F
 
 BLOCK = 4  # taps unrolled if the filter is not folded
-
-
-def _counted(b, start, stop, step, values, body):
-    """Emit a loop `values = body(k, values)` over k = start, start + step, ...
-
-    It ends when k + step > stop. Returns (the next k, values).
-    """
-    before = b.block
-    head, inside, done = (b.append_basic_block(name) for name in ("head", "inside", "done"))
-    b.branch(head)
-    b.position_at_end(head)
-    k = b.phi(I64)
-    carried = [b.phi(value.type) for value in values]
-    following = b.add(k, const(step))
-    b.cbranch(b.icmp_signed("<=", following, stop), inside, done)
-    b.position_at_end(inside)
-    new = body(k, list(carried))
-    for phi, first, later in zip([k, *carried], [start, *values], [following, *new], strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, b.block)
-    b.branch(head)
-    b.position_at_end(done)
-    return k, list(carried)
 
 
 def _put(b, v, sums, first, out, out_row):
@@ -139,8 +116,8 @@ def _fold_rows(
         back = [line(b.add(b.sub(last, begin), const(r))) for r in range(1, R)]
         values = [v.zero] * R + front + back
         unrolled = max(R, 4)
-        k, values = _counted(b, begin, end, unrolled, values, pairs(unrolled))
-        k, values = _counted(b, k, end, 1, values, pairs(1))
+        k, values = counted(b, begin, end, unrolled, values, pairs(unrolled))
+        k, values = counted(b, k, end, 1, values, pairs(1))
         sums = values[:R]
 
         def middle(_, sums):
@@ -148,7 +125,7 @@ def _fold_rows(
             weight = v.broadcast(weights, half)
             return [v.fma(line(b.add(half, const(r))), weight, s) for r, s in enumerate(sums)]
 
-        _, sums = _counted(b, const(0), centre, 1, sums, middle)  # once or never
+        _, sums = counted(b, const(0), centre, 1, sums, middle)  # once or never
         _put(b, v, sums, first, out, out_row)
         return context.get_dummy_value()
 
@@ -214,8 +191,8 @@ def _sum_rows(
 
         k, sums = begin, [v.zero] * R
         if is_shared:
-            k, sums = _counted(b, k, end, BLOCK, sums, block(BLOCK))
-        k, sums = _counted(b, k, end, 1, sums, block(1))
+            k, sums = counted(b, k, end, BLOCK, sums, block(BLOCK))
+        k, sums = counted(b, k, end, 1, sums, block(1))
         _put(b, v, sums, first, out, out_row)
         return context.get_dummy_value()
 
@@ -261,8 +238,8 @@ def _sum_columns(
 
             return body
 
-        k, sums = _counted(b, begin, end, BLOCK, [v.zero] * R, block(BLOCK))
-        k, sums = _counted(b, k, end, 1, sums, block(1))
+        k, sums = counted(b, begin, end, BLOCK, [v.zero] * R, block(BLOCK))
+        k, sums = counted(b, k, end, 1, sums, block(1))
         _put(b, v, sums, first, out, out_row)
         return context.get_dummy_value()
 

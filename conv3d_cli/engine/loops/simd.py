@@ -123,6 +123,31 @@ def emit_cases(
     builder.position_at_end(end)
 
 
+def counted(
+    b: ir.IRBuilder, start: Any, stop: Any, step: int, values: list[Any], body: Callable[..., Any]
+) -> tuple[Any, list[Any]]:
+    """Emit a loop `values = body(k, values)` over k = start, start + step, ...
+
+    It ends when k + step > stop. Returns (the next k, values).
+    """
+    before = b.block
+    head, inside, done = (b.append_basic_block(name) for name in ("head", "inside", "done"))
+    b.branch(head)
+    b.position_at_end(head)
+    k = b.phi(I64)
+    carried = [b.phi(value.type) for value in values]
+    following = b.add(k, const(step))
+    b.cbranch(b.icmp_signed("<=", following, stop), inside, done)
+    b.position_at_end(inside)
+    new = body(k, list(carried))
+    for phi, first, later in zip([k, *carried], [start, *values], [following, *new], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, b.block)
+    b.branch(head)
+    b.position_at_end(done)
+    return k, list(carried)
+
+
 class Vec:
     """Emits code on vectors of `lanes` numbers of one real type, with an llvmlite IRBuilder.
 
