@@ -200,11 +200,11 @@ def compute_formula(
 ) -> None:
     """Fill `out` with the numbers that a formula makes of the derivatives at each voxel.
 
-    source : Extended       of c · (fields that the bank takes) channels
+    source : Extended       its channels are the fields that the bank takes
     taps : of each scale; where there are several, the largest number over all scales stays, and
         NaN if one is NaN
     parameters : (scales, n)        of the formula, float64
-    out : (d, h, w, c · numbers)    of the dtype of the voxels
+    out : (d, h, w, numbers)        of the dtype of the voxels
     """
     _run(bank, formula, source, taps, parameters, out, team, False)
 
@@ -218,7 +218,7 @@ def compute_largest(
     size: tuple[int, int, int],
     team: Team,
 ) -> Array:
-    """The largest number of each plane and scale: (d, c · scales); -inf if all are NaN.
+    """The largest number of each plane and scale: (d, scales); -inf if all are NaN.
 
     size : (d, h, w)    of the box of outputs
     """
@@ -238,8 +238,7 @@ def _run(
     voxels, itemsize = source.voxels, source.voxels.itemsize
     depth, height, width = out.shape[:3]
     fields = FIELD_COUNTS[bank][0]
-    channels = voxels.shape[3] // fields
-    numbers = 1 if largest else out.shape[3] // channels
+    numbers = 1 if largest else out.shape[3]
     codes = _codes(bank, formula, voxels.dtype, largest)
     load(codes)
     layout = _Layout(bank, numbers, taps, (depth, height, width), itemsize)
@@ -252,8 +251,7 @@ def _run(
     weights = layout.weights.astype(voxels.dtype)
     parameters = np.ascontiguousarray(parameters, np.float64)
     tiles = [
-        (c, y, x)
-        for c in range(channels)
+        (y, x)
         for y in range(0, height, layout.rows)
         for x in range(0, width, layout.columns)
     ]
@@ -287,23 +285,16 @@ def _run(
             memory[worker] = np.empty(layout.bytes + LINE, np.uint8)
         own = memory[worker]
         aligned = -own.__array_interface__["data"][0] % LINE
-        c, y, x = tiles[number]
+        y, x = tiles[number]
         task = whole.copy()
         task[AT.row], task[AT.column] = y, x
         task[AT.rows] = min(layout.rows, height - y)
         task[AT.columns] = min(layout.columns, width - x)
-        first = number * out_steps[0] if largest else c * numbers * out_steps[3]
-        if not largest:
-            first += y * out_steps[1] + x * out_steps[2]
+        first = number * out_steps[0] if largest else y * out_steps[1] + x * out_steps[2]
         sweep(
             StepRecord(
                 functions,
-                Source(
-                    source=Pointer(voxels, c * fields * steps[3]),
-                    planes=planes,
-                    rows=rows,
-                    columns=columns,
-                ),
+                Source(source=voxels, planes=planes, rows=rows, columns=columns),
                 Scratch(scratch=Pointer(own, aligned), window=layout.table),
                 AlgorithmData(weights=weights, parameters=task, workspace=parameters),
                 Output(Pointer(found, first)),
@@ -313,8 +304,7 @@ def _run(
     team.run(len(tiles), tile)
     if not largest:
         return out
-    each = found.reshape(channels, -1, depth, len(taps)).max(axis=1)
-    return np.ascontiguousarray(each.transpose(1, 0, 2)).reshape(depth, -1)
+    return found.max(axis=0)
 
 
 def _run_of(indices: Sequence[int]) -> tuple[int, int]:

@@ -322,7 +322,7 @@ def store(name, lanes, real):
         p = memory(step[F.parameters], np.int64)
         columns, apart = p[AT.columns], p[AT.out_column]
         parameters = step[F.workspace] + 8 * p[AT.numbers] * p[AT.scale]
-        found_at = step[F.scratch] + p[AT.found_at]
+        found_at, pitch = step[F.scratch] + p[AT.found_at], p[AT.found_field] // size
         for plane in range(p[AT.count]):
             source = step[F.scratch] + p[AT.sums_at] + plane * p[AT.sums_plane]
             x = 0
@@ -330,23 +330,27 @@ def store(name, lanes, real):
                 apply(source + size * x, p[AT.sums_field], parameters, found_at + size * x, p[AT.found_field])
                 x += lanes
             row = (p[AT.plane] + plane) * p[AT.out_plane] + p[AT.block_row] * p[AT.out_row]
-            for n in range(numbers):
-                found = memory(found_at + n * p[AT.found_field], kind)
-                out = memory(step[F.out] + size * (row + n * p[AT.out_number]), kind)
-                if apart == 1 and p[AT.scale] == 0:
+            out = memory(step[F.out] + size * row, kind)
+            found = memory(found_at, kind)
+            if p[AT.out_number] == 1 and apart == numbers:  # a constant distance makes vectors
+                if p[AT.scale] == 0:
                     for x in range(columns):
-                        out[x] = found[x]
-                elif apart == 1:
-                    for x in range(columns):
-                        value, best = found[x], out[x]
-                        out[x] = value if value > best or value != value else best
-                elif p[AT.scale] == 0:
-                    for x in range(columns):
-                        out[x * apart] = found[x]
+                        for n in range(numbers):
+                            out[x * numbers + n] = found[x + n * pitch]
                 else:
                     for x in range(columns):
-                        value, best = found[x], out[x * apart]
-                        out[x * apart] = value if value > best or value != value else best
+                        for n in range(numbers):
+                            value, best = found[x + n * pitch], out[x * numbers + n]
+                            value = value if value > best or value != value else best
+                            out[x * numbers + n] = value
+            else:
+                for n in range(numbers):
+                    for x in range(columns):
+                        at = x * apart + n * p[AT.out_number]
+                        value, best = found[x + n * pitch], out[at]
+                        if p[AT.scale] > 0 and (best >= value or best != best):
+                            value = best
+                        out[at] = value
 
     return loops
 
