@@ -218,7 +218,7 @@ def compute_largest(
     size: tuple[int, int, int],
     team: Team,
 ) -> Array:
-    """The largest number of each plane and scale: (d, scales); -inf if all are NaN.
+    """The largest number of each plane and scale, at least 0: (d, scales). NaN does not count.
 
     size : (d, h, w)    of the box of outputs
     """
@@ -255,7 +255,7 @@ def _run(
         for y in range(0, height, layout.rows)
         for x in range(0, width, layout.columns)
     ]
-    found = np.full((len(tiles), depth, len(taps)), -np.inf, voxels.dtype) if largest else out
+    found = np.zeros((len(tiles), depth, len(taps)), voxels.dtype) if largest else out
     out_steps = [step // itemsize for step in found.strides]
     whole = np.zeros(AT.first_of_scale + AT.scale_count, np.int64)
     whole[AT.fill : AT.fill + 1].view(np.float64)[0] = source.fill

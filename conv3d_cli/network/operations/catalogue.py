@@ -60,6 +60,7 @@ from conv3d_cli.network.operations.reshaping import (
     ZeroPadding3D,
 )
 from conv3d_cli.network.operations.resize import Resize
+from conv3d_cli.network.operations.ridges import RidgeMaxima, Ridges
 from conv3d_cli.network.operations.statistics import GroupNormalization, Normalize, Statistics
 
 # What files may contain, by the name of Keras' layer.
@@ -112,6 +113,8 @@ INNER: dict[str, type[Operation]] = {
     "OnlyFinite": OnlyFinite,
     "MaskCertainty": MaskCertainty,
     "Inside": Inside,
+    "Ridges": Ridges,
+    "RidgeMaxima": RidgeMaxima,
 }
 
 
