@@ -126,6 +126,10 @@ class OperationNode(GraphNode):
     def dtype(self) -> np.dtype[Any]:
         return self.real
 
+    @property
+    def step(self) -> int:
+        return self.operation.planes_together
+
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
         return merge((self.operation.span(number, axis, span) for span in outputs), GAP)
 

@@ -111,6 +111,11 @@ class Operation:
         """The map from output voxels to voxels of the first input."""
         return VoxelTransform()
 
+    @property
+    def planes_together(self) -> int:
+        """Output planes that are computed at once, if what it does twice for others is much."""
+        return 1
+
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         """The outputs in a box (d, h, w, c), by the definition.
 

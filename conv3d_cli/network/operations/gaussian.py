@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TRUNCATE = 4  # filters reach int(TRUNCATE · σ + 0.5) voxels
 LEAST_SIGMA = 0.5  # voxels
 MOST_SIGMA = 1000.0  # voxels; a larger one is a mistake in a unit
+# Planes that are computed together: at least so many, and at most so many voxels of them, if that
+# does not repeat too much.
+LEAST_PLANES, WINDOW_VOXELS = 8, 32 << 20
 # What lies beyond the edges: those that a division by the weights inside is part of are left out.
 BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap", "mirror-one")
 
@@ -112,6 +115,12 @@ class GaussianOperation(Operation):
         if self.boundary.mode == "wrap":
             return 0, length
         return max(0, outputs[0] - reach), min(length, outputs[1] + reach)
+
+    @property
+    def planes_together(self) -> int:
+        # the planes that an output sees are filtered again for every box
+        plane = math.prod(self.inputs[0][1:])
+        return max(LEAST_PLANES, min(3 * self.reach[0], WINDOW_VOXELS // plane))
 
     def indices(self, axis: int, outputs: Span, start: int) -> list[int]:
         """The voxel of a window at each position that outputs see; -1: the value outside."""
