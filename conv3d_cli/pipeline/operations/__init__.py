@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Name -> what it does, as the list of commands says it.
 SUMMARIES = {
     "local": "Mean of the voxels around each voxel.",
+    "ridges": "Find tubes, plates and blobs at several scales.",
 }
 
 
