@@ -5,6 +5,13 @@ from __future__ import annotations
 # operation -> texts to try, each with the kernel of an operation that takes one
 CASES: dict[str, list[tuple[str, str | None]]] = {
     "local": [("local:size=3", None), ("local:radius=4mm", None)],
+    "ridges": [
+        ("ridges:scales=2,4mm", None),
+        ("ridges:scales=1,1.5vox:method=sato:polarity=dark", None),
+        ("ridges:scales=3mm:method=jerman:tau=0.6", None),
+        ("ridges:scales=0.8vox:method=meijering:c=120", None),
+        ("ridges:scales=2mm:shape=plate:c=60:beta=0.7", None),
+    ],
 }
 
 
