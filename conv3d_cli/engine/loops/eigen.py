@@ -50,21 +50,24 @@ SLOPE = (
     -0.0005760605425596902,
 )
 NEAR_ZERO = 1e-250  # added to squares before their roots are inverted; no product overflows
+LEAST_LENGTH = 1e-100
 
 
 class Eigen(NamedTuple):
     """Eigenvalues of a symmetric matrix, and what eigenvectors are found from.
 
     values : (least, middle, largest)
-    apart : Lanes           the eigenvalue that lies apart from the others
-    is_largest : condition  whether it is the largest
     trace : Lanes           NaN if an entry is NaN or infinite
+    shape : six Lanes       the matrix B
+    apart : Lanes           the eigenvalue of B that lies apart from the others
+    is_largest : condition  whether it is the largest
     """
 
     values: tuple[Lanes, Lanes, Lanes]
+    trace: Lanes
+    shape: tuple[Lanes, ...]
     apart: Lanes
     is_largest: Any
-    trace: Lanes
 
 
 def eigenvalues(entries: Sequence[Lanes], double: bool) -> Eigen:
@@ -112,8 +115,11 @@ def eigenvalues(entries: Sequence[Lanes], double: bool) -> Eigen:
     low, high = middle - half, middle + half
     values = [low.least(apart), high.where(is_largest, low), high.largest(apart)]
     if back is not None:
-        values, apart, q = [value * back for value in values], apart * back, q * back
-    return Eigen((values[0], values[1], values[2]), apart, is_largest, 3 * q)
+        values, q = [value * back for value in values], q * back
+    b_apart = 2 * cosine.where(is_largest, -cosine)
+    return Eigen(
+        (values[0], values[1], values[2]), 3 * q, (a, dw, c, dh, hw, b), b_apart, is_largest
+    )
 
 
 def _discriminant(a: Lanes, b: Lanes, c: Lanes, d: Lanes, e: Lanes, f: Lanes) -> Lanes:
@@ -136,6 +142,84 @@ def _discriminant(a: Lanes, b: Lanes, c: Lanes, d: Lanes, e: Lanes, f: Lanes) ->
         minor = one[0] * other[1] - other[0] * one[1]
         total = total + 12 * (minor * minor)
     return total
+
+
+Vector = tuple[Lanes, Lanes, Lanes]
+
+
+def _cross(a: Vector, b: Vector) -> Vector:
+    return (
+        a[1] * b[2] - a[2] * b[1],
+        a[2] * b[0] - a[0] * b[2],
+        a[0] * b[1] - a[1] * b[0],
+    )
+
+
+def _dot(a: Vector, b: Vector) -> Lanes:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _picked(condition: Any, first: Vector, second: Vector) -> Vector:
+    """The first vector where a condition holds, else the second."""
+    d, h, w = (one.where(condition, other) for one, other in zip(first, second, strict=True))
+    return d, h, w
+
+
+def eigenvectors(found: Eigen) -> tuple[Vector, Vector, Vector]:
+    """Eigenvectors (D, H, W) of the least, the middle and the largest eigenvalue, of length 1.
+
+    found : Eigen       of `eigenvalues` with double=True
+    Rows of B minus the eigenvalue that lies apart span the plane of the other two, so their longest
+    cross product is its eigenvector however near the others are to each other. These are found in
+    the plane, from a matrix of 2x2.
+    Source: D. Eberly, A robust eigensolver for 3x3 symmetric matrices, geometrictools.com.
+    """
+    dd, dw, ww, dh, hw, hh = found.shape
+    rows: list[Vector] = [
+        (dd - found.apart, dh, dw),
+        (dh, hh - found.apart, hw),
+        (dw, hw, ww - found.apart),
+    ]
+    longest = _cross(rows[0], rows[1])
+    square = _dot(longest, longest)
+    for one, other in ((0, 2), (1, 2)):
+        vector = _cross(rows[one], rows[other])
+        own = _dot(vector, vector)
+        longest = _picked(own > square, vector, longest)
+        square = own.largest(square)
+    inverse = square.root_inverse()
+    apart = longest[0] * inverse, longest[1] * inverse, longest[2] * inverse
+    # two vectors across it
+    zero = inverse.of(0.0)
+    d, h, w = apart
+    across = _picked(d.size > h.size, (-w, zero, d), (zero, w, -h))
+    inverse = _dot(across, across).root_inverse()
+    first = across[0] * inverse, across[1] * inverse, across[2] * inverse
+    second = _cross(apart, first)
+
+    def times(vector: Vector) -> Vector:
+        d, h, w = vector
+        return dd * d + dh * h + dw * w, dh * d + hh * h + hw * w, dw * d + hw * h + ww * w
+
+    half = (_dot(first, times(first)) - _dot(second, times(second))) * 0.5
+    beside = _dot(first, times(second))
+    square = half * half + beside * beside
+    length = square * (square + NEAR_ZERO).root_inverse()
+    rises = half >= 0
+    # not 0, so that equal eigenvalues have eigenvectors, too
+    along = (half + length + LEAST_LENGTH).where(rises, beside)
+    aside = beside.where(rises, length - half + LEAST_LENGTH)
+    inverse = (along * along + aside * aside).root_inverse()
+    along, aside = along * inverse, aside * inverse
+    high = _combined(along, first, aside, second)
+    low = _combined(-aside, first, along, second)
+    top = found.is_largest
+    return _picked(top, low, apart), _picked(top, high, low), _picked(top, apart, high)
+
+
+def _combined(a: Lanes, first: Vector, b: Lanes, second: Vector) -> Vector:
+    d, h, w = (a * x + b * y for x, y in zip(first, second, strict=True))
+    return d, h, w
 
 
 # --------------------------------------------------------------------------------------------------
@@ -243,8 +327,64 @@ def _largest_neurite(entries: Sequence[Lanes], parameter: Any, double: bool) -> 
     return [_neurite(entries, parameter, double)[1]]
 
 
-def _eigenvalues(entries: Sequence[Lanes], parameter: Any, double: bool) -> list[Lanes]:
-    return list(eigenvalues(entries, double).values[::-1])
+def _direction(vector: Vector, parameter: Callable[[int], Lanes], trace: Lanes) -> list[Lanes]:
+    """A vector along other axes, of which the first number that is not 0 is positive.
+
+    Parameters: the axes, row by row.
+    """
+    turned = [
+        vector[0] * parameter(3 * row)
+        + vector[1] * parameter(3 * row + 1)
+        + vector[2] * parameter(3 * row + 2)
+        for row in range(3)
+    ]
+    first, second, third = turned
+    key = first.where(first.size > 0, second.where(second.size > 0, third))
+    flips = key.of(0.0) > key
+    return [trace.times(0.0, (-value).where(flips, value)) for value in turned]
+
+
+def _features(names: Sequence[str], of_hessian: bool) -> Formula:
+    """Numbers that are made of the eigenvalues and eigenvectors of a tensor, one after another.
+
+    names : eigenvalues (largest first), coherence, linearity, planarity, orientation, normal
+    of_hessian : bool       eigenvalues are ordered by their magnitude for directions
+    Parameters: see `_direction`.
+    """
+    directed = "orientation" in names or "normal" in names
+
+    def formula(entries: Sequence[Lanes], parameter: Any, double: bool) -> list[Lanes]:
+        found = eigenvalues(entries, double or directed)
+        low, middle, high = found.values
+        vectors = eigenvectors(found) if directed else None
+        numbers = []
+        for name in names:
+            if name == "eigenvalues":
+                numbers += [high, middle, low]
+            elif name == "coherence":
+                spread = [high - middle, middle - low, high - low]
+                above = spread[0] * spread[0] + spread[1] * spread[1] + spread[2] * spread[2]
+                below = high * high + middle * middle + low * low
+                ratio = root(above / (2 * below))
+                numbers.append(found.trace.times(0.0, ratio.where(below > 0, 0.0)))
+            elif name in ("linearity", "planarity"):
+                apart = middle - low if name == "linearity" else high - middle
+                ratio = (apart / high).where(high > 0, 0.0)
+                numbers.append(found.trace.times(0.0, ratio))
+            else:
+                assert vectors is not None
+                least, between, largest = vectors
+                if of_hessian and name == "orientation":
+                    vector = _picked(middle.size > low.size, least, between)
+                    vector = _picked(middle.size > high.size, largest, vector)
+                elif of_hessian:
+                    vector = _picked(high.size >= low.size, largest, least)
+                else:
+                    vector = least if name == "orientation" else largest
+                numbers += _direction(vector, parameter, found.trace)
+        return numbers
+
+    return formula
 
 
 def _products(entries: Sequence[Lanes], parameter: Any, double: bool) -> list[Lanes]:
@@ -263,9 +403,19 @@ FORMULAS: dict[str, tuple[Formula, int, int]] = {
     "largest-norm": (_largest_norm, 6, 1),
     "largest-third": (_largest_third, 6, 1),
     "largest-neurite": (_largest_neurite, 6, 1),
-    "eigenvalues": (_eigenvalues, 6, 3),
     "products": (_products, 3, 6),
 }
+# numbers that `_features` makes
+SIZES = {"eigenvalues": 3, "orientation": 3, "normal": 3}
+
+
+def formula_of(name: str) -> tuple[Formula, int, int]:
+    """A formula by its name: one of `FORMULAS`, or hessian+FEATURE+..., structure+FEATURE+..."""
+    if name in FORMULAS:
+        return FORMULAS[name]
+    kind, *features = name.split("+")
+    count = sum(SIZES.get(feature, 1) for feature in features)
+    return _features(features, kind == "hessian"), 6, count
 
 
 def _apply(name: str, lanes: int, real: str) -> Any:
@@ -275,7 +425,7 @@ def _apply(name: str, lanes: int, real: str) -> Any:
     parameters : address    float64
     out : address           of the first number; numbers of a voxel are `out_field` bytes apart
     """
-    formula, fields, _ = FORMULAS[name]
+    formula, fields, _ = formula_of(name)
     double = real == "float64"
 
     @intrinsic
@@ -316,7 +466,7 @@ def store(name, lanes, real):
     """
     kind, size = np.dtype(real).type, 8 if real == "float64" else 4
     apply = _apply(name, lanes, real)
-    numbers = FORMULAS[name][2]
+    numbers = formula_of(name)[2]
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)

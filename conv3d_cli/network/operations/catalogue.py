@@ -62,6 +62,7 @@ from conv3d_cli.network.operations.reshaping import (
 from conv3d_cli.network.operations.resize import Resize
 from conv3d_cli.network.operations.ridges import RidgeMaxima, Ridges
 from conv3d_cli.network.operations.statistics import GroupNormalization, Normalize, Statistics
+from conv3d_cli.network.operations.tensors import HessianTensor, SlopeProducts, WindowedTensor
 
 # What files may contain, by the name of Keras' layer.
 OPERATIONS: dict[str, type[Operation]] = {
@@ -118,6 +119,9 @@ PARTS: dict[str, type[Operation]] = {
     "Inside": Inside,
     "Ridges": Ridges,
     "RidgeMaxima": RidgeMaxima,
+    "SlopeProducts": SlopeProducts,
+    "WindowedTensor": WindowedTensor,
+    "HessianTensor": HessianTensor,
 }
 
 
