@@ -12,6 +12,12 @@ CASES: dict[str, list[tuple[str, str | None]]] = {
         ("ridges:scales=0.8vox:method=meijering:c=120", None),
         ("ridges:scales=2mm:shape=plate:c=60:beta=0.7", None),
     ],
+    "tensor": [
+        ("tensor:sigma=2mm:window=4mm", None),
+        ("tensor:sigma=1vox:window=1.5vox:features=coherence,linearity,planarity", None),
+        ("tensor:sigma=2mm:window=3mm:features=orientation,normal:orient=world", None),
+        ("tensor:of=hessian:sigma=3mm:features=eigenvalues,orientation", None),
+    ],
 }
 
 

@@ -29,6 +29,7 @@ from conv3d_cli.cli.running import run_volumes
 from conv3d_cli.cli.values import OneOf
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 from conv3d_cli.settings.option import File, Option, Place, Unit
+from conv3d_cli.settings.options import OPTION
 
 if TYPE_CHECKING:
     from conv3d_cli.kernels.grammar import Parameter
@@ -89,13 +90,12 @@ class OperationCommand(ShortHelpCommand):
 
     def _run(self, /, inputs: tuple[str, ...], **values: Any) -> None:
         ctx = click.get_current_context()
-        parts = [
-            f"{parameter.name}={values[parameter.name]}"
-            for parameter in find_operation(str(self.name)).described.parameters
-            if is_given(ctx, parameter.name)
-        ]
+        own = [p.name for p in find_operation(str(self.name)).described.parameters]
+        parts = [f"{name}={values[name]}" for name in own if is_given(ctx, name)]
         text = ":".join([str(self.name), *parts])
-        run_volumes(ctx, inputs, replace(given_settings(ctx), operation=text))
+        # its sigma is not that of the table, which makes a kernel
+        names_taken: dict[str, Any] = dict.fromkeys(name for name in own if name in OPTION)
+        run_volumes(ctx, inputs, replace(given_settings(ctx), **names_taken, operation=text))
 
 
 def _takes(operation: ComposedOperation, row: Option) -> bool:

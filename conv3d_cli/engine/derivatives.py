@@ -49,8 +49,8 @@ AT.first_of_scale, AT.scale_count = len(_FIELDS.split()), len(_OF_SCALE.split())
 
 # The order of a symmetric matrix' entries, as the bank "hessian" makes them.
 ENTRIES = ((0, 0), (0, 2), (2, 2), (0, 1), (1, 2), (1, 1))
-# name -> fields that come in, fields along the height, fields that come out
-FIELD_COUNTS = {"hessian": (1, 3, 6), "gradient": (1, 2, 3), "window": (6, 6, 6)}
+# bank -> fields that come in, rows of fields along the height at a time, fields that come out
+FIELD_COUNTS = {"hessian": (1, 3, 6), "gradient": (1, 2, 3), "window": (6, 1, 6)}
 # Bytes that the ring of a tile may have, so that it stays in an L2 of 1 MiB, and the fewest rows
 # and the most columns of a tile.
 RING_BYTES, LEAST_ROWS, MOST_COLUMNS = 640 << 10, 8, 192
@@ -88,11 +88,11 @@ def _planes_at_once() -> int:
 
 def _codes(bank: str, formula: str, real: np.dtype[Any], largest: bool) -> list[MachineCode]:
     lanes = cpu_class().lanes * 4 // real.itemsize
-    many = cpu_class().registers >= 32
+    wide = cpu_class().registers >= 32
     return [
         machine_code("derivatives", "sweep", _planes_at_once()),
         machine_code("derivatives", "pack", lanes, real.name),
-        machine_code("derivatives", "filter_plane", bank, 3 if many else 1, lanes, real.name),
+        machine_code("derivatives", "filter_plane", bank, int(wide), lanes, real.name),
         machine_code("derivatives", "filter_depth", bank, _planes_at_once(), lanes, real.name),
         machine_code(
             "eigen",
@@ -131,7 +131,9 @@ class _Layout:
         widest = max(MOST_COLUMNS, 4 * self.largest[2])
         bands = -(-size[2] // widest)
         self.columns = min(-(-size[2] // bands // lanes) * lanes, -(-size[2] // lanes) * lanes)
-        rows = max(LEAST_ROWS, self.largest[1] // 2, RING_BYTES // (bytes_of_voxel * self.columns))
+        # rows around a tile are packed twice, which costs more than the cache if there are many
+        least = self.largest[1] * 2 if comes_in > 1 else self.largest[1] // 2
+        rows = max(LEAST_ROWS, least, RING_BYTES // (bytes_of_voxel * self.columns))
         self.rows = min(rows, size[1])
 
         def pitch(columns: int) -> int:
@@ -153,7 +155,7 @@ class _Layout:
                 "weights_order": order * itemsize,
                 "packed_row": packed_row,
                 "packed_field": packed_row * (self.rows + 2 * h),
-                "half_field": packed_row * self.rows,
+                "half_field": packed_row,
                 "ring": 2 * d + planes,
                 "ring_row": ring_row,
                 "ring_field": ring_row * self.rows,

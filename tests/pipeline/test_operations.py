@@ -78,7 +78,8 @@ def test_a_mask_and_a_sidecar(
     run(*line, "--verify", "60")
     inside = read_volume(str(mask)).data > 0
     result = read_volume(str(out))
-    values = result.data.reshape(*inside.shape, -1)
+    data = result.data if result.data.ndim == 3 else np.moveaxis(result.data, 0, -1)
+    values = data.reshape(*inside.shape, -1)
     assert (values[~inside] == 0).all()
     assert values[inside].any()
     assert result.grid.spacing == (3.0, 1.5, 2.0)

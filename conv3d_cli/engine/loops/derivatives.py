@@ -7,10 +7,10 @@ depth (6). A pass along height or width computes filters of several orders from 
 Filters are sums over pairs of voxels at the same distance k from the centre x:
 
     order 0: x + Σ w0[k] · ((a - x) + (b - x))      order 1: Σ w1[k] · (a - b)
-    order 2: Σ w2[k] · ((a - x) + (b - x))
+    order 2: Σ w2[k] · ((a - x) + (b - x))          MEAN: w0[0] · x + Σ w0[k] · (a + b)
 
 So a constant has derivatives of exactly 0, however its weights are rounded, and an offset costs no
-digits of the differences. A task is a tile of rows and columns, swept along depth. Its parameters
+digits of the differences. What is a derivative already has no offset, and takes MEAN. A task is a tile of rows and columns, swept along depth. Its parameters
 stand in the order of `derivatives.AT`.
 """
 
@@ -30,35 +30,41 @@ from conv3d_cli.engine.loops.simd import (
     const,
     copy_vector,
     counted,
+    emit_prefetch,
     memory,
 )
 from conv3d_cli.engine.step import F
 
-ORDERS = (0, 1, 2)
-ORDER_COUNT = len(ORDERS)
+ORDER_COUNT = 3
+MEAN = 3  # order 0 of what is a derivative already
 
 
 class Bank(NamedTuple):
-    """The filters of a bank.
+    """The filters of a bank, for each field that comes in.
 
-    along_height : (orders, ...)        for each field that comes in, orders along the height; each
-                                        makes a field
+    along_height : (orders, ...)        orders along the height; each makes a field
     along_width : (orders, ...)         for each of these, orders along the width
     along_depth : (order, ...)          for each of these, the order along depth
+    vectors : int       of outputs that are computed together along height and width, a power of
+                        2, if there are 32 registers
     """
 
     along_height: tuple[tuple[int, ...], ...]
     along_width: tuple[tuple[int, ...], ...]
     along_depth: tuple[int, ...]
+    vectors: int
 
 
 BANKS = {
     # DD, DW, WW, DH, HW, HH
-    "hessian": Bank(((0, 1, 2),), ((0, 1, 2), (0, 1), (0,)), (2, 1, 0, 1, 0, 0)),
+    "hessian": Bank(
+        ((0, 1, 2),), ((0, 1, 2), (MEAN, 1), (MEAN,)), (2, 1, MEAN, 1, MEAN, MEAN), 4
+    ),
     # D, W, H
-    "gradient": Bank(((0, 1),), ((0, 1), (0,)), (1, 0, 0)),
-    "window": Bank(((0,),) * 6, ((0,),) * 6, (0,) * 6),
+    "gradient": Bank(((0, 1),), ((0, 1), (MEAN,)), (1, MEAN, MEAN), 4),
+    "window": Bank(((MEAN,),), ((MEAN,),), (MEAN,), 8),
 }
+FEW_VECTORS = 2  # if there are fewer registers
 
 
 def _terms(b: Any, orders: tuple[int, ...], x: Any, first: Any, last: Any) -> dict[int, Any]:
@@ -68,40 +74,55 @@ def _terms(b: Any, orders: tuple[int, ...], x: Any, first: Any, last: Any) -> di
         found[0] = found[2] = b.fadd(b.fsub(last, x), b.fsub(first, x))
     if 1 in orders:
         found[1] = b.fsub(last, first)
+    if MEAN in orders:
+        found[MEAN] = b.fadd(last, first)
     return found
 
 
+def _finished(b: Any, v: Vec, order: int, x: Any, total: Any, table: Any) -> Any:
+    """A filter's output, of the sum over the pairs of voxels."""
+    if order == 0:
+        return b.fadd(x, total)
+    return v.fma(x, v.broadcast(table, const(0)), total) if order == MEAN else total
+
+
+def _tables(b: Any, v: Vec, weights: Any, weights_step: Any) -> dict[int, Any]:
+    """Pointers to the weights of each order."""
+    found = {
+        order: b.inttoptr(b.add(weights, b.mul(weights_step, const(order))), v.real.as_pointer())
+        for order in range(ORDER_COUNT)
+    }
+    return {**found, MEAN: found[0]}
+
+
 def _filter_along(bank: tuple[tuple[int, ...], ...], vectors: int, lanes: int, real: str) -> Any:
-    """Filter `vectors` vectors of outputs of every field along an axis.
+    """Filter a row of every field along an axis, up to `vectors` vectors of outputs at a time.
 
     bank : (orders, ...)        see `Bank`
     field : int                 bytes from one field to the next
     step : int                  bytes from a voxel to the next one along the axis
     weights : address           (3 orders, weights_step / itemsize), of which [order, k] is used
+    count : int                 vectors of the row
     """
 
     @intrinsic
-    def along(typingctx, source, field, step, weights, weights_step, radius, out, out_field):
-        sig = types.void(source, field, step, weights, weights_step, radius, out, out_field)
+    def along(typingctx, source, field, step, weights, weights_step, radius, out, out_field, count):
+        sig = types.void(source, field, step, weights, weights_step, radius, out, out_field, count)
 
         def codegen(context, b, sig, args):
-            source, field, step, weights, weights_step, radius, out, out_field = args
+            source, field, step, weights, weights_step, radius, out, out_field, count = args
             v = Vec(b, lanes, real)
-            pointer = v.real.as_pointer()
-            tables = {
-                o: b.inttoptr(b.add(weights, b.mul(weights_step, const(o))), pointer)
-                for o in ORDERS
-            }
+            pointer, vector = v.real.as_pointer(), v.bytes * lanes
+            tables = _tables(b, v, weights, weights_step)
             stop = b.add(radius, const(1))
 
             def load(address, n):
                 return v.load(b.inttoptr(address, pointer), const(n * lanes))
 
-            for f, orders in enumerate(bank):
-                voxels = b.add(source, b.mul(field, const(f)))
-                centres = [load(voxels, n) for n in range(vectors)]
+            def filter_at(together, orders, voxels, out):
+                centres = [load(voxels, n) for n in range(together)]
 
-                def body(k, sums, orders=orders, voxels=voxels, centres=centres):
+                def body(k, sums):
                     away, sums = b.mul(k, step), list(sums)
                     first, last = b.sub(voxels, away), b.add(voxels, away)
                     factors = [v.broadcast(tables[o], k) for o in orders]
@@ -112,14 +133,30 @@ def _filter_along(bank: tuple[tuple[int, ...], ...], vectors: int, lanes: int, r
                             sums[at] = v.fma(terms[o], factors[place], sums[at])
                     return sums
 
-                start = [v.zero] * (vectors * len(orders))
+                start = [v.zero] * (together * len(orders))
                 _, sums = counted(b, const(1), stop, 1, start, body)
                 for place, o in enumerate(orders):
-                    to = b.inttoptr(out, pointer)
+                    to = b.inttoptr(b.add(out, b.mul(out_field, const(place))), pointer)
                     for n, x in enumerate(centres):
-                        value = sums[n * len(orders) + place]
-                        v.store(b.fadd(x, value) if o == 0 else value, to, const(n * lanes))
-                    out = b.add(out, out_field)
+                        value = _finished(b, v, o, x, sums[n * len(orders) + place], tables[o])
+                        v.store(value, to, const(n * lanes))
+
+            made = 0
+            for f, orders in enumerate(bank):
+                voxels = b.add(source, b.mul(field, const(f)))
+                to = b.add(out, b.mul(out_field, const(made)))
+                x = const(0)
+                together = 2 * vectors
+                while together > 1:
+                    together //= 2
+
+                    def row(x, _, orders=orders, voxels=voxels, to=to, together=together):
+                        at = b.mul(x, const(vector))
+                        filter_at(together, orders, b.add(voxels, at), b.add(to, at))
+                        return []
+
+                    x, _ = counted(b, x, count, together, [], row)
+                made += len(orders)
             return context.get_dummy_value()
 
         return sig, codegen
@@ -128,37 +165,40 @@ def _filter_along(bank: tuple[tuple[int, ...], ...], vectors: int, lanes: int, r
 
 
 def _filter_planes(orders: tuple[int, ...], planes: int, lanes: int, real: str) -> Any:
-    """Filter a vector of each of `planes` neighbouring output planes of every field along depth.
+    """Filter a row of `planes` neighbouring output planes of every field along depth.
 
     lines : address     int64 addresses of the planes' rows, from the first output's first tap on
-    at : int            bytes from the beginning of each line to the first field's vector
+    at : int            bytes from the beginning of each line to that of the first field
     out : address       outputs of a field are `out_plane` bytes apart
-    Neighbouring outputs share the lines that they load.
+    count : int         vectors of the row
+    Neighbouring outputs share the lines that they load. The next vector of each is fetched into L1:
+    they are more than the CPU follows by itself.
     """
 
     @intrinsic
-    def across(typingctx, lines, at, field, weights, weights_step, radius, out, out_field, out_plane):
-        sig = types.void(
-            lines, at, field, weights, weights_step, radius, out, out_field, out_plane
-        )
+    def across(
+        typingctx, lines, at, field, weights, weights_step, radius, out, out_field, out_plane, count
+    ):
+        places = at, field, weights, weights_step, radius, out, out_field, out_plane, count
+        sig = types.void(lines, *places)
 
         def codegen(context, b, sig, args):
-            lines, at, field, weights, weights_step, radius, out, out_field, out_plane = args
+            lines, at, field, weights, weights_step, radius, out, out_field, out_plane, count = args
             v = Vec(b, lanes, real)
-            pointer = v.real.as_pointer()
+            pointer, vector = v.real.as_pointer(), v.bytes * lanes
             table = b.inttoptr(lines, I64.as_pointer())
+            tables = _tables(b, v, weights, weights_step)
             stop = b.add(radius, const(1))
 
-            for order in orders:
-                factors = b.inttoptr(b.add(weights, b.mul(weights_step, const(order))), pointer)
-
-                def line(number, at=at):
+            def filter_at(order, factors, at, out):
+                def line(number):
                     address = b.add(b.load(b.gep(table, [number])), at)
+                    emit_prefetch(b, b.add(address, const(vector)), level=1)
                     return v.load(b.inttoptr(address, pointer), const(0))
 
                 centres = [line(b.add(radius, const(n))) for n in range(planes)]
 
-                def body(k, values, order=order, centres=centres, factors=factors, line=line):
+                def body(k, values):
                     # the lines from k before each output on, and those up to k after it
                     sums = values[:planes]
                     before = [line(b.sub(radius, k)), *values[planes : 2 * planes - 1]]
@@ -173,11 +213,19 @@ def _filter_planes(orders: tuple[int, ...], planes: int, lanes: int, real: str) 
 
                 start = [v.zero] * planes + centres[:-1] + centres[1:]
                 _, values = counted(b, const(1), stop, 1, start, body)
-                to = out
                 for x, total in zip(centres, values[:planes], strict=True):
-                    value = b.fadd(x, total) if order == 0 else total
-                    v.store(value, b.inttoptr(to, pointer), const(0))
-                    to = b.add(to, out_plane)
+                    value = _finished(b, v, order, x, total, factors)
+                    v.store(value, b.inttoptr(out, pointer), const(0))
+                    out = b.add(out, out_plane)
+
+            for order in orders:
+
+                def row(x, _, order=order, factors=tables[order], at=at, out=out):
+                    along = b.mul(x, const(vector))
+                    filter_at(order, factors, b.add(at, along), b.add(out, along))
+                    return []
+
+                counted(b, const(0), count, 1, [], row)
                 at, out = b.add(at, field), b.add(out, out_field)
             return context.get_dummy_value()
 
@@ -221,16 +269,11 @@ def pack(lanes, real):
                     at = columns[first_column + x]
                     out[x] = source[at] if at >= 0 else kind(fill)
                 x = run_from
-                if run_to > run_from:
-                    begin = columns[first_column + run_from]
-                    while x + lanes <= run_to:
-                        copy_vector(
-                            lanes,
-                            double,
-                            0,
-                            line + size * (begin + x - run_from),
-                            to + size * x,
-                        )
+                if run_to - run_from >= lanes:
+                    begin = line + size * (columns[first_column + run_from] - run_from)
+                    while x < run_to:
+                        x = min(x, run_to - lanes)  # the last vector overlaps another one
+                        copy_vector(lanes, double, 0, begin + size * x, to + size * x)
                         x += lanes
                 while x < length:
                     at = columns[first_column + x]
@@ -240,56 +283,62 @@ def pack(lanes, real):
     return loops
 
 
-def filter_plane(bank, vectors, lanes, real):
+def filter_plane(bank, wide, lanes, real):
     """Filter the packed plane along the height, then along the width into its slot of the ring.
 
-    vectors : int       vectors of outputs that are computed together
+    wide : int      1 if there are 32 registers
     """
     size = 8 if real == "float64" else 4
-    vector = size * lanes
-    heights, widths, _ = BANKS[bank]
-    many_h, one_h = (_filter_along(heights, n, lanes, real) for n in (vectors, 1))
-    many_w, one_w = (_filter_along(widths, n, lanes, real) for n in (vectors, 1))
+    heights, widths, depths, vectors = BANKS[bank]
+    together = vectors if wide else FEW_VECTORS
+    along_height = _filter_along(heights, together, lanes, real)
+    along_width = _filter_along(widths, together, lanes, real)
+    made = len(depths)
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
-        order = p[AT.weights_order]
+        order, row, half = p[AT.weights_order], p[AT.packed_row], p[AT.half_field]
         weights_h = step[F.weights] + p[AT.weights] + ORDER_COUNT * order
         weights_w = weights_h + ORDER_COUNT * order
         half_at = step[F.scratch] + p[AT.half_at]
         ring_at = step[F.scratch] + p[AT.ring_at] + p[AT.slot] * p[AT.ring_plane]
         whole = (p[AT.columns] + 2 * p[AT.radius_w] + lanes - 1) // lanes
         inner = (p[AT.columns] + lanes - 1) // lanes
-        field, row, half = p[AT.packed_field], p[AT.packed_row], p[AT.half_field]
-        for y in range(p[AT.rows]):
-            at = step[F.scratch] + row * (y + p[AT.radius_h])
-            to = half_at + row * y
-            x = 0
-            while x + vectors <= whole:
-                many_h(at, field, row, weights_h, order, p[AT.radius_h], to, half)
-                at, to, x = at + vector * vectors, to + vector * vectors, x + vectors
-            while x < whole:
-                one_h(at, field, row, weights_h, order, p[AT.radius_h], to, half)
-                at, to, x = at + vector, to + vector, x + 1
-            at = half_at + row * y + size * p[AT.radius_w]
-            to = ring_at + p[AT.ring_row] * y
-            ring = p[AT.ring_field]
-            x = 0
-            while x + vectors <= inner:
-                many_w(at, half, size, weights_w, order, p[AT.radius_w], to, ring)
-                at, to, x = at + vector * vectors, to + vector * vectors, x + vectors
-            while x < inner:
-                one_w(at, half, size, weights_w, order, p[AT.radius_w], to, ring)
-                at, to, x = at + vector, to + vector, x + 1
+        for f in range(p[AT.fields]):
+            packed = step[F.scratch] + f * p[AT.packed_field] + row * p[AT.radius_h]
+            ring = ring_at + f * made * p[AT.ring_field]
+            for y in range(p[AT.rows]):
+                along_height(
+                    packed + row * y,
+                    0,
+                    row,
+                    weights_h,
+                    order,
+                    p[AT.radius_h],
+                    half_at,
+                    half,
+                    whole,
+                )
+                along_width(
+                    half_at + size * p[AT.radius_w],
+                    half,
+                    size,
+                    weights_w,
+                    order,
+                    p[AT.radius_w],
+                    ring + p[AT.ring_row] * y,
+                    p[AT.ring_field],
+                    inner,
+                )
 
     return loops
 
 
 def filter_depth(bank, planes, lanes, real):
     """Filter a row of `planes` output planes along depth, from the ring: a row of each field."""
-    size = 8 if real == "float64" else 4
-    vector = size * lanes
-    across = _filter_planes(BANKS[bank].along_depth, planes, lanes, real)
+    orders = BANKS[bank].along_depth
+    across = _filter_planes(orders, planes, lanes, real)
+    made = len(orders)
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
@@ -303,17 +352,18 @@ def filter_depth(bank, planes, lanes, real):
             lines[i] = ring + slot * p[AT.ring_plane]
             slot = slot + 1 if slot + 1 < p[AT.ring] else 0
         sums = step[F.scratch] + p[AT.sums_at]
-        for x in range(vectors):
+        for f in range(p[AT.fields]):
             across(
                 lines_at,
-                vector * x,
+                p[AT.ring_field] * f * made,
                 p[AT.ring_field],
                 weights,
                 p[AT.weights_order],
                 p[AT.radius_d],
-                sums + vector * x,
+                sums + p[AT.sums_field] * f * made,
                 p[AT.sums_field],
                 p[AT.sums_plane],
+                vectors,
             )
 
     return loops

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "local": "Mean of the voxels around each voxel.",
     "ridges": "Find tubes, plates and blobs at several scales.",
+    "tensor": "Structure tensor or Hessian: eigenvalues, coherence, directions.",
 }
 
 
