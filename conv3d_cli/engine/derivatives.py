@@ -252,11 +252,7 @@ def _run(
     inside = _run_of(source.indices[2]) if steps[2] == 1 else (0, 0)
     weights = layout.weights.astype(voxels.dtype)
     parameters = np.ascontiguousarray(parameters, np.float64)
-    tiles = [
-        (y, x)
-        for y in range(0, height, layout.rows)
-        for x in range(0, width, layout.columns)
-    ]
+    tiles = [(y, x) for y in range(0, height, layout.rows) for x in range(0, width, layout.columns)]
     found = np.zeros((len(tiles), depth, len(taps)), voxels.dtype) if largest else out
     out_steps = [step // itemsize for step in found.strides]
     whole = np.zeros(AT.first_of_scale + AT.scale_count, np.int64)

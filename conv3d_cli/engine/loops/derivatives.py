@@ -57,9 +57,7 @@ class Bank(NamedTuple):
 
 BANKS = {
     # DD, DW, WW, DH, HW, HH
-    "hessian": Bank(
-        ((0, 1, 2),), ((0, 1, 2), (MEAN, 1), (MEAN,)), (2, 1, MEAN, 1, MEAN, MEAN), 4
-    ),
+    "hessian": Bank(((0, 1, 2),), ((0, 1, 2), (MEAN, 1), (MEAN,)), (2, 1, MEAN, 1, MEAN, MEAN), 4),
     # D, W, H
     "gradient": Bank(((0, 1),), ((0, 1), (MEAN,)), (1, MEAN, MEAN), 4),
     "window": Bank(((MEAN,),), ((MEAN,),), (MEAN,), 8),

@@ -477,7 +477,13 @@ def store(name, lanes, real):
             source = step[F.scratch] + p[AT.sums_at] + plane * p[AT.sums_plane]
             x = 0
             while x < columns:
-                apply(source + size * x, p[AT.sums_field], parameters, found_at + size * x, p[AT.found_field])
+                apply(
+                    source + size * x,
+                    p[AT.sums_field],
+                    parameters,
+                    found_at + size * x,
+                    p[AT.found_field],
+                )
                 x += lanes
             row = (p[AT.plane] + plane) * p[AT.out_plane] + p[AT.block_row] * p[AT.out_row]
             out = memory(step[F.out] + size * row, kind)
@@ -523,7 +529,13 @@ def store_largest(name, lanes, real):
             source = step[F.scratch] + p[AT.sums_at] + plane * p[AT.sums_plane]
             x = 0
             while x < columns:
-                apply(source + size * x, p[AT.sums_field], parameters, found_at + size * x, p[AT.found_field])
+                apply(
+                    source + size * x,
+                    p[AT.sums_field],
+                    parameters,
+                    found_at + size * x,
+                    p[AT.found_field],
+                )
                 x += lanes
             at = (p[AT.plane] + plane) * p[AT.out_plane] + p[AT.scale]
             out = memory(step[F.out] + size * at, kind)

@@ -1,9 +1,9 @@
 """Derivatives of a volume at the scale of a Gaussian, for the operations that are made of them.
 
 Filters are sampled derivatives of a Gaussian, scaled so that polynomials are differentiated
-exactly: a constant to 0, x to 1, x²/2 to 1. On Gaussian spots of σ = 0.8 voxels at a scale of 1,
+exactly: a constant to 0, x to 1, x²/2 to 1. On Gaussian spots of σ = 1 voxel at a scale of 1,
 second derivatives are within 0.3 % of the continuous ones, where differences of a smoothed volume
-are off by 11 %; at 0.5, the least scale that is taken, within 3 % and 11 % (2026-11).
+are off by 11 %; at 0.5, the least scale that is taken, 3 % and 11 % (2026-11).
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ class GaussianOperation(Operation):
 
     def set_reach(self, sigmas: Sequence[Floats]) -> None:
         """Set how far outputs see, by the largest scale."""
-        d, h, w = (
-            max(int(TRUNCATE * sigma[axis] + 0.5) for sigma in sigmas) for axis in range(3)
-        )
+        d, h, w = (max(int(TRUNCATE * sigma[axis] + 0.5) for sigma in sigmas) for axis in range(3))
         self.reach = (d, h, w)
 
     def span(self, number: int, axis: int, outputs: Span) -> Span:
@@ -171,9 +169,7 @@ def _correlated(values: Array, taps: Reals, axis: int, reach: int) -> Reals:
     first = reach - len(taps) // 2
     lines = np.moveaxis(values, axis, 0)
     with np.errstate(invalid="ignore", over="ignore"):
-        total = sum(
-            tap * lines[first + k : first + k + length] for k, tap in enumerate(taps)
-        )
+        total = sum(tap * lines[first + k : first + k + length] for k, tap in enumerate(taps))
     return np.moveaxis(np.asarray(total), 0, axis)
 
 

@@ -378,7 +378,9 @@ class Ridges(HessianOperation):
             return [0.0] * len(self.scales)
         if self.c is not None:
             return [self.c] * len(self.scales)
-        return [float(self.measure.of_largest(m, self.given)) for m in self._maxima(windows, channel)]
+        return [
+            float(self.measure.of_largest(m, self.given)) for m in self._maxima(windows, channel)
+        ]
 
     def _maxima(self, windows: Sequence[Window], channel: int) -> Array:
         count = len(self.scales)
@@ -410,12 +412,7 @@ class Ridges(HessianOperation):
             if len(windows) == 2 and self.measure.of_largest is not None:
                 maxima = self._maxima(windows, channel)
                 spread = self._maxima(errors, channel) + rounding * maxima
-                off = np.array(
-                    [
-                        float(self.measure.of_largest(m, self.given))
-                        for m in spread
-                    ]
-                )
+                off = np.array([float(self.measure.of_largest(m, self.given)) for m in spread])
             values = self.eigenvalues(windows[0], box, channel)
             spreads = self.eigenvalue_errors(windows[0], errors[0], box, channel, rounding)
             bound = np.zeros(box.size)

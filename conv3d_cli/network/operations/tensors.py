@@ -175,7 +175,9 @@ class TensorOperation(GaussianOperation):
                     found.append(np.where(left > 0, 6 * error / left + 4 * rounding, 2.0))
                 elif name in ("linearity", "planarity"):
                     left = high - error
-                    found.append(np.where(left > 0, 4 * error / left + 4 * rounding, 2.0))
+                    apart = middle - low if name == "linearity" else high - middle
+                    moved = (2 + apart / high) * error / left + 4 * rounding
+                    found.append(np.where(left > 0, moved, np.inf))
                 else:
                     found += self._direction_bounds(values, vectors, error, name, rounding)
         return [np.where(bad, np.inf, one) for one in found]
@@ -297,8 +299,7 @@ class SlopeProducts(GaussianOperation):
 
     def _slopes(self, padded: Reals, of: Any) -> list[Reals]:
         return [
-            of(padded, self.sigma, [int(n == axis) for n in range(3)], self.reach)
-            * self.per[axis]
+            of(padded, self.sigma, [int(n == axis) for n in range(3)], self.reach) * self.per[axis]
             for axis in range(3)
         ]
 

@@ -98,9 +98,7 @@ def tensor(
     # beyond the edges of a constant there are no slopes
     constant = Boundary.parse(str(made.boundary)).mode in ("zeros", "constant")
     boundary = "zeros" if constant else str(made.boundary)
-    return made.step(
-        "WindowedTensor", products, sigma=_three(window), boundary=boundary, **own
-    )
+    return made.step("WindowedTensor", products, sigma=_three(window), boundary=boundary, **own)
 
 
 def _three(lengths: Any) -> list[float]:
