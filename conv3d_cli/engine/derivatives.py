@@ -302,7 +302,7 @@ def _run(
     team.run(len(tiles), tile)
     if not largest:
         return out
-    return found.max(axis=0)
+    return np.asarray(found.max(axis=0))
 
 
 def _run_of(indices: Sequence[int]) -> tuple[int, int]:

@@ -234,7 +234,7 @@ def test_world_directions_are_those_of_the_affine() -> None:
 
 
 def test_coherence_tells_lines_from_isotropic_noise() -> None:
-    d, h, w = axes()
+    d, h, _ = axes()
     lines = np.sin(d / 2.0) * np.sin(h / 2.0)
     waves = np.sin(d / 2.0)
     text = "tensor:sigma=1vox:window=4vox:features=coherence,linearity,planarity"

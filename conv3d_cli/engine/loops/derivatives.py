@@ -10,8 +10,10 @@ Filters are sums over pairs of voxels at the same distance k from the centre x:
     order 2: Σ w2[k] · ((a - x) + (b - x))          MEAN: w0[0] · x + Σ w0[k] · (a + b)
 
 So a constant has derivatives of exactly 0, however its weights are rounded, and an offset costs no
-digits of the differences. What is a derivative already has no offset, and takes MEAN. A task is a tile of rows and columns, swept along depth. Its parameters
-stand in the order of `derivatives.AT`.
+digits of the differences. What is a derivative already has no offset, and takes MEAN.
+
+A task is a tile of rows and columns, swept along depth. Its parameters stand in the order of
+`derivatives.AT`.
 """
 
 from __future__ import annotations

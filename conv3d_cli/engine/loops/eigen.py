@@ -1,8 +1,8 @@
 """Eigenvalues and eigenvectors of symmetric 3x3 matrices, and what is made of them at each voxel.
 
 With q a third of the trace and p² a sixth of the squared norm of A - qI, the characteristic
-polynomial of B = (A - qI) / p is t³ - 3t - 2s, s = det(B) / 2, whose roots are 2·cos(φ + 2πk/3) with
-cos 3φ = s. c = cos φ for |s| is the root of 4c³ - 3c = |s| from √¾ to 1, where the slope is at
+polynomial of B = (A - qI) / p is t³ - 3t - 2s, s = det(B) / 2, whose roots are 2·cos(φ + 2πk/3)
+with cos 3φ = s. c = cos φ for |s| is the root of 4c³ - 3c = |s| from √¾ to 1, where the slope is at
 least 6, so Newton's method finds it from a short polynomial, without an arccosine. It gives the
 eigenvalue that lies apart from the other two; these are the middle of the rest ± √3·p·sin φ, with
 sin φ = sin 3φ / (4c² - 1).
@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 

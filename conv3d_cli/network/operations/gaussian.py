@@ -43,7 +43,7 @@ def gaussian_filters(sigma: float) -> tuple[Reals, Reals, Reals]:
 
     >>> smooth, slope, curvature = gaussian_filters(1.0)
     >>> k = np.arange(-4, 5)
-    >>> [float(np.round(values, 9)) for values in (smooth.sum(), slope @ k, curvature @ (k * k / 2))]
+    >>> [round(float(v), 9) for v in (smooth.sum(), slope @ k, curvature @ (k * k / 2))]
     [1.0, 1.0, 1.0]
     """
     reach = int(TRUNCATE * sigma + 0.5)

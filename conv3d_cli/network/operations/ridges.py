@@ -11,9 +11,9 @@ for, so the interior of what is looked for has positive ones, and |λ1| <= |λ2|
 - sato: Y. Sato et al., Three-dimensional multi-scale line filter, Medical Image Analysis 2 (1998).
 - jerman: T. Jerman et al., Enhancement of vascular structures in 3D and 2D angiographic images,
   IEEE Transactions on Medical Imaging 35 (2016).
-- meijering: E. Meijering et al., Design and validation of a tool for neurite tracing and analysis in
-  fluorescence microscopy images, Cytometry A 58 (2004); in n dimensions α = -1 / (n + 1), the value
-  for which the filter is flattest along a tube.
+- meijering: E. Meijering et al., Design and validation of a tool for neurite tracing and analysis
+  in fluorescence microscopy images, Cytometry A 58 (2004); in n dimensions α = -1 / (n + 1), the
+  value for which the filter is flattest along a tube.
 
 scikit-image 0.26 differs: `frangi` takes c from the first scale for all of them and does not
 normalise derivatives by the scale, so larger tubes vanish; `meijering` has α = +1/4 where its
@@ -201,7 +201,7 @@ def _jerman_range(values: Reals, error: Reals, c: Interval, given: dict[str, Any
 def _neurites(values: Reals) -> Reals:
     """Meijering's eigenvalues of the modified Hessian, by value."""
     alpha = ALPHA_OF_MEIJERING
-    return (1 - alpha) * values + alpha * values.sum(axis=-1, keepdims=True)
+    return np.asarray((1 - alpha) * values + alpha * values.sum(axis=-1, keepdims=True))
 
 
 def _neurite(values: Reals) -> Reals:
@@ -298,7 +298,7 @@ class HessianOperation(GaussianOperation):
                 orders = [int(axis == a) + int(axis == b) for axis in range(3)]
                 entry = filtered(padded, sigma, orders, self.reach) * (sigma[a] * sigma[b])
                 hessian[..., a, b] = hessian[..., b, a] = -entry if self.bright else entry
-            good = np.isfinite(hessian).all(axis=(-2, -1), keepdims=True)
+            good = np.asarray(np.isfinite(hessian).all(axis=(-2, -1), keepdims=True))
             values = np.linalg.eigvalsh(np.where(good, hessian, 0.0))
             found.append(np.where(good[..., 0], values, np.nan))
         return found
@@ -384,7 +384,7 @@ class Ridges(HessianOperation):
 
     def _maxima(self, windows: Sequence[Window], channel: int) -> Array:
         count = len(self.scales)
-        return windows[1].voxels[0, 0, 0, channel * count : (channel + 1) * count]
+        return np.asarray(windows[1].voxels[0, 0, 0, channel * count : (channel + 1) * count])
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         out = np.empty((*box.size, self.shape.channels))

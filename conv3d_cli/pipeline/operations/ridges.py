@@ -40,8 +40,8 @@ def ridges(
                                 neurites, from 0 to 1
     polarity : bright or dark   than their surroundings
     shape : tube, plate, blob   what is looked for; plates and blobs only by frangi
-    alpha : number              frangi: larger leaves out more of what is like a plate [default: 0.5]
-    beta : number               frangi: smaller leaves out more of what is like a blob [default: 0.5]
+    alpha : number              frangi: larger leaves out more that is like a plate [default: 0.5]
+    beta : number               frangi: smaller leaves out more that is like a blob [default: 0.5]
     tau : number                jerman: smaller evens out more, from 0 to 1 [default: 0.75]
     c : number                  frangi: norm of the Hessian that counts as structure [default: half
                                 of the largest in the volume, at each scale]; jerman: least
@@ -71,7 +71,8 @@ def ridges(
     if measure.of_largest is not None and c is None:
         planes = made.step("RidgeMaxima", made.volume, **shared)
         taken.append(made.step("GlobalMaxPooling3D", planes))
-    own = {name: value for name, value in {**given, "c": c}.items() if value is not None}
+    numbers = {**given, "c": c}
+    own: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
     return made.step("Ridges", *taken, **shared, shape=shape, **own)
 
 
