@@ -190,6 +190,9 @@ class OperationReader(_ComputedReader):
             windows.append(Window(planes.read(n, first, last), (first, 0, 0)))
         size, height, width, count = self.header.shape[1:]
         out = np.empty((stop - start, height, width, count), self.header.dtype)
+        if operation.channels_apart:
+            apart = np.empty((stop - start, count, height, width), self.header.dtype)
+            out = apart.transpose(0, 2, 3, 1)
         operation.compute(windows, Box((start, stop), (0, height), (0, width)), out, self.team)
         windows.clear()
         for number, planes in enumerate(self._inputs):

@@ -85,6 +85,7 @@ class Operation:
     arity: ClassVar[tuple[int, int | None]] = (1, 1)  # the fewest and the most inputs; None: any
     attributes: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[tuple[str, ...]] = ()  # names of weights that it may have
+    channels_apart: ClassVar[bool] = False  # whether rows of a channel should lie together
     needs_whole: ClassVar[bool] = False  # whether the first output needs an input's last plane
 
     def __init__(self, node: Node, inputs: Sequence[Shape]) -> None:

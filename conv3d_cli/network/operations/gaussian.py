@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 TRUNCATE = 4  # filters reach int(TRUNCATE · σ + 0.5) voxels
 LEAST_SIGMA = 0.5  # voxels
 MOST_SIGMA = 1000.0  # voxels; a larger one is a mistake in a unit
-# Planes that are computed together: at least so many, and at most so many voxels of them, if that
-# does not repeat too much.
-LEAST_PLANES, WINDOW_VOXELS = 8, 32 << 20
+# Planes that are computed together: at least so many; so many voxels of them, or more if that
+# repeats less, and at most so many.
+LEAST_PLANES, SLAB_VOXELS, WINDOW_VOXELS = 8, 2 << 20, 32 << 20
 # What lies beyond the edges: those that a division by the weights inside is part of are left out.
 BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap", "mirror-one")
 
@@ -65,6 +65,7 @@ class GaussianOperation(Operation):
     boundary : text         what lies beyond the edges, see `model.spec.Boundary`
     """
 
+    channels_apart = True
     boundary: Boundary
     reach: tuple[int, int, int]  # voxels that an output sees on each side, along D, H, W
 
@@ -118,7 +119,8 @@ class GaussianOperation(Operation):
     def planes_together(self) -> int:
         # the planes that an output sees are filtered again for every box
         plane = math.prod(self.inputs[0][1:])
-        return max(LEAST_PLANES, min(3 * self.reach[0], WINDOW_VOXELS // plane))
+        wished = max(3 * self.reach[0], SLAB_VOXELS // plane)
+        return max(LEAST_PLANES, min(wished, WINDOW_VOXELS // plane))
 
     def indices(self, axis: int, outputs: Span, start: int) -> list[int]:
         """The voxel of a window at each position that outputs see; -1: the value outside."""

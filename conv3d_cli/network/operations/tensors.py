@@ -297,6 +297,10 @@ class SlopeProducts(GaussianOperation):
         self.set_reach([self.sigma])
         return Shape(*self.inputs[0].size, 6 * self.inputs[0].channels)
 
+    @property
+    def planes_together(self) -> int:
+        return 1  # a `WindowedTensor` asks for many
+
     def _slopes(self, padded: Reals, of: Any) -> list[Reals]:
         return [
             of(padded, self.sigma, [int(n == axis) for n in range(3)], self.reach) * self.per[axis]
