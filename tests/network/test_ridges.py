@@ -14,7 +14,11 @@ from conv3d_cli.engine.derivatives import Extended, Taps, compute_formula
 from conv3d_cli.errors import Conv3DError, ShapeError
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import Volume
+from conv3d_cli.network.graph import Node
+from conv3d_cli.network.operations.base import Shape
+from conv3d_cli.network.operations.catalogue import make_operation
 from conv3d_cli.network.operations.gaussian import gaussian_filters
+from conv3d_cli.network.operations.ridges import Ridges
 
 Array = np.ndarray[Any, Any]
 RADIUS = 4.0
@@ -288,3 +292,30 @@ def test_a_sheared_grid_is_refused() -> None:
     for text in ("ridges:scales=1,2mm", "tensor:sigma=1mm:window=2mm"):
         with pytest.raises(ShapeError, match="give"):
             operate(volume, text)
+
+
+def test_planes_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole groups, however few planes are asked for, since a group filters its surroundings."""
+    spans = []
+    compute = Ridges.compute
+
+    def noted(self: Ridges, windows: Any, box: Any, out: Any, team: Any) -> None:
+        spans.append(box.depth)
+        compute(self, windows, box, out, team)
+
+    monkeypatch.setattr(Ridges, "compute", noted)
+    monkeypatch.setattr("conv3d_cli.network.operations.gaussian.SLAB_VOXELS", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
+    x = np.random.default_rng(0).standard_normal((30, 9, 10)).astype(np.float32)
+    ridges(x, "1vox", method="sato")
+    assert spans == [(0, 12), (12, 24), (24, 30)]
+
+
+def test_the_forecast_has_the_memory_of_each_thread() -> None:
+    node = Node("r", "Ridges", ("x",), {"method": "sato", "scales": [[9.0] * 3]}, {})
+    small = make_operation(node, [Shape(64, 64, 64, 1)])
+    assert small.scratch_bytes(np.dtype("f8")) > 1.9 * small.scratch_bytes(np.dtype("f4"))
+    # the ring: six fields of 2 · 36 planes and more, of 18 rows of 64 columns at least
+    assert small.scratch_bytes(np.dtype("f4")) > 6 * 72 * 18 * 64 * 4

@@ -142,6 +142,10 @@ class Operation:
         """
         out[...] = self.define(windows, box)
 
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        """Bytes that each thread of `compute` takes, besides windows and outputs."""
+        return 0
+
     def lost_note(self) -> str:
         """A note on the voxels that were lost, or ""."""
         return ""

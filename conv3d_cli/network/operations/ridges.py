@@ -328,6 +328,11 @@ class HessianOperation(GaussianOperation):
             for sigma in self.scales
         ]
 
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        from conv3d_cli.engine.derivatives import scratch_bytes
+
+        return scratch_bytes("hessian", 1, self.taps, self.inputs[0].size, real.itemsize)
+
     @property
     def sign(self) -> float:
         """-1 if bright structures are looked for."""

@@ -229,6 +229,12 @@ class TensorOperation(GaussianOperation):
                 team,
             )
 
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        from conv3d_cli.engine.derivatives import scratch_bytes
+
+        taps = [engine_taps(self.sigma, self.factors)]
+        return scratch_bytes(self.bank, self.count, taps, self.shape.size, real.itemsize)
+
     def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
         from conv3d_cli.engine.derivatives import derivative_codes
 
@@ -298,6 +304,11 @@ class SlopeProducts(GaussianOperation):
         return Shape(*self.inputs[0].size, 6 * self.inputs[0].channels)
 
     @property
+    def taps(self) -> list[Any]:
+        """Its filters for the engine."""
+        return [engine_taps(self.sigma, (ONES, self.per, ONES))]
+
+    @property
     def planes_together(self) -> int:
         return 1  # a `WindowedTensor` asks for many
 
@@ -332,17 +343,21 @@ class SlopeProducts(GaussianOperation):
     def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
         from conv3d_cli.engine.derivatives import compute_formula
 
-        taps = [engine_taps(self.sigma, (ONES, self.per, ONES))]
         for channel in range(self.inputs[0].channels):
             compute_formula(
                 "gradient",
                 "products",
                 self.extended(windows[0], box, slice(channel, channel + 1)),
-                taps,
+                self.taps,
                 np.zeros((1, 1)),
                 out[..., 6 * channel : 6 * channel + 6],
                 team,
             )
+
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        from conv3d_cli.engine.derivatives import scratch_bytes
+
+        return scratch_bytes("gradient", 6, self.taps, self.shape.size, real.itemsize)
 
     def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
         from conv3d_cli.engine.derivatives import derivative_codes
