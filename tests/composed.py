@@ -10,6 +10,19 @@ CASES: dict[str, list[tuple[str, str | None]]] = {
         ("local:statistic=zscore:sigma=2mm:ddof=1", None),
     ],
     "match": [("match", "expr:d+2*h-w*w:radius=2vox"), ("match:ignore=0", "log:sigma=1vox")],
+    "ridges": [
+        ("ridges:scales=2,4mm", None),
+        ("ridges:scales=1,1.5vox:method=sato:polarity=dark", None),
+        ("ridges:scales=3mm:method=jerman:tau=0.6", None),
+        ("ridges:scales=0.8vox:method=meijering:c=120", None),
+        ("ridges:scales=2mm:shape=plate:c=60:beta=0.7", None),
+    ],
+    "tensor": [
+        ("tensor:sigma=2mm:window=4mm", None),
+        ("tensor:sigma=1vox:window=1.5vox:features=coherence,linearity,planarity", None),
+        ("tensor:sigma=2mm:window=3mm:features=orientation,normal:orient=world", None),
+        ("tensor:of=hessian:sigma=3mm:features=eigenvalues,orientation", None),
+    ],
 }
 
 

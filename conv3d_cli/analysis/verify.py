@@ -30,6 +30,7 @@ from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.network.operations.base import Window, spans_of
 from conv3d_cli.network.operations.catalogue import OPERATIONS
 from conv3d_cli.network.operations.missing import MaskCertainty
+from conv3d_cli.pipeline.flow import WHOLE_PLANES
 from conv3d_cli.pipeline.graph import VOLUME
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
@@ -109,7 +110,7 @@ def verify_output(job: Job, count: int) -> Verified:
         checked = stack.enter_context(open_job_mask(job, reader.header, again=True))
         mask = None if checked is None else checked.reader
         largest = 1.0 if mask is None or job.missing.labels else _largest(mask)
-        inputs = _Inputs(reader, mask, largest)
+        inputs = _Inputs(reader, mask, largest, {})
         # the axes are known here, in case the format does not store their names
         letters = None if output_format(job.target).names_axes else prepared.header.axes.letters
         written = stack.enter_context(
@@ -144,11 +145,14 @@ class _Inputs(NamedTuple):
 
     largest : float     the largest value of the mask, which certainties are fractions of; 1 for
                         labels
+    found : dict        (batch index, name of a step) -> what a step that needs the whole volume
+                        gives, with its error, once it was computed
     """
 
     volume: VolumeReader
     mask: VolumeReader | None
     largest: float
+    found: dict[tuple[int, str], tuple[Reals, Reals]]
 
     def certainty(self, box: Box, labels: bool) -> Reals:
         """The mask in a box, (d, h, w, 1): fractions of its largest value, or region numbers."""
@@ -332,15 +336,33 @@ def _expected_step(
     operation = step.operation
     if isinstance(operation, MaskCertainty):
         operation.certainty_in = partial(inputs.certainty, labels=False)
+    key = n, operation.node.name
+    if key in inputs.found:
+        return inputs.found[key]
+    planes = WHOLE_PLANES if operation.needs_whole else None
     taken, off = [], []
     for place, source in enumerate(step.inputs):
         box = spans_of(operation, place, outputs)
         channels = operation.inputs[place].channels
-        values, bounds = _expected_input(prepared, source, inputs, n, channels, box)
+        found = [
+            _expected_input(prepared, source, inputs, n, channels, part)
+            for part in _in_planes(box, planes)
+        ]
+        values, bounds = (np.concatenate(parts) for parts in zip(*found, strict=True))
         taken.append(Window(values, box.start))
         off.append(Window(bounds, box.start))
     rounding = BOUNDS[prepared.job.precision]
-    return operation.define(taken, outputs), operation.bounds(taken, off, outputs, rounding)
+    result = operation.define(taken, outputs), operation.bounds(taken, off, outputs, rounding)
+    if operation.needs_whole:
+        inputs.found[key] = result
+    return result
+
+
+def _in_planes(box: Box, count: int | None) -> list[Box]:
+    """A box in pieces of at most so many planes, since what computes them takes more memory."""
+    first, last = box.depth
+    step = last - first if count is None else count
+    return [Box((d, min(d + step, last)), *box[1:]) for d in range(first, last, step)]
 
 
 def _expected_input(

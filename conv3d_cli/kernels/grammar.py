@@ -182,13 +182,16 @@ def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, 
     Raises: ShapeError.
     """
     for parameter, value in values.items():
-        if isinstance(value, PhysicalLengths) and shear(value.steps) > ORTHOGONAL:
-            d, h, w = (f"{length:.4g}" for length in value)
-            raise ShapeError(
-                f"{name} measures along the voxel axes only, and here {shear_text(value.steps)}; "
-                f"give {parameter} in voxels, as in {parameter}={d},{h},{w}{VOXEL}, received "
-                f"{parameter}={texts[parameter]}"
-            )
+        several = isinstance(value, tuple) and not isinstance(value, PhysicalLengths)
+        for one in value if several else (value,):
+            if isinstance(one, PhysicalLengths) and shear(one.steps) > ORTHOGONAL:
+                d, h, w = (f"{length:.4g}" for length in one)
+                example = d if several else f"{d},{h},{w}"
+                raise ShapeError(
+                    f"{name} measures along the voxel axes only, and here "
+                    f"{shear_text(one.steps)}; give {parameter} in voxels, as in "
+                    f"{parameter}={example}{VOXEL}, received {parameter}={texts[parameter]}"
+                )
 
 
 def lower_names(text: str) -> str:

@@ -164,6 +164,33 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
     return PhysicalLengths((d, h, w), values, steps)
 
 
+def read_scales(text: str, name: str, grid: Grid | None) -> tuple[Floats, ...]:
+    """Parse any number of lengths with a unit: each in voxels along D, H, W.
+
+    The unit comes once, at the end, or with every number.
+    Raises: as `read_lengths`.
+
+    >>> read_scales("1,2mm", "scales", Grid((2.0, 1.0, 1.0), "mm"))
+    ((0.5, 1.0, 1.0), (1.0, 2.0, 2.0))
+    """
+    pieces = [re.fullmatch(rf"\s*({_NUMBER})\s*([^\W\d_]*)\s*", piece) for piece in text.split(",")]
+    matches = [piece for piece in pieces if piece]
+    if len(matches) < len(pieces):
+        raise SpecError(
+            f"{name} is one length or several with a unit, as in {name}=2mm or {name}=1,2,4mm, "
+            f"received {name}={text}"
+        )
+    unit = matches[-1][2]
+    if not unit:
+        raise SpecError(f"{name}={text} needs a unit: {name}={text}mm or {name}={text}{VOXEL}")
+    if any(match[2] not in ("", unit) for match in matches):
+        numbers = ",".join(match[1] for match in matches)
+        raise SpecError(
+            f"{name} takes one unit for all, as in {name}={numbers}mm, received {name}={text}"
+        )
+    return tuple(read_lengths(match[1] + unit, name, grid) for match in matches)
+
+
 def spacing_cure() -> str:
     """What to pass where a voxel spacing is needed and no volume is known, for messages."""
     return words(
@@ -299,6 +326,7 @@ class Kind:
 
 
 Lengths = Annotated[float | Sequence[float], Kind(read_lengths, "LENGTH", "2vox")]
+Scales = Annotated[Sequence[Sequence[float]], Kind(read_scales, "LENGTHS", "1,2,4vox")]
 Sizes = Annotated[int | Sequence[int], Kind(read_sizes, "VOXELS", "3")]
 Axes = Annotated[str, Kind(read_axes, "AXES", "d", ("d", "h", "w", "dhw", "xyz"))]
 NUMBER = Kind(read_number, "NUMBER", "1")

@@ -31,17 +31,56 @@ if TYPE_CHECKING:
 WHOLE_PLANES = 8
 
 
-class LayerReader(VolumeReader):
-    """A convolution's output as a volume to read: planes are computed on request, forward only.
+class _ComputedReader(VolumeReader):
+    """A node's output as a volume to read: planes are computed on request, forward only.
+
+    step : int      planes that are computed together, so that any requests group them alike
+    """
+
+    sequential = True
+    header: VolumeHeader
+    step: int
+    _n: int | None = None
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        if n != self._n:
+            self._n = n
+            self._begin(n)
+            # planes computed beyond the last request, and their first one
+            self._surplus = np.empty((0, *self.header.shape[2:]), self.header.dtype)
+            self._surplus_start = 0
+        planes = self._surplus[max(depth.start - self._surplus_start, 0) :]
+        count = depth.stop - depth.start
+        if len(planes) < count:
+            step, size = self.step, self.header.shape[1]
+            start = max(depth.start, self._surplus_start + len(self._surplus))
+            first, last = start - start % step, min(-(-depth.stop // step) * step, size)
+            computed = self._compute(n, first, last)
+            if len(planes):
+                planes = np.concatenate([planes, computed])
+            else:
+                planes = computed[depth.start - first :]
+        self._surplus, self._surplus_start = planes[count:].copy(), depth.stop
+        return planes[:count, ..., channels]
+
+    def _begin(self, n: int) -> None:
+        """Prepare for another volume."""
+        raise NotImplementedError
+
+    def _compute(self, n: int, start: int, stop: int) -> Array:
+        """Planes start to stop - 1, (d, H, W, C)."""
+        raise NotImplementedError
+
+
+class LayerReader(_ComputedReader):
+    """A convolution's output.
 
     reader : VolumeReader       the convolution's input; the caller closes it
     """
 
-    sequential = True
-
     def __init__(self, reader: VolumeReader, convolution: Convolution, team: Team) -> None:
         self.reader, self.convolution, self.path = reader, convolution, reader.path
-        self.team = team
+        self.team, self.step = team, convolution.plan.depth_step
         source, problem = reader.header, convolution.problem
         shape = Shape(*problem.out_size, convolution.channels_out)
         self.header = VolumeHeader(
@@ -53,35 +92,14 @@ class LayerReader(VolumeReader):
             transform=source.transform.then(problem.voxel_transform),
         )
         self._source: SlabSource | None = None
-        self._surplus = np.empty((0, *self.header.shape[2:]), self.header.dtype)
-        self._surplus_start = 0  # planes computed beyond the last request, and their first one
 
-    def read(self, n: int, depth: slice, channels: slice) -> Array:
-        if self._source is None or self._source.n != n:
-            all_channels = slice(0, self.reader.header.shape[4])
-            self._source = SlabSource(self.reader, n, all_channels, self.convolution.problem)
-            self._surplus, self._surplus_start = self._surplus[:0], 0
-        planes = self._surplus[max(depth.start - self._surplus_start, 0) :]
-        count = depth.stop - depth.start
-        if len(planes) < count:
-            # whole steps of the plan, so that any requests group planes in the same way
-            computed_to = self._surplus_start + len(self._surplus)
-            first, computed = self._compute(max(depth.start, computed_to), depth.stop)
-            if len(planes):
-                planes = np.concatenate([planes, computed])
-            else:
-                planes = computed[depth.start - first :]
-        self._surplus, self._surplus_start = planes[count:].copy(), depth.stop
-        return planes[:count, ..., channels]
+    def _begin(self, n: int) -> None:
+        all_channels = slice(0, self.reader.header.shape[4])
+        self._source = SlabSource(self.reader, n, all_channels, self.convolution.problem)
 
-    def _compute(self, start: int, stop: int) -> tuple[int, Array]:
-        """Compute the whole steps that contain planes start to stop - 1.
-
-        Returns the first plane computed, and the planes (d, H, W, C).
-        """
+    def _compute(self, n: int, start: int, stop: int) -> Array:
         assert self._source is not None
-        step, (size, height, width, count) = self.convolution.plan.depth_step, self.header.shape[1:]
-        start, stop = start - start % step, min(-(-stop // step) * step, size)
+        _, _, height, width, count = self.header.shape
         slab = self._source.read(start, stop)
         out = np.empty((stop - start, height, width, count), self.header.dtype)
         outputs = slice(0, self.convolution.problem.filters)
@@ -89,7 +107,7 @@ class LayerReader(VolumeReader):
         del slab
         self._source.release(stop)
         self._source.shrink(stop)
-        return start, out
+        return out
 
     def finish(self) -> None:
         self.reader.finish()
@@ -148,42 +166,40 @@ def real_values(block: Array, scale: tuple[float, float], real: np.dtype[Any]) -
     return block if block.dtype == real else block.astype(real)
 
 
-class OperationReader(VolumeReader):
-    """The output of an operation other than a convolution; planes are computed on request.
+class OperationReader(_ComputedReader):
+    """The output of an operation other than a convolution.
 
     readers : of its inputs, in order; the caller closes them
     """
 
-    sequential = True
-
     def __init__(self, readers: list[VolumeReader], node: OperationNode, team: Team) -> None:
         self.readers, self.operation, self.team = readers, node.operation, team
-        self.path = readers[0].path
+        self.path, self.step = readers[0].path, node.step
         self.header = derived_header(readers[0].header, node.operation.shape, node.real)
         self._inputs = [_Planes(reader, node.real) for reader in readers]
-        self._n = -1
 
-    def read(self, n: int, depth: slice, channels: slice) -> Array:
-        if n != self._n:
-            self._n = n
-            for planes in self._inputs:
-                planes.forget()
+    def _begin(self, n: int) -> None:
+        for planes in self._inputs:
+            planes.forget()
+
+    def _compute(self, n: int, start: int, stop: int) -> Array:
         operation = self.operation
         windows = []
         for number, planes in enumerate(self._inputs):
-            start, stop = operation.span(number, 0, (depth.start, depth.stop))
-            windows.append(Window(planes.read(n, start, stop), (start, 0, 0)))
+            first, last = operation.span(number, 0, (start, stop))
+            windows.append(Window(planes.read(n, first, last), (first, 0, 0)))
         size, height, width, count = self.header.shape[1:]
-        out = np.empty((depth.stop - depth.start, height, width, count), self.header.dtype)
-        operation.compute(
-            windows, Box((depth.start, depth.stop), (0, height), (0, width)), out, self.team
-        )
+        out = np.empty((stop - start, height, width, count), self.header.dtype)
+        if operation.channels_apart:
+            apart = np.empty((stop - start, count, height, width), self.header.dtype)
+            out = apart.transpose(0, 2, 3, 1)
+        operation.compute(windows, Box((start, stop), (0, height), (0, width)), out, self.team)
         windows.clear()
         for number, planes in enumerate(self._inputs):
-            more = depth.stop < size
-            needed = operation.span(number, 0, (depth.stop, depth.stop + 1))[0] if more else size
+            more = stop < size
+            needed = operation.span(number, 0, (stop, stop + 1))[0] if more else size
             planes.drop(needed if more else planes.reader.header.shape[1])
-        return out[..., channels]
+        return out
 
     def finish(self) -> None:
         for reader in self.readers:

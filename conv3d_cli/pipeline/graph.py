@@ -126,6 +126,15 @@ class OperationNode(GraphNode):
     def dtype(self) -> np.dtype[Any]:
         return self.real
 
+    @property
+    def step(self) -> int:
+        return self.operation.planes_together
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that each thread takes."""
+        return self.operation.scratch_bytes(self.real)
+
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
         return merge((self.operation.span(number, axis, span) for span in outputs), GAP)
 

@@ -173,13 +173,10 @@ class _Count:
 
     def _layer(self, position: int, node: ConvolutionNode, start: int, stop: int) -> None:
         """See `LayerReader`."""
-        step, size, plane = node.step, node.size[0], self.plane[position]
-        window = self.windows[position][0]
-        # planes start to window.computed - 1 are the surplus of the last request
-        left = max(0, window.computed - start)
-        if left < stop - start:
-            first = max(start, window.computed)
-            first, last = first - first % step, min(-(-stop // step) * step, size)
+        (window,) = self.windows[position]
+        problem, size, plane = node.convolution.problem, node.size[0], self.plane[position]
+
+        def compute(first: int, last: int) -> None:
             window.read(*node.planes(0, first, last))
             self.held.computed[position] = max(self.held.computed[position], last - first)
             more = sum(node.convolution.memory(window.planes, last - first).values())
@@ -187,7 +184,22 @@ class _Count:
                 if last == size:
                     window.drop_all()
                 else:
-                    window.shrink(first_needed(node.convolution.problem)[last])
+                    window.shrink(first_needed(problem)[last])
+
+        self._steps(position, start, stop, compute)
+
+    def _steps(
+        self, position: int, start: int, stop: int, compute: Callable[[int, int], None]
+    ) -> None:
+        """See `flow._ComputedReader`."""
+        node, plane = self.graph.nodes[position], self.plane[position]
+        step, size, window = node.step, node.size[0], self.windows[position][0]
+        # planes start to window.computed - 1 are the surplus of the last request
+        left = max(0, window.computed - start)
+        if left < stop - start:
+            first = max(start, window.computed)
+            first, last = first - first % step, min(-(-stop // step) * step, size)
+            compute(first, last)
             surplus = max(0, last - stop)
             with self.pass_by((last - first + left + surplus) * plane):
                 pass
@@ -209,15 +221,19 @@ class _Count:
                         pass
                 self.held.gathered |= {tee.source for tee in self.tees if tee.is_behind}
             return
-        for number, window in enumerate(windows):
-            window.read(*operation.span(number, 0, (start, stop)))
-        self.held.computed[position] = max(self.held.computed[position], stop - start)
-        with self.pass_by((stop - start) * self.plane[position]):
+
+        def compute(first: int, last: int) -> None:
             for number, window in enumerate(windows):
-                if stop < size:
-                    window.shrink(operation.span(number, 0, (stop, stop + 1))[0])
-                else:
-                    window.drop_all()
+                window.read(*operation.span(number, 0, (first, last)))
+            self.held.computed[position] = max(self.held.computed[position], last - first)
+            with self.pass_by((last - first) * self.plane[position]):
+                for number, window in enumerate(windows):
+                    if last < size:
+                        window.shrink(operation.span(number, 0, (last, last + 1))[0])
+                    else:
+                        window.drop_all()
+
+        self._steps(position, start, stop, compute)
 
 
 def _depth_taken(graph: Graph, consumer: tuple[int, int]) -> int:
@@ -235,7 +251,7 @@ class _Window:
         self.plane = count.plane[source]  # bytes
         self.start = self.stop = 0
         self.block = 0  # planes of the array that the kept ones are a part of
-        self.surplus = self.computed = 0  # of a `LayerReader`
+        self.surplus = self.computed = 0  # of the planes of its node
 
     @property
     def bytes(self) -> int:

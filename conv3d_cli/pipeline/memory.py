@@ -13,7 +13,7 @@ import numpy as np
 from conv3d_cli.convolution.slabs import Slab, cut_slabs, most_planes
 from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.formats.passes import MOST_PLANES
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph
+from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
@@ -201,6 +201,8 @@ class SlabJob:
             if isinstance(node, ConvolutionNode):
                 size = (computed, *node.size[1:])
                 use = use.plus(scratch=node.convolution.plan.scratch_for(size))
+            elif isinstance(node, OperationNode):
+                use = use.plus(scratch=self.last.plan.threads * node.scratch_bytes)
         window = held.window_planes[-1]
         use = use.plus(**self.last.memory(window, held.computed[-1]))
         if not self.sequential:

@@ -119,6 +119,154 @@ def z_score(v: Array, w: Array, own: float, counts: float) -> float:
     return (own - np.average(v, weights=w)) / deviation(v, w) if counts > 0 else -5
 
 
+def derivative(x: Array, sigma: Any, orders: Any) -> Array:
+    """A Gaussian derivative of mirrored voxels (d, h, w), as one kernel of three axes."""
+    profiles = []
+    for s, order in zip(sigma, orders, strict=True):
+        r = int(4 * s + 0.5)
+        k = np.arange(-r, r + 1)
+        g = np.exp(-(k**2) / (2 * s * s))
+        own = [g / g.sum(), k * g, (k**2 / s**2 - 1) * g][order]
+        own = own - own.mean() if order == 2 else own
+        profiles.append(own if order == 0 else own * order / (own * k**order).sum())
+    pads = [len(p) // 2 for p in profiles]
+    padded = np.pad(x, [(n, n) for n in pads], mode="symmetric")
+    found = np.zeros(x.shape)
+    for (i, a), (j, b), (k, c) in itertools.product(*map(enumerate, profiles)):
+        found += a * b * c * padded[i : i + x.shape[0], j : j + x.shape[1], k : k + x.shape[2]]
+    return found
+
+
+MATRIX = ((0, 0), (0, 2), (2, 2), (0, 1), (1, 2), (1, 1))
+
+
+def hessians(x: Array, sigma: Any, per: Any) -> Array:
+    """Second derivatives (d, h, w, 3, 3) of one channel, times factors of each axis."""
+    found = np.empty((*x.shape, 3, 3))
+    for a, b in itertools.product(range(3), repeat=2):
+        orders = [int(n == a) + int(n == b) for n in range(3)]
+        found[..., a, b] = derivative(x, sigma, orders) * per[a] * per[b]
+    return found
+
+
+def at_best_scale(
+    x: Array, scales: Any, of: Callable[..., float], sign: int, *constants: Any
+) -> Array:
+    """The largest of a measure of three eigenvalues over all scales, for each channel and voxel."""
+    found = np.zeros(x.shape)
+    for channel, (number, sigma) in itertools.product(range(x.shape[3]), enumerate(scales)):
+        values = np.linalg.eigvalsh(sign * hessians(x[..., channel], sigma, sigma))
+        place = channel * len(scales) + number
+        own = [c if np.ndim(c) == 0 else c[0, 0, 0, place] for c in constants]
+        for at in np.ndindex(*x.shape[:3]):
+            value = of(sorted(values[at], key=abs), *own)
+            found[(*at, channel)] = max(found[(*at, channel)], value)
+    return found
+
+
+def frangi(v: Any, largest: float) -> float:
+    if v[1] <= 0 or v[2] <= 0:
+        return 0.0
+    a, b, s = (
+        v[1] / v[2],
+        abs(v[0]) / math.sqrt(v[1] * v[2]),
+        math.sqrt(v[0] ** 2 + v[1] ** 2 + v[2] ** 2),
+    )
+    c = largest / 2
+    return (
+        (1 - math.exp(-a * a / 0.5)) * math.exp(-b * b / 0.5) * (1 - math.exp(-s * s / (2 * c * c)))
+    )
+
+
+def jerman(v: Any, largest: float) -> float:
+    if v[1] <= 0 or v[2] <= 0:
+        return 0.0
+    third = max(v[2], 0.75 * largest)
+    return 1.0 if v[1] >= third / 2 else v[1] ** 2 * (third - v[1]) * (3 / (v[1] + third)) ** 3
+
+
+def neurite(v: Any, largest: float) -> float:
+    own = [v[n] - (v[(n + 1) % 3] + v[(n + 2) % 3]) / 4 for n in range(3)]
+    best = max(own, key=abs)
+    return max(best, 0.0) / largest
+
+
+def sheet(v: Any, c: float) -> float:
+    if v[2] <= 0:
+        return 0.0
+    return math.exp(-((v[1] / v[2]) ** 2) / 0.5) * (
+        1 - math.exp(-sum(x * x for x in v) / (2 * c * c))
+    )
+
+
+def blob(v: Any, c: float) -> float:
+    if min(v) <= 0:
+        return 0.0
+    ratio = v[0] ** 2 / (v[1] * v[2])
+    return (1 - math.exp(-ratio / 0.5)) * (1 - math.exp(-sum(x * x for x in v) / (2 * c * c)))
+
+
+def sato(v: Any) -> float:
+    return math.sqrt(max(sorted(v)[1], 0) * max(sorted(v)[2], 0))
+
+
+def maxima(x: Array, scales: Any, of: Callable[..., float], sign: int) -> Array:
+    """The largest number in each plane, for each channel and scale."""
+    found = np.zeros((len(x), 1, 1, x.shape[3] * len(scales)))
+    for channel, (number, sigma) in itertools.product(range(x.shape[3]), enumerate(scales)):
+        values = np.linalg.eigvalsh(sign * hessians(x[..., channel], sigma, sigma))
+        for d, h, w in np.ndindex(*x.shape[:3]):
+            value = max(of(sorted(values[d, h, w], key=abs)), 0.0)
+            place = d, 0, 0, channel * len(scales) + number
+            found[place] = max(found[place], value)
+    return found
+
+
+def slope_products(x: Array, sigma: Any, per: Any) -> Array:
+    found = []
+    for channel in range(x.shape[3]):
+        slopes = [
+            derivative(x[..., channel], sigma, [int(n == axis) for n in range(3)]) * per[axis]
+            for axis in range(3)
+        ]
+        found += [slopes[a] * slopes[b] for a, b in MATRIX]
+    return np.stack(found, 3)
+
+
+def averaged(x: Array, sigma: Any) -> Array:
+    """The matrices (d, h, w, 3, 3) of the first six channels."""
+    found = np.empty((*x.shape[:3], 3, 3))
+    for place, (a, b) in enumerate(MATRIX):
+        found[..., a, b] = found[..., b, a] = derivative(x[..., place], sigma, (0, 0, 0))
+    return found
+
+
+def upward(vectors: Array) -> Array:
+    """Vectors (d, h, w, 3), turned so that their first number is positive."""
+    return vectors * np.sign(vectors[..., :1])
+
+
+def features(matrices: Array, of_hessian: bool) -> Array:
+    values, vectors = np.linalg.eigh(matrices)
+    low, middle, high = np.moveaxis(values, 3, 0)
+    found = [high, middle, low]
+    if not of_hessian:
+        found += [
+            np.sqrt(1.5 * values.var(3) * 3 / (values**2).sum(3)),
+            np.where(high > 0, (middle - low) / high, 0),
+            np.where(high > 0, (high - middle) / high, 0),
+        ]
+    for largest in (False, True):
+        size = np.abs(values) if of_hessian else values
+        which = size.argmax(3) if largest else size.argmin(3)
+        own = np.take_along_axis(vectors, which[..., None, None], 4)[..., 0]
+        found += list(np.moveaxis(upward(own @ TURN.T), 3, 0))
+    return np.stack(found, 3)
+
+
+TURN = np.array([[0, 1, 0], [0.6, 0, -0.8], [0.8, 0, 0.6]])
+FINE, COARSE = (0.6, 0.5, 0.7), (0.8, 0.9, 0.5)
+SCALES = [list(FINE), list(COARSE)]
 K, B = weights(3, 2, 3, 4, 6), weights(6)
 T, TB = weights(3, 2, 4, 5, 4), weights(5)
 G, H, MEAN, VARIANCE = positive(4), weights(4), weights(4), positive(4)
@@ -260,6 +408,32 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
         lambda x, m: np.array([v * (m[place[:3]][0] > 0) for place, v in np.ndenumerate(x)]).reshape(x.shape)),
     "inside, kept": ("Inside", {}, {}, [SIZE, (*SIZE[:3], 1), SIZE],
         lambda x, m, y: np.array([v if m[p[:3]][0] > 0 else y[p] for p, v in np.ndenumerate(x)]).reshape(x.shape)),
+    "tubes": ("Ridges", {"method": "frangi", "scales": SCALES}, {}, [(5, 6, 7, 2), (1, 1, 1, 4)],
+        lambda x, m: at_best_scale(x, SCALES, frangi, -1, m)),
+    "dark tubes": ("Ridges", {"method": "jerman", "scales": SCALES, "bright": False}, {}, [(5, 6, 7, 2), (1, 1, 1, 4)],
+        lambda x, m: at_best_scale(x, SCALES, jerman, 1, m)),
+    "neurites": ("Ridges", {"method": "meijering", "scales": SCALES}, {}, [(5, 6, 7, 2), (1, 1, 1, 4)],
+        lambda x, m: at_best_scale(x, SCALES, neurite, -1, m)),
+    "lines": ("Ridges", {"method": "sato", "scales": SCALES}, {}, [(5, 6, 7, 2)],
+        lambda x: at_best_scale(x, SCALES, sato, -1)),
+    "sheets": ("Ridges", {"scales": SCALES, "shape": "plate", "c": 1.5}, {}, [(5, 6, 7, 2)],
+        lambda x: at_best_scale(x, SCALES, sheet, -1, 1.5)),
+    "blobs": ("Ridges", {"scales": SCALES, "shape": "blob", "c": 0.5}, {}, [(5, 6, 7, 2)],
+        lambda x: at_best_scale(x, SCALES, blob, -1, 0.5)),
+    "largest norms": ("RidgeMaxima", {"method": "frangi", "scales": SCALES}, {}, [(5, 6, 7, 2)],
+        lambda x: maxima(x, SCALES, lambda v: math.sqrt(sum(n * n for n in v)), -1)),
+    "largest eigenvalues": ("RidgeMaxima", {"method": "jerman", "scales": SCALES}, {}, [(5, 6, 7, 2)],
+        lambda x: maxima(x, SCALES, lambda v: v[2], -1)),
+    "largest neurites": ("RidgeMaxima", {"method": "meijering", "scales": SCALES}, {}, [(5, 6, 7, 2)],
+        lambda x: maxima(x, SCALES, lambda v: neurite(v, 1), -1)),
+    "products of slopes": ("SlopeProducts", {"sigma": list(COARSE), "per": [0.5, 1.0, 2.0]}, {}, [(5, 6, 7, 2)],
+        lambda x: slope_products(x, COARSE, (0.5, 1, 2))),
+    "structure": ("WindowedTensor", {"sigma": list(COARSE), "axes": TURN.tolist(), "outputs":
+        ["eigenvalues", "coherence", "linearity", "planarity", "orientation", "normal"]}, {}, [(5, 6, 7, 6)],
+        lambda x: features(averaged(x, COARSE), False)),
+    "curvature": ("HessianTensor", {"sigma": list(COARSE), "per": [0.5, 1.0, 2.0], "axes": TURN.tolist(),
+        "outputs": ["eigenvalues", "orientation", "normal"]}, {}, [(5, 6, 7, 1)],
+        lambda x: features(hessians(x[..., 0], COARSE, (0.5, 1, 2)), True)),
 }  # fmt: skip
 # phases that no input has, and another place for each input
 CASES["interleave, filled"] = (
@@ -282,8 +456,8 @@ def made(name: str) -> tuple[Operation, list[Array], Array]:
     if operation in ("Present", "ReplaceMissing"):
         inputs[0][::3] = np.round(inputs[0][::3] * 0)
         inputs[0][1, 2] = [np.nan, np.inf, -np.inf, 1]
-    if operation == "Normalize":
-        inputs[1] = np.abs(inputs[1])
+    if operation in ("Normalize", "Ridges"):
+        inputs[1:] = [np.abs(x) for x in inputs[1:]]
     if operation == "LocalStatistics":  # certainties, of which a few are 0
         clipped = [np.clip(np.abs(x) - 0.2, 0, 1).astype(np.float32) for x in inputs[1:]]
         inputs[1:] = [x.astype(np.float64) for x in clipped]

@@ -86,6 +86,7 @@ class Operation:
     arity: ClassVar[tuple[int, int | None]] = (1, 1)  # the fewest and the most inputs; None: any
     attributes: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[tuple[str, ...]] = ()  # names of weights that it may have
+    channels_apart: ClassVar[bool] = False  # whether rows of a channel should lie together
     needs_whole: ClassVar[bool] = False  # whether the first output needs an input's last plane
 
     def __init__(self, node: Node, inputs: Sequence[Shape]) -> None:
@@ -112,6 +113,11 @@ class Operation:
         """The map from output voxels to voxels of the first input."""
         return VoxelTransform()
 
+    @property
+    def planes_together(self) -> int:
+        """Output planes that are computed at once, if what it does twice for others is much."""
+        return 1
+
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         """The outputs in a box (d, h, w, c), by the definition.
 
@@ -136,6 +142,10 @@ class Operation:
         The bits do not depend on the box, nor on the team.
         """
         out[...] = self.define(windows, box)
+
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        """Bytes that each thread of `compute` takes, besides windows and outputs."""
+        return 0
 
     def lost_note(self) -> str:
         """A note on the voxels that were lost, or ""."""

@@ -58,7 +58,9 @@ from conv3d_cli.network.operations.reshaping import (
     ZeroPadding3D,
 )
 from conv3d_cli.network.operations.resize import Resize
+from conv3d_cli.network.operations.ridges import RidgeMaxima, Ridges
 from conv3d_cli.network.operations.statistics import GroupNormalization, Normalize, Statistics
+from conv3d_cli.network.operations.tensors import HessianTensor, SlopeProducts, WindowedTensor
 
 # Keras' layers, by their names.
 LAYERS: dict[str, type[Operation]] = {
@@ -117,6 +119,11 @@ PARTS: dict[str, type[Operation]] = {
     "Inside": Inside,
     "LocalStatistics": LocalStatistics,
     "NormalizedCorrelation": NormalizedCorrelation,
+    "Ridges": Ridges,
+    "RidgeMaxima": RidgeMaxima,
+    "SlopeProducts": SlopeProducts,
+    "WindowedTensor": WindowedTensor,
+    "HessianTensor": HessianTensor,
 }
 
 

@@ -20,7 +20,7 @@ from conv3d_cli.pipeline.boxes.partition import (
     redundancy,
     work_by_axis,
 )
-from conv3d_cli.pipeline.graph import ConvolutionNode, Graph
+from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.memory import PROCESS, SLABS_READ, MemoryUse
 from conv3d_cli.pipeline.stream import StageTimes, overlap, progress_counter
 from conv3d_cli.system.machine import give_back_at_once
@@ -109,6 +109,8 @@ class BoxJob:
                 elif is_last and not self._is_aligned(partition):
                     # an aligned larger box, and the box
                     more = sums + box_voxels * voxel_bytes
+            elif isinstance(node, OperationNode):
+                scratch += self.convolutions[-1].plan.threads * node.scratch_bytes
             layers = max(layers, sum(held.values()) + result + more)
             held[position] = result
             held = {

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "local": "Mean, spread and contrast of the voxels around each voxel.",
     "match": "Find where a template fits, by normalized cross-correlation.",
+    "ridges": "Find tubes, plates and blobs at several scales.",
+    "tensor": "Structure tensor or Hessian: eigenvalues, coherence, directions.",
 }
 
 

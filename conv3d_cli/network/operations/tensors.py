@@ -1,0 +1,365 @@
+"""Tensors at each voxel, and what is made of their eigenvalues and eigenvectors.
+
+The structure tensor is made of the products of the slopes at a scale, each averaged by a Gaussian
+window; the Hessian of the second derivatives. Slopes are per voxel or per unit of length (`per`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.model.box import Box
+from conv3d_cli.network.operations.base import Array, Reals, Shape, Window
+from conv3d_cli.network.operations.gaussian import (
+    Floats,
+    GaussianOperation,
+    engine_taps,
+    filtered,
+    magnitudes,
+)
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Team
+    from conv3d_cli.engine.machine_code import MachineCode
+
+# The entries of a symmetric matrix, as channels and in the engine.
+ENTRIES = ((0, 0), (0, 2), (2, 2), (0, 1), (1, 2), (1, 1))
+ONES = (1.0, 1.0, 1.0)
+# feature -> how many numbers it has
+FEATURES = {
+    "eigenvalues": 3,
+    "coherence": 1,
+    "linearity": 1,
+    "planarity": 1,
+    "orientation": 3,
+    "normal": 3,
+}
+OF_HESSIAN = ("eigenvalues", "orientation", "normal")
+
+
+class TensorOperation(GaussianOperation):
+    """An operation that makes features of a symmetric matrix at each voxel.
+
+    sigma : (D, H, W)       standard deviation in voxels of the Gaussian
+    outputs : names         in `FEATURES`; their numbers are channels, one after another
+    axes : (3, 3)           directions (d, h, w) are multiplied by it; the identity is the default
+    """
+
+    attributes: ClassVar[tuple[str, ...]] = ("sigma", "boundary", "outputs", "axes")
+    of_hessian: ClassVar[bool]
+    bank: ClassVar[str]
+    fields: ClassVar[int]  # channels that make a matrix
+
+    def resolve(self) -> Shape:
+        self.sigma = self.sigma_of(self.argument("sigma"))
+        self.read_boundary()
+        self.set_reach([self.sigma])
+        self.outputs = tuple(self.argument("outputs", ("eigenvalues",)))
+        known = OF_HESSIAN if self.of_hessian else tuple(FEATURES)
+        for name in self.outputs:
+            if name not in known:
+                raise SpecError(
+                    f"{self.where} needs {' or '.join(known)} for outputs, received {name!r}"
+                )
+        axes = np.asarray(self.argument("axes", np.eye(3).tolist()), np.float64)
+        if axes.shape != (3, 3) or not np.isfinite(axes).all():
+            raise SpecError(f"{self.where} needs 3x3 numbers for axes")
+        self.axes: NDArray[np.float64] = axes
+        source = self.inputs[0]
+        if source.channels % self.fields:
+            raise ShapeError(
+                f"{self.where} takes {self.fields} channels for each matrix, received "
+                f"{source.channels}"
+            )
+        self.matrices = source.channels // self.fields
+        self.count = sum(FEATURES[name] for name in self.outputs)
+        return Shape(*source.size, self.matrices * self.count)
+
+    def entry(self, padded: Reals, place: int) -> Reals:
+        """An entry of the matrices (d, h, w), by the definition.
+
+        padded : (d + 2r, h + 2r, w + 2r, fields)
+        """
+        raise NotImplementedError
+
+    def entry_error(self, off: Reals, place: int) -> Reals:
+        """What errors of the padded voxels change in an entry at most."""
+        raise NotImplementedError
+
+    def matrices_of(self, padded: Reals, size: Sequence[int]) -> Reals:
+        """Matrices (d, h, w, 3, 3); of NaN where an entry is not finite."""
+        found = np.empty((*size, 3, 3))
+        for place, (a, b) in enumerate(ENTRIES):
+            found[..., a, b] = found[..., b, a] = self.entry(padded, place)
+        good = np.isfinite(found).all(axis=(-2, -1), keepdims=True)
+        return np.where(good, found, np.nan)
+
+    def define(self, windows: Sequence[Window], box: Box) -> Reals:
+        padded = self.padded(windows[0], box)
+        found = []
+        for number in range(self.matrices):
+            own = padded[..., number * self.fields : (number + 1) * self.fields]
+            found += self._features(self.matrices_of(own, box.size))
+        return np.stack(found, axis=-1)
+
+    def _features(self, matrices: Reals) -> list[Reals]:
+        bad = np.isnan(matrices[..., 0, 0])
+        values, vectors = np.linalg.eigh(np.where(bad[..., None, None], 0.0, matrices))
+        low, middle, high = np.moveaxis(values, -1, 0)
+        found: list[Reals] = []
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for name in self.outputs:
+                if name == "eigenvalues":
+                    found += [high, middle, low]
+                elif name == "coherence":
+                    above = (high - middle) ** 2 + (middle - low) ** 2 + (high - low) ** 2
+                    below = 2 * (high**2 + middle**2 + low**2)
+                    found.append(np.where(below > 0, np.sqrt(above / below), 0.0))
+                elif name == "linearity":
+                    found.append(np.where(high > 0, (middle - low) / high, 0.0))
+                elif name == "planarity":
+                    found.append(np.where(high > 0, (high - middle) / high, 0.0))
+                else:
+                    found += self._direction(vectors, self._which(values, name))
+        return [np.where(bad, np.nan, one) for one in found]
+
+    def _which(self, values: Reals, name: str) -> Any:
+        """The eigenvector that is meant: its number, by value."""
+        if not self.of_hessian:
+            return np.full(values.shape[:-1], 0 if name == "orientation" else 2)
+        size = np.abs(values)
+        return size.argmin(axis=-1) if name == "orientation" else size.argmax(axis=-1)
+
+    def _direction(self, vectors: Reals, which: Any) -> list[Reals]:
+        """The vectors along the axes, of which the first number that is not 0 is positive."""
+        own = np.take_along_axis(vectors, which[..., None, None], axis=-1)[..., 0]
+        turned = own @ self.axes.T
+        first, second, third = np.moveaxis(turned, -1, 0)
+        key = np.where(first != 0, first, np.where(second != 0, second, third))
+        return [np.where(key < 0, -one, one) for one in (first, second, third)]
+
+    def bounds(
+        self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
+    ) -> Reals:
+        padded, more = self.padded(windows[0], box), self.padded(errors[0], box, 0.0)
+        found = []
+        for number in range(self.matrices):
+            own = slice(number * self.fields, (number + 1) * self.fields)
+            off = more[..., own] + rounding * np.abs(padded[..., own])
+            squares = np.zeros(box.size)
+            for place, (a, b) in enumerate(ENTRIES):
+                squares += (1 if a == b else 2) * self.entry_error(off, place) ** 2
+            matrices = self.matrices_of(padded[..., own], box.size)
+            found += self._feature_bounds(matrices, np.sqrt(squares), rounding)
+        return np.stack(found, axis=-1)
+
+    def _feature_bounds(self, matrices: Reals, error: Reals, rounding: float) -> list[Reals]:
+        bad = np.isnan(matrices[..., 0, 0])
+        values, vectors = np.linalg.eigh(np.where(bad[..., None, None], 0.0, matrices))
+        low, middle, high = np.moveaxis(values, -1, 0)
+        largest = np.abs(values).max(axis=-1)
+        error = error + rounding * largest
+        found: list[Reals] = []
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for name in self.outputs:
+                if name == "eigenvalues":
+                    found += [error] * 3
+                elif name == "coherence":
+                    norm = np.sqrt(np.square(values).sum(axis=-1))
+                    left = norm - 2 * error
+                    found.append(np.where(left > 0, 6 * error / left + 4 * rounding, 2.0))
+                elif name in ("linearity", "planarity"):
+                    left = high - error
+                    apart = middle - low if name == "linearity" else high - middle
+                    moved = (2 + apart / high) * error / left + 4 * rounding
+                    found.append(np.where(left > 0, moved, np.inf))
+                else:
+                    found += self._direction_bounds(values, vectors, error, name, rounding)
+        return [np.where(bad, np.inf, one) for one in found]
+
+    def _direction_bounds(
+        self, values: Reals, vectors: Reals, error: Reals, name: str, rounding: float
+    ) -> list[Reals]:
+        """Directions turn by up to 2 · error / gap (Davis and Kahan), and may flip."""
+        which = self._which(values, name)
+        own = np.take_along_axis(values, which[..., None], axis=-1)
+        gaps = np.abs(values - own)
+        np.put_along_axis(gaps, which[..., None], np.inf, axis=-1)
+        turn = 3 * error / gaps.min(axis=-1) + 4 * rounding
+        turn = np.where(np.isfinite(turn), turn, 2.0)
+        if self.of_hessian:  # another eigenvalue may be the one that is meant
+            sizes = np.abs(values)
+            sizes = np.abs(sizes - np.abs(own))
+            np.put_along_axis(sizes, which[..., None], np.inf, axis=-1)
+            turn = np.where(sizes.min(axis=-1) <= 2 * error, 2.0, turn)
+        stretch = float(np.linalg.norm(self.axes, 2))
+        first = np.abs(self._direction(vectors, which)[0])
+        bound = np.where(first > stretch * turn, stretch * turn, 2 * stretch)
+        return [np.minimum(bound, 2 * stretch)] * 3
+
+    @property
+    def formula(self) -> str:
+        """The name of its formula in the engine."""
+        return "+".join(["hessian" if self.of_hessian else "structure", *self.outputs])
+
+    @property
+    def factors(self) -> tuple[Floats, Floats, Floats]:
+        """Factors of derivatives of order 0, 1 and 2."""
+        return ONES, ONES, ONES
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine.derivatives import compute_formula
+
+        for number in range(self.matrices):
+            source = self.extended(
+                windows[0], box, slice(number * self.fields, (number + 1) * self.fields)
+            )
+            compute_formula(
+                self.bank,
+                self.formula,
+                source,
+                [engine_taps(self.sigma, self.factors)],
+                self.axes.reshape(1, 9),
+                out[..., number * self.count : (number + 1) * self.count],
+                team,
+            )
+
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        from conv3d_cli.engine.derivatives import scratch_bytes
+
+        taps = [engine_taps(self.sigma, self.factors)]
+        return scratch_bytes(self.bank, self.count, taps, self.shape.size, real.itemsize)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        from conv3d_cli.engine.derivatives import derivative_codes
+
+        return derivative_codes(self.bank, self.formula, real)
+
+
+class WindowedTensor(TensorOperation):
+    """Features of matrices that are averaged by a Gaussian window.
+
+    The input has the entries of each matrix in six channels, as of `SlopeProducts`.
+    """
+
+    of_hessian, bank, fields = False, "window", 6
+
+    def entry(self, padded: Reals, place: int) -> Reals:
+        return filtered(padded[..., place], self.sigma, (0, 0, 0), self.reach)
+
+    def entry_error(self, off: Reals, place: int) -> Reals:
+        return magnitudes(off[..., place], self.sigma, (0, 0, 0), self.reach)
+
+
+class HessianTensor(TensorOperation):
+    """Features of the second derivatives.
+
+    per : (D, H, W)         derivatives per voxel are multiplied by it along each axis
+    """
+
+    attributes = (*TensorOperation.attributes, "per")
+    of_hessian, bank, fields = True, "hessian", 1
+
+    def resolve(self) -> Shape:
+        self.per = self.triple_of_numbers("per", self.argument("per", ONES))
+        return super().resolve()
+
+    def _orders(self, place: int) -> tuple[list[int], float]:
+        a, b = ENTRIES[place]
+        return [int(n == a) + int(n == b) for n in range(3)], self.per[a] * self.per[b]
+
+    def entry(self, padded: Reals, place: int) -> Reals:
+        orders, factor = self._orders(place)
+        return filtered(padded[..., 0], self.sigma, orders, self.reach) * factor
+
+    def entry_error(self, off: Reals, place: int) -> Reals:
+        orders, factor = self._orders(place)
+        return magnitudes(off[..., 0], self.sigma, orders, self.reach) * factor
+
+    @property
+    def factors(self) -> tuple[Floats, Floats, Floats]:
+        d, h, w = self.per
+        return ONES, self.per, (d * d, h * h, w * w)
+
+
+class SlopeProducts(GaussianOperation):
+    """The products of the slopes of each channel, in six channels each: see `ENTRIES`.
+
+    sigma : (D, H, W)       standard deviation in voxels of the Gaussian
+    per : (D, H, W)         slopes per voxel are multiplied by it along each axis
+    """
+
+    attributes = ("sigma", "boundary", "per")
+
+    def resolve(self) -> Shape:
+        self.sigma = self.sigma_of(self.argument("sigma"))
+        self.per = self.triple_of_numbers("per", self.argument("per", ONES))
+        self.read_boundary()
+        self.set_reach([self.sigma])
+        return Shape(*self.inputs[0].size, 6 * self.inputs[0].channels)
+
+    @property
+    def taps(self) -> list[Any]:
+        """Its filters for the engine."""
+        return [engine_taps(self.sigma, (ONES, self.per, ONES))]
+
+    @property
+    def planes_together(self) -> int:
+        return 1  # a `WindowedTensor` asks for many
+
+    def _slopes(self, padded: Reals, of: Any) -> list[Reals]:
+        return [
+            of(padded, self.sigma, [int(n == axis) for n in range(3)], self.reach) * self.per[axis]
+            for axis in range(3)
+        ]
+
+    def define(self, windows: Sequence[Window], box: Box) -> Reals:
+        slopes = self._slopes(self.padded(windows[0], box), filtered)
+        with np.errstate(invalid="ignore", over="ignore"):
+            products = np.stack([slopes[a] * slopes[b] for a, b in ENTRIES], axis=-1)
+        return products.reshape(*box.size, -1)
+
+    def bounds(
+        self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
+    ) -> Reals:
+        padded = self.padded(windows[0], box)
+        slopes = [np.abs(one) for one in self._slopes(padded, filtered)]
+        off = self.padded(errors[0], box, 0.0) + rounding * np.abs(padded)
+        spread = self._slopes(off, magnitudes)
+        found = [
+            slopes[a] * spread[b]
+            + slopes[b] * spread[a]
+            + spread[a] * spread[b]
+            + rounding * slopes[a] * slopes[b]
+            for a, b in ENTRIES
+        ]
+        return np.stack(found, axis=-1).reshape(*box.size, -1)
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine.derivatives import compute_formula
+
+        for channel in range(self.inputs[0].channels):
+            compute_formula(
+                "gradient",
+                "products",
+                self.extended(windows[0], box, slice(channel, channel + 1)),
+                self.taps,
+                np.zeros((1, 1)),
+                out[..., 6 * channel : 6 * channel + 6],
+                team,
+            )
+
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        from conv3d_cli.engine.derivatives import scratch_bytes
+
+        return scratch_bytes("gradient", 6, self.taps, self.shape.size, real.itemsize)
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        from conv3d_cli.engine.derivatives import derivative_codes
+
+        return derivative_codes("gradient", "products", real)
