@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from conv3d_cli.api.arrays import conv3d
     from conv3d_cli.api.files import convolve_file
+    from conv3d_cli.api.operations import operate
     from conv3d_cli.errors import (
         ChangedInputError,
         ClusterError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "conv3d": "conv3d_cli.api.arrays",
     "convolve_file": "conv3d_cli.api.files",
+    "operate": "conv3d_cli.api.operations",
     "Conv3D": "conv3d_cli.keras",
     "read_volume": "conv3d_cli.formats",
     "write_volume": "conv3d_cli.formats",
@@ -92,6 +94,7 @@ __all__ = [
     "WriteError",
     "conv3d",
     "convolve_file",
+    "operate",
     "read_kernel",
     "read_volume",
     "write_kernel",

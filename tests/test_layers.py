@@ -290,7 +290,6 @@ HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "zarr", "numcodecs
     [
         ["--help"],
         ["--version"],
-        ["--help-json"],
         ["apply", "--help"],
         ["info", "--help"],
         ["bench", "--help"],
@@ -303,6 +302,12 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_by(*arguments)
     assert "click" in loaded
     assert not loaded & {*HEAVY, "numpy"}
+
+
+@pytest.mark.parametrize("arguments", [["--help-json"], ["local", "--help"]], ids=" ".join)
+def test_operations_are_described_without_the_engine(arguments: list[str]) -> None:
+    """The signatures of operations need NumPy."""
+    assert not loaded_by(*arguments) & HEAVY
 
 
 def test_info_loads_no_engine(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import itertools
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.network.operations.base import Window, spans_of
 from conv3d_cli.network.operations.catalogue import OPERATIONS
+from conv3d_cli.network.operations.missing import MaskCertainty
+from conv3d_cli.pipeline.graph import VOLUME
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
     PreparedStage,
@@ -275,19 +278,20 @@ def _expected_box(
     """
     stage = prepared.stages[number]
     if isinstance(stage, PreparedStep):
-        return _expected_step(prepared, number, stage, inputs, n, outputs)
+        return _expected_step(prepared, stage, inputs, n, outputs)
     problem, kernel = stage.problem, stage.kernel
     window = _Window.around(problem, outputs)
-    missing = prepared.job.missing if number == 0 else NOTHING
+    (source,) = stage.inputs
+    missing = NOTHING if source != VOLUME or prepared.job.is_composed else prepared.job.missing
     # of a bank, only the filter of the requested channel, unless the magnitude needs all of them
     per_channel = 1 if stage.stage.magnitude else kernel.filters_per_channel
     channel, which = divmod(channel, per_channel)
-    if number == 0:
+    if source == VOLUME:
         channels = _channels_read(stage, channel)
         values = _read(inputs.volume, n, channels, window.box)
         bounds = np.zeros_like(values)
     else:
-        values, bounds = _expected_box(prepared, number - 1, inputs, n, channel, window.box)
+        values, bounds = _expected_box(prepared, source, inputs, n, channel, window.box)
         if not kernel.is_layer and values.shape[3] > 1:
             values, bounds = (a[..., channel : channel + 1] for a in (values, bounds))
     weights = kernel.for_channels(1)
@@ -308,7 +312,7 @@ def _expected_box(
         sums = window.sum_taps(values, weights, groups, constant)
         errors = rounding * window.sum_taps(np.abs(values), sizes, groups, abs(constant))
         errors += window.sum_taps(bounds, sizes, groups, 0.0)
-        if number == 0:
+        if source == VOLUME:
             largest = _largest_in_tile(stage, inputs.volume, n, channel, outputs)
             errors += rounding * sizes.sum(axis=(0, 1, 2, 3)) * largest
     bias = kernel.bias_for(problem.filters)
@@ -322,25 +326,37 @@ def _expected_box(
 
 
 def _expected_step(
-    prepared: PreparedJob, number: int, step: PreparedStep, inputs: _Inputs, n: int, outputs: Box
+    prepared: PreparedJob, step: PreparedStep, inputs: _Inputs, n: int, outputs: Box
 ) -> tuple[Reals, Reals]:
-    """The correct output of a step of a stack in a box, and the error allowed, of all channels."""
+    """The correct output of a step in a box, and the error allowed, of all channels."""
     operation = step.operation
-    box = spans_of(operation, 0, outputs)
-    if number == 0:
-        values = _read(inputs.volume, n, slice(0, operation.inputs[0].channels), box)
-        bounds = np.zeros_like(values)
-    else:
-        values, bounds = _expected_box(prepared, number - 1, inputs, n, 0, box)
-    if values.shape[3] < operation.inputs[0].channels:  # a filter gives a channel at a time
+    if isinstance(operation, MaskCertainty):
+        operation.certainty_in = partial(inputs.certainty, labels=False)
+    taken, off = [], []
+    for place, source in enumerate(step.inputs):
+        box = spans_of(operation, place, outputs)
+        channels = operation.inputs[place].channels
+        values, bounds = _expected_input(prepared, source, inputs, n, channels, box)
+        taken.append(Window(values, box.start))
+        off.append(Window(bounds, box.start))
+    rounding = BOUNDS[prepared.job.precision]
+    return operation.define(taken, outputs), operation.bounds(taken, off, outputs, rounding)
+
+
+def _expected_input(
+    prepared: PreparedJob, source: int, inputs: _Inputs, n: int, channels: int, box: Box
+) -> tuple[Reals, Reals]:
+    """The correct values of all channels of the volume, or of a stage, and the error allowed."""
+    if source == VOLUME:
+        values = _read(inputs.volume, n, slice(0, channels), box)
+        return values, np.zeros_like(values)
+    values, bounds = _expected_box(prepared, source, inputs, n, 0, box)
+    if values.shape[3] < channels:  # a filter gives a channel at a time
         found = [
-            _expected_box(prepared, number - 1, inputs, n, channel, box)
-            for channel in range(operation.inputs[0].channels)
+            _expected_box(prepared, source, inputs, n, channel, box) for channel in range(channels)
         ]
         values, bounds = (np.concatenate(parts, axis=3) for parts in zip(*found, strict=True))
-    taken, off = Window(values, box.start), Window(bounds, box.start)
-    rounding = BOUNDS[prepared.job.precision]
-    return operation.define([taken], outputs), operation.bounds([taken], [off], outputs, rounding)
+    return values, bounds
 
 
 def _channels_read(stage: PreparedStage, channel: int) -> slice:

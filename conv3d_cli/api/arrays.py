@@ -22,7 +22,6 @@ from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.formats import read_volume
 from conv3d_cli.layer import activations
 from conv3d_cli.model.grid import Grid, grid_after
-from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import MIN_COVERAGE, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec
 from conv3d_cli.model.volume import (
@@ -258,7 +257,7 @@ def conv3d(
     stored = values.dtype
     if stored.kind == "f" and stored.itemsize not in (4, 8):
         stored = np.dtype(precision)
-    letters = source.letters or _axis_letters(values.ndim, used, data_format)
+    letters = source.letters or axis_letters(values.ndim, used.is_layer, data_format)
     header = VolumeHeader(
         Axes(letters, values.shape), stored.newbyteorder("="), source.grid or Grid()
     )
@@ -288,7 +287,7 @@ def conv3d(
         resolved,
         ArrayReader(values, header),
         ArrayWriter(sums, VolumeHeader(out_axes, sums.dtype)),
-        mask=None if mask is None else _checked_mask(mask, header, mask_labels),
+        mask=None if mask is None else checked_mask(mask, header, mask_labels),
         threads=thread_count(threads),
         algorithm=algorithm,
         coverage=coverage,
@@ -458,7 +457,7 @@ def _checked_out(
     return array
 
 
-def _checked_mask(mask: Any, header: VolumeHeader, labels: bool) -> Mask:
+def checked_mask(mask: Any, header: VolumeHeader, labels: bool) -> Mask:
     """A mask checked against the volume that `header` describes.
 
     Raises: ShapeError if it does not fit, FormatError if its file cannot be read.
@@ -484,10 +483,10 @@ def _checked_mask(mask: Any, header: VolumeHeader, labels: bool) -> Mask:
     return check_mask(ArrayReader(array, own, path), header, labels)
 
 
-def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:
+def axis_letters(rank: int, is_layer: bool, data_format: str) -> str:
     """Letters as in `Axes` for an array of `rank` axes. Raises: ShapeError for a wrong rank."""
     if rank == 3:
-        if kernel.is_layer:
+        if is_layer:
             raise ShapeError(
                 "a 5-D kernel needs an array with a channel axis, received a 3-D one; "
                 "add it with x[..., None]"

@@ -119,6 +119,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "output_axes": prepared.header.axes.letters,
         "output_shape": list(prepared.header.axes.shape),
         "output_dtype": str(prepared.header.dtype),
+        "operation": job.operation,
         "preset": None if job.preset is None else asdict(job.preset),
         **(stages[0] if len(stages) == 1 else {"layers": stages}),
         **fwhm_record(kernel_fwhm(prepared)),
@@ -197,6 +198,7 @@ def describe(prepared: PreparedJob) -> str:
     )
     rows = [("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}")]
     rows += [] if prepared.job.preset is None else [("like", str(prepared.job.preset))]
+    rows += [] if prepared.job.operation is None else [("operation", prepared.job.operation)]
     fwhm = kernel_fwhm(prepared)
     planned: list[tuple[str, str]] = []
     for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):

@@ -21,31 +21,39 @@ from conv3d_cli.cli.help_json import add_help_json, help_json_option
 from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import EXIT_CODES, Conv3DError, DifferenceError, for_command_line, one_line
+from conv3d_cli.pipeline.operations import SUMMARIES as OPERATIONS
 from conv3d_cli.system.atomic import abandon_outputs, cause_of, placed_outputs
 from conv3d_cli.system.faults import explained
 from conv3d_cli.system.interrupts import handle_interrupts, limit_cleaning_up, told
 from conv3d_cli.system.standard_streams import lost_output
 from conv3d_cli.system.words import TERMINAL, plain_text
 
-COMMANDS = (
-    "apply",
-    "bench",
-    "compare",
-    "completion",
-    "describe",
-    "explain",
-    "help",
-    "info",
-    "kernel",
-    "presets",
-    "rerun",
-    "view",
-    "warmup",
+COMMANDS = tuple(
+    sorted(
+        (
+            "apply",
+            "bench",
+            "compare",
+            "completion",
+            "describe",
+            "explain",
+            "help",
+            "info",
+            "kernel",
+            "presets",
+            "rerun",
+            "view",
+            "warmup",
+            *OPERATIONS,
+        )
+    )
 )
 
 
 class LateCommands(MutableMapping[str, click.Command]):
     """Commands by name: the command `x` is `x` of the module `cli/x.py`, imported when needed.
+
+    Those of operations are made of them.
 
     >>> LateCommands(["info"])["info"].name
     'info'
@@ -57,8 +65,13 @@ class LateCommands(MutableMapping[str, click.Command]):
     def __getitem__(self, name: str) -> click.Command:
         command = self._commands[name]
         if command is None:
-            command = getattr(import_module(f"{__name__}.{name}"), name)
-            add_help_json(command)
+            if name in OPERATIONS:
+                from conv3d_cli.cli.operations import OperationCommand
+
+                command = OperationCommand(name)
+            else:
+                command = getattr(import_module(f"{__name__}.{name}"), name)
+                add_help_json(command)
             self._commands[name] = command
         return command
 

@@ -69,10 +69,10 @@ class CommandOptions:
     given : Settings        options given on the command line
     """
 
-    columns: Sequence[str] = MANIFEST_OPTIONS
-
     def __init__(self, ctx: click.Context, given: Settings) -> None:
         self.given = given
+        taken = {parameter.name for parameter in ctx.command.params}
+        self.columns: Sequence[str] = [name for name in MANIFEST_OPTIONS if name in taken]
         self._parse = text_parser(ctx)
 
     def settings(self, given: Settings, files: Sequence[str] = ()) -> MergedSettings:

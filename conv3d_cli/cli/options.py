@@ -36,6 +36,8 @@ def options(title: str, *declared: Any) -> Callable[[Command], Command]:
     return decorate
 
 
+# The section of options that only one command has, which are in its short help.
+OWN = "Operation"
 # What the value of an option names, where that has another name: see `vocabulary.VALUES`.
 _HINTS = {"like": "preset"}
 
@@ -145,8 +147,9 @@ def _help_all(command: click.Command) -> click.Option:
 
 def _is_common(parameter: click.Parameter) -> bool:
     """Whether --help shows a parameter: a common option of the table, or one without a section."""
-    row = OPTION.get(parameter.name or "") if isinstance(parameter, TableOption) else None
-    return row.common if row is not None else not hasattr(parameter, "section")
+    if isinstance(parameter, TableOption):
+        return parameter.row.common
+    return getattr(parameter, "section", OWN) == OWN
 
 
 def _brief_record(parameter: click.Parameter, ctx: click.Context) -> tuple[str, str] | None:
@@ -171,6 +174,11 @@ def _brief_record(parameter: click.Parameter, ctx: click.Context) -> tuple[str, 
 def apply_options(command: Command) -> Command:
     """Add every option of `apply` to a command."""
     return _declared(option for option in OPTIONS if option.section)(command)
+
+
+def options_of_table(wanted: Callable[[Option], bool]) -> Callable[[Command], Command]:
+    """A decorator that adds the options of `apply` that are wanted, in their sections."""
+    return _declared(option for option in OPTIONS if option.section and wanted(option))
 
 
 def explain_options(command: Command) -> Command:

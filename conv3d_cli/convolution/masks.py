@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.formats.passes import blocks_of
+from conv3d_cli.model.box import Box
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.units import UNITS
@@ -89,6 +90,11 @@ class Mask:
         stored = self.reader.header.dtype
         one_byte = stored.kind in "bu" and stored.itemsize == 1
         return np.dtype(np.uint8) if self.binary or (self._is_unscaled and one_byte) else real
+
+    def certainty_in(self, box: Box, real: np.dtype[np.float32 | np.float64]) -> Array:
+        """The certainties in a box (d, h, w, 1), as `certainty` gives them."""
+        stored = self.reader.read_box(0, *box.slices, slice(0, 1))
+        return self.certainty(stored[..., 0], real)[..., None]
 
     def inside(self, stored: Array) -> NDArray[np.bool_]:
         """Whether each stored voxel is above 0; an array of the same shape."""

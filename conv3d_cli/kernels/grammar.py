@@ -1,9 +1,10 @@
-"""Parse the text of a built-in kernel, `name:key=value:...`, by the signature of its function.
+"""Parse `name:key=value:...`, as a built-in kernel is written, by the signature of its function.
 
 A parameter's annotation defines how its value is written (`lengths.py`), and a parameter with a
 default is optional. The name of the first parameter may be left out if its kind is `bare`. A
 function that takes lengths but no `orient` (`world.py`) works along the voxel axes only, so lengths
-in mm are refused for it on a sheared grid. This module knows no particular kernel.
+in mm are refused for it on a sheared grid. Parameters before a `/` are not written. This module
+knows no particular kernel; `pipeline/operations/` has other functions that are written so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from conv3d_cli.errors import ShapeError, SpecError, name_hint, unknown_name
 from conv3d_cli.kernels.lengths import COUNT, NUMBER, VOXEL, Kind, PhysicalLengths, choice_kind
@@ -20,12 +31,13 @@ from conv3d_cli.kernels.world import read_orient, shear_text
 from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear
 from conv3d_cli.model.kernel import Kernel
 
+T = TypeVar("T")
 KernelFunction = Callable[..., Kernel]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a built-in kernel.
+    """A parameter of a function.
 
     default : object or None    None: required, or optional without a fixed default
     required : bool             whether the text must give it
@@ -50,28 +62,33 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class BuiltinKernel:
-    """A built-in kernel: its name, parameters, function, and the first line of its docstring."""
+class Described(Generic[T]):
+    """A function that a text calls: its name, parameters, and the first line of its docstring."""
 
     name: str
     parameters: tuple[Parameter, ...]
     summary: str
-    function: KernelFunction
+    function: Callable[..., T]
 
 
-def describe(function: KernelFunction) -> BuiltinKernel:
-    """Describe a kernel function by its signature and docstring.
+BuiltinKernel = Described[Kernel]
+
+
+def describe(function: Callable[..., T]) -> Described[T]:
+    """Describe a function by its signature and docstring.
 
     Raises: TypeError if the function has an annotation that no text can be parsed into.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters = []
     for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            continue
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
         parameters.append(Parameter(name, _kind(hints[name]), default, required))
     summary = (inspect.getdoc(function) or "").partition("\n")[0]
-    return BuiltinKernel(function.__name__, tuple(parameters), summary, function)
+    return Described(function.__name__, tuple(parameters), summary, function)
 
 
 def _kind(annotation: Any) -> Kind:
@@ -106,28 +123,57 @@ def build_kernel(
     (1, 1, 5)
     """
     text = lower_names(text)
-    name, *pairs = _split_at_colons(text)
+    name = _split_at_colons(text)[0]
     function = next((f for f in functions if f.__name__ == name), None)
     if function is None:
         raise unknown_name("kernel", name, [f.__name__ for f in functions])
-    kernel = describe(function)
-    texts = _parameter_texts(pairs, kernel)
-    for parameter in kernel.parameters:
-        if parameter.required and parameter.name not in texts:
-            example = ":".join(
-                f"{p.name}={p.kind.example}" for p in kernel.parameters if p.required
-            )
-            raise SpecError(
-                f"{name} needs {parameter.name}={parameter.kind.form}, as in {name}:{example}"
-            )
+    return replace(function(**parse_parameters(text, function, grid)), name=text.strip())
+
+
+def parse_parameters(
+    text: str, function: Callable[..., Any], grid: Grid | None = None
+) -> dict[str, Any]:
+    """The arguments that `name:key=value:...` gives to a function.
+
+    text : str              with names in lower case, see `lower_names`
+    grid : Grid or None     see `build_kernel`
+
+    Raises: as `build_kernel`, but for the name.
+
+    >>> def line(length: int = 3, width: int = 1) -> None: ...
+    >>> parse_parameters("line:length=5", line)
+    {'length': 5}
+    """
+    described = describe(function)
+    name, texts = described.name, check_parameters(text, described)
     values = {
         p.name: p.kind.read(texts[p.name], p.name, grid)
-        for p in kernel.parameters
+        for p in described.parameters
         if p.name in texts
     }
-    if not any(parameter.kind.read is read_orient for parameter in kernel.parameters):
+    if not any(parameter.kind.read is read_orient for parameter in described.parameters):
         _refuse_sheared_lengths(name, texts, values)
-    return replace(function(**values), name=text.strip())
+    return values
+
+
+def check_parameters(text: str, described: Described[Any]) -> dict[str, str]:
+    """The text of each parameter that `name:key=value:...` gives, by name.
+
+    Raises: SpecError for a pair that is not key=value, for an unknown or repeated key, and for a
+        required one that is missing.
+    """
+    _, *pairs = _split_at_colons(text)
+    texts = _parameter_texts(pairs, described)
+    for parameter in described.parameters:
+        if parameter.required and parameter.name not in texts:
+            example = ":".join(
+                f"{p.name}={p.kind.example}" for p in described.parameters if p.required
+            )
+            raise SpecError(
+                f"{described.name} needs {parameter.name}={parameter.kind.form}, as in "
+                f"{described.name}:{example}"
+            )
+    return texts
 
 
 def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, Any]) -> None:
@@ -180,12 +226,9 @@ def _split_at_colons(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _parameter_texts(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
-    """The text of each given parameter, by name.
-
-    Raises: SpecError for a pair that is not key=value, and for an unknown or repeated key.
-    """
-    known = {parameter.name: parameter for parameter in kernel.parameters}
+def _parameter_texts(pairs: Sequence[str], described: Described[Any]) -> dict[str, str]:
+    """The text of each given parameter, by name. Raises: as `check_parameters`."""
+    known = {parameter.name: parameter for parameter in described.parameters}
     texts: dict[str, str] = {}
     for number, pair in enumerate(pairs):
         key, equals, value = (part.strip() for part in pair.partition("="))
@@ -193,17 +236,17 @@ def _parameter_texts(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, s
             number == 0
             and pair
             and key not in known
-            and kernel.parameters
-            and kernel.parameters[0].kind.bare
+            and described.parameters
+            and described.parameters[0].kind.bare
         ):
-            key, equals, value = kernel.parameters[0].name, "=", pair
+            key, equals, value = described.parameters[0].name, "=", pair
         if not equals or not key or not value:
             raise SpecError(
-                f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}"
+                f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(described)}"
             )
         if key not in known:
             hint = name_hint("parameter", key, list(known))
-            raise SpecError(f"{kernel.name} has no parameter '{key}'; {hint}{_usage(kernel)}")
+            raise SpecError(f"{described.name} has no parameter '{key}'; {hint}{_usage(described)}")
         if key in texts:
             raise SpecError(
                 f"{key} is given twice: {key}={texts[key]} and {key}={value}; leave one out"
@@ -212,7 +255,7 @@ def _parameter_texts(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, s
     return texts
 
 
-def _usage(kernel: BuiltinKernel) -> str:
-    if not kernel.parameters:
-        return f"{kernel.name} takes none"
-    return f"{kernel.name} takes {' '.join(map(str, kernel.parameters))}"
+def _usage(described: Described[Any]) -> str:
+    if not described.parameters:
+        return f"{described.name} takes none"
+    return f"{described.name} takes {' '.join(map(str, described.parameters))}"

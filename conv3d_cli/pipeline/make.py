@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from conv3d_cli.errors import SpecError, setting
 from conv3d_cli.kernels import orient_kernel
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
@@ -29,7 +31,9 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
     >>> job.stages[0].kernel, job.missing.nan, job.gz_level
     ('box:size=3', 'ignore', 2)
     """
-    network = settings.network
+    network, missing = settings.network, Missing(**settings.run.arguments(Place.MISSING))
+    if settings.run.operation is not None:
+        settings = _with_operation(settings, settings.run.operation, missing)
     if network is not None:
         network = select_in_network(network, settings.run)
     return Job(
@@ -37,13 +41,30 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
         target=target,
         stages=_stages(settings, network),
         network=network,
-        missing=Missing(**settings.run.arguments(Place.MISSING)),
+        missing=missing,
         beside=outputs_beside(settings.run.given()),
         preset=settings.preset,
         files=settings.run.files,
         given=settings.given,
         **settings.run.arguments(Place.JOB),
     )
+
+
+def _with_operation(settings: JobSettings, text: str, missing: Missing) -> JobSettings:
+    """The settings with an operation in normal form, and a kernel for the stage that it replaces.
+
+    Raises: SpecError, UnknownNameError.
+    """
+    from conv3d_cli.pipeline.composing import PLACEHOLDER, check_operation  # few jobs have one
+
+    if not settings.is_one or settings.preset is not None:
+        other = "a stack, or a network" if settings.preset is None else setting("like")
+        raise SpecError(f"{setting('operation', text)} does not go with {other}; leave one out")
+    (stage,) = settings.stages
+    normal = check_operation(text, list(stage.given()), missing)
+    if stage.kernel is None:
+        stage = replace(stage, kernel=PLACEHOLDER)
+    return replace(settings, stages=(stage,), run=replace(settings.run, operation=normal))
 
 
 def _stages(settings: JobSettings, network: Network | None) -> tuple[Stage | Step, ...]:

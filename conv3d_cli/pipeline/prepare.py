@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.network.operations.base import Operation, Shape
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
+from conv3d_cli.network.operations.missing import MaskCertainty
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.flow import whole_nodes
@@ -209,11 +210,30 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
         reader = stack.enter_context(open_source(job))
         with naming(reader):
             mask = stack.enter_context(open_job_mask(job, reader.header))
-            normalized = None
-            if job.normalize_input != "none" and not job.is_normalized:
-                job, normalized = _normalize(job, reader)
-            prepared = _prepare(job, reader, mask, normalized)
+            prepared = prepare_opened(job, reader, mask)
         yield prepared
+
+
+def prepare_opened(job: Job, reader: VolumeReader, mask: Mask | None = None) -> PreparedJob:
+    """Decide everything about a job whose volume and mask are open.
+
+    Raises: as `prepare_job`, but for files.
+    """
+    normalized = None
+    notes: list[str] = []
+    if job.operation is not None and not job.is_composed:
+        job = _compose(job, reader.header, notes)
+    if job.normalize_input != "none" and not job.is_normalized:
+        job, normalized = _normalize(job, reader)
+    return _prepare(job, reader, mask, normalized, notes)
+
+
+def _compose(job: Job, header: VolumeHeader, notes: list[str]) -> Job:
+    """The job with the stages of its operation. Raises: as `composing.compose`."""
+    from conv3d_cli.pipeline.composing import compose  # few jobs have one
+
+    with ceiling_of_memory(_ceiling(job)):
+        return compose(job, header, _grid_of(job, header, notes), notes)
 
 
 def _normalize(job: Job, reader: VolumeReader) -> tuple[Job, Normalized]:
@@ -359,9 +379,13 @@ class _StreamOrder(NamedTuple):
 
 
 def _prepare(
-    job: Job, reader: VolumeReader, mask: Mask | None, normalized: Normalized | None
+    job: Job,
+    reader: VolumeReader,
+    mask: Mask | None,
+    normalized: Normalized | None,
+    composed: Sequence[str],
 ) -> PreparedJob:
-    notes = list(reader.notes)
+    notes = [*reader.notes, *composed]
     if normalized is not None:
         notes.append(normalized.note())
     if mask is not None:
@@ -470,14 +494,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
                 "output's place is that of the first"
             )
     chain: list[_ResolvedStage | _ResolvedStep] = []
-    grid = header.grid
-    if job.preset is not None and PRESETS[job.preset.name].by_pixdim:
-        grid = grid.by_other_spacing
-        if grid is not header.grid:
-            notes.append(
-                f"{setting('like', job.preset.name)} takes lengths by pixdim: voxels of "
-                f"{grid.spacing_words}"
-            )
+    grid = _grid_of(job, header, notes)
     # masks and missing voxels are of the input, the coverage of a mean is of each layer
     later = Missing(min_coverage=job.missing.min_coverage)
     shapes, grids = {-1: header.shape}, {-1: grid}
@@ -505,7 +522,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
                 activations=[get_activation(identifier) for identifier in stage.activations],
                 channels_first=job.channels_first,
                 magnitude=stage.magnitude,
-                missing=job.missing if of_volume else later,
+                missing=job.missing if of_volume and not job.is_composed else later,
             )
         except ShapeError as error:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
@@ -516,6 +533,23 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
         shapes[number] = (shape[0], *problem.out_size, resolved.channels_out)
         grids[number] = grid_after(grids[inputs[0]], problem)
     return _Resolved(chain, network)
+
+
+def _grid_of(job: Job, header: VolumeHeader, notes: list[str]) -> Grid:
+    """The grid by which lengths are converted to voxels.
+
+    notes : list of str     extended if that is not the header's
+    """
+    grid = header.grid
+    if job.preset is None or not PRESETS[job.preset.name].by_pixdim:
+        return grid
+    by_pixdim = grid.by_other_spacing
+    if by_pixdim is not grid:
+        notes.append(
+            f"{setting('like', job.preset.name)} takes lengths by pixdim: voxels of "
+            f"{by_pixdim.spacing_words}"
+        )
+    return by_pixdim
 
 
 def _label_names(job: Job, chain: _Resolved, notes: list[str]) -> dict[int, str]:
@@ -551,12 +585,13 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
     plain = bool(job.selects) and shape[4] == 1
     header = output_header(job.target, source, shape, grid, transform, dtype, plain)
     header = replace(header, is_filtered=not copies, is_labels=chain.labels > 0)
+    composed = job.channel_names if job.is_composed else None
     taken = chain.selecting
     if isinstance(taken, TakeChannels):
-        before = _with_names(header, _Resolved(chain.stages[:-2], chain.network))
+        before = _with_names(header, _Resolved(chain.stages[:-2], chain.network), composed)
         header = _taken_names(before, taken)
     else:
-        header = _with_names(header, chain)
+        header = _with_names(header, chain, composed)
     if job.history:
         header = replace(header, history=(*source.history, job.history))
     if job.scale == "auto" and "s" in header.axes.letters:
@@ -567,10 +602,18 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
     return header
 
 
-def _with_names(header: VolumeHeader, chain: _Resolved) -> VolumeHeader:
-    """The header of an output with what names its channels."""
+def _with_names(
+    header: VolumeHeader, chain: _Resolved, composed: tuple[str, ...] | None = None
+) -> VolumeHeader:
+    """The header of an output with what names its channels.
+
+    composed : tuple or None    of an operation: names of the channels that it makes of each of the
+                                input's; () if it keeps them
+    """
     layers = [one for one in chain.stages if isinstance(one, _ResolvedStage)]
     last = layers[-1].resolved if layers else None
+    if composed is not None:
+        return replace(header, components=composed)
     if last is not None and last.kernel.is_bank and not last.magnitude:
         return replace(header, components=last.kernel.filter_names)
     if last is not None and not _mixes_channels(chain):
@@ -682,6 +725,8 @@ def _assemble_stages(
     for position, one in enumerate(chain.stages):
         if isinstance(one, _ResolvedStep):
             real = np.dtype(job.precision)
+            if isinstance(one.operation, MaskCertainty) and mask is not None:
+                one.operation.certainty_in = partial(mask.certainty_in, real=real)
             stages.append(PreparedStep(one.step, one.operation, one.inputs, real))
             continue
         stage, inputs, resolved, losses = one
@@ -699,7 +744,7 @@ def _assemble_stages(
             threads=thread_count(job.threads),
             algorithm=job.algorithm,
             activity=get_regularizer(stage.activity_regularizer),
-            mask=mask,
+            mask=None if job.is_composed else mask,
             several_parts=len(order.parts) > 1,
             reports_coverage=job.needs_coverage,
             watches_losses=True,

@@ -340,6 +340,11 @@ class Job:
                                 effect
     network : Network or None   that the stages were made of; None: they are a stack
     is_normalized : bool        the first step does what `normalize_input` says
+    operation : str or None     an operation that takes the place of the first stage, see
+                                `operations/`
+    composed_from : Stage or None   the stage that the operation has taken the place of; its kernel
+                                is the operation's, if it takes one
+    channel_names : tuple       names of the channels that an operation makes of each of the input's
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -382,6 +387,9 @@ class Job:
     given: frozenset[str] = frozenset()
     network: Network | None = None
     is_normalized: bool = False
+    operation: str | None = None
+    composed_from: Stage | None = None
+    channel_names: tuple[str, ...] = ()
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -445,18 +453,23 @@ class Job:
                 f"select from that file by {words('-k identity', 'the kernel identity')} and "
                 f"{self.selects}"
             )
-        if means and len(self.stages) > 1:
+        if means and len(self.stages) > 1 and self.operation is None:
             raise SpecError(
                 f"a mask, missing values and {setting('nan', 'ignore')} are for one convolution, "
                 f"received {self.called}; run the layers one by one"
             )
         first = [s for s in self.stages if isinstance(s, Step) and -1 in s.inputs]
-        if first and self.missing.nan != "propagate":
+        if first and self.missing.nan != "propagate" and self.operation is None:
             raise SpecError(
                 f"{setting('nan', self.missing.nan)} is done by convolutions, and the network "
                 f"begins with {first[0].node.title}; leave it out"
             )
         boundary = self.convolutions[-1].spec(is_layer=False).boundary
+        for output in self.beside if self.operation is not None else ():
+            raise SpecError(
+                f"{ROLES[output.role].flag} {ROLES[output.role].purpose} of a convolution, which "
+                "an operation does not have: leave it out"
+            )
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
@@ -494,6 +507,11 @@ class Job:
             )
 
     @property
+    def is_composed(self) -> bool:
+        """Whether the stages are those of an operation."""
+        return self.composed_from is not None
+
+    @property
     def convolutions(self) -> list[Stage]:
         """The stages that are convolutions, in order."""
         return [stage for stage in self.stages if isinstance(stage, Stage)]
@@ -505,6 +523,8 @@ class Job:
         >>> Job("in.nii", "out.nii", (Stage("box:size=3"), Stage("box:size=3"))).called
         'a stack of 2 layers'
         """
+        if self.operation is not None:
+            return f"the operation {self.operation}"
         if self.network is not None:
             return f"a network of {count_of(len(self.network.nodes), 'node')}"
         return f"a stack of {count_of(len(self.stages), 'layer')}"

@@ -20,7 +20,7 @@ from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.provenance.command import Rename, relative_to
 from conv3d_cli.provenance.inputs import InputFile
-from conv3d_cli.provenance.record import KEY, done_text, read_json, sidecar_text
+from conv3d_cli.provenance.record import KEY, description, read_json, sidecar_text
 from conv3d_cli.settings.config import is_kernel_file
 from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.atomic import AtomicFile, suffix_of
@@ -482,7 +482,6 @@ class BidsFields:
     def __call__(
         self, prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename
     ) -> dict[str, Any]:
-        kernels = done_text(prepared, rename)
         fields = valid_fields(inherited_fields(self.source), prepared)
         own = self.datasets.sources[os.path.realpath(self.source.root)]
         for key, value in fields.items():
@@ -493,7 +492,7 @@ class BidsFields:
             fields["SkullStripped"] = False
         sources = [file.path for file in inputs if file.role in ("volume", "mask")]
         return {
-            "Description": f"Convolved with {kernels}",
+            "Description": description(prepared, rename),
             "Sources": [self.datasets.uri(path) for path in sources],
             **fields,
         }

@@ -17,8 +17,10 @@ from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.errors import FormatError, SpecError, setting
 from conv3d_cli.kernels.lengths import parse_lengths, read_lengths
 from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.volume import VolumeHeader
+from conv3d_cli.pipeline.operations import find_operation
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, PreparedStep
 from conv3d_cli.pipeline.request import read_channels, stage_names
 from conv3d_cli.provenance.command import Rename
@@ -133,6 +135,8 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
         "Input": volume_record(prepared.reader.header),
         "Output": volume_record(prepared.header),
     }
+    if job.operation is not None:
+        found["Operation"] = job.operation
     if prepared.normalized is not None:
         found["Input"]["Normalization"] = prepared.normalized.record()
     if prepared.label_names:
@@ -181,10 +185,20 @@ def step_record(stage: PreparedStep) -> dict[str, Any]:
     return found
 
 
+def description(prepared: PreparedJob, rename: Rename) -> str:
+    """What was done to a volume, as a sentence without its full stop."""
+    verb = "Convolved with" if prepared.job.operation is None else "Computed by"
+    return f"{verb} {done_text(prepared, rename)}"
+
+
 def done_text(prepared: PreparedJob, rename: Rename) -> str:
-    """What was done to a volume, for a line: the kernels, or the files of a network."""
+    """What was done to a volume, for a line: the kernels, an operation, or a network's files."""
     job, network = prepared.job, prepared.job.network
-    if network is None:
+    if job.operation is not None:
+        done = [job.operation]
+        if job.composed_from is not None and find_operation(job.operation).takes_kernel:
+            done[0] += f" with {text_of_kernel(job.composed_from.kernel, rename)}"
+    elif network is None:
         layers = prepared.convolutions[: -1 if job.selects else None]
         done = [kernel_text(stage, rename) for stage in layers]
     else:
@@ -232,7 +246,13 @@ def layer_record(stage: PreparedStage, grid: Grid, rename: Rename) -> dict[str, 
 
 def kernel_text(stage: PreparedStage, rename: Rename) -> str:
     """The name of a kernel: a built-in with its parameters, or its file and layer."""
-    text = stage.stage.kernel if isinstance(stage.stage.kernel, str) else stage.kernel.name
+    given = stage.stage.kernel
+    return text_of_kernel(given if isinstance(given, str) else stage.kernel, rename)
+
+
+def text_of_kernel(kernel: str | Kernel | None, rename: Rename) -> str:
+    """The name of a kernel as it is given: a built-in, or its file and layer."""
+    text = kernel.name if isinstance(kernel, Kernel) else str(kernel)
     file, colons, layer = text.partition("::")
     return rename(file) + colons + layer if is_kernel_file(text) and os.path.isfile(file) else text
 

@@ -21,7 +21,7 @@ from conv3d_cli.provenance.record import (
     RECORD_VERSION,
     FileRecord,
     decided,
-    done_text,
+    description,
     sidecar_name,
     sidecar_text,
 )
@@ -49,9 +49,8 @@ def own_fields(
     """The BIDS fields for an output outside a BIDS dataset; sources are relative to the sidecar."""
     from importlib.metadata import version
 
-    kernels = done_text(prepared, rename)
     return {
-        "Description": f"Convolved with {kernels}",
+        "Description": description(prepared, rename),
         "Sources": [rename(file.path) for file in inputs if file.role in ("volume", "mask")],
         "GeneratedBy": [{"Name": "conv3d", "Version": version("conv3d")}],
     }

@@ -17,6 +17,7 @@ T = TypeVar("T")
 # Titles of the groups of options in the help, in order.
 SECTIONS = (
     "Options",
+    "Operation",
     "Kernel",
     "Edges and steps",
     "Many volumes",

@@ -191,6 +191,18 @@ class Settings:
         "underscores, and [[layers]] makes a stack. Keras' JSON and saved models (.keras, .h5) "
         "work, too. Paths in the file are relative to its folder.",
     )
+    operation: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Kernel",
+        shapes=True,
+        metavar="OPERATION",
+        gives_kernel=True,
+        config=Value((str,), 'a string such as "local:statistic=std:size=7"'),
+        help="Instead of one convolution: an operation that is made of several, with its "
+        "parameters, as local:statistic=std:size=7. Each has a command of its own (conv3d local); "
+        "see `conv3d help operations`.",
+    )
     weights: str | None = option(
         TEXT,
         Place.COMMAND,

@@ -36,6 +36,13 @@ from conv3d_cli.network.operations.joining import (
     Multiply,
     Subtract,
 )
+from conv3d_cli.network.operations.missing import (
+    Inside,
+    MaskCertainty,
+    OnlyFinite,
+    Present,
+    ReplaceMissing,
+)
 from conv3d_cli.network.operations.pooling import (
     AveragePooling3D,
     GlobalAveragePooling3D,
@@ -94,12 +101,17 @@ OPERATIONS: dict[str, type[Operation]] = {
     "TakeChannels": TakeChannels,
     "ArgMax": ArgMax,
 }
-# What others are run as; no file contains them.
+# What others are run as, and what jobs add; no file contains them.
 INNER: dict[str, type[Operation]] = {
     "Affine": Affine,
     "Interleave": Interleave,
     "Statistics": Statistics,
     "Normalize": Normalize,
+    "Present": Present,
+    "ReplaceMissing": ReplaceMissing,
+    "OnlyFinite": OnlyFinite,
+    "MaskCertainty": MaskCertainty,
+    "Inside": Inside,
 }
 
 

@@ -1,0 +1,135 @@
+"""A command for each operation that is made of convolutions: `conv3d local`, `conv3d ridges`.
+
+Its own options are the parameters of the operation, and its help is the docstring of the
+operation's function. The others are those of `apply`, without those that belong to a convolution:
+`conv3d local a.nii --size 7` runs as `conv3d apply a.nii --operation local:size=7`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import replace
+from functools import cached_property
+from textwrap import dedent, indent
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conv3d_cli.cli.help_json import help_json_option
+from conv3d_cli.cli.options import (
+    OWN,
+    ShortHelpCommand,
+    given_settings,
+    is_given,
+    options_of_table,
+)
+from conv3d_cli.cli.parameters import FileName, Text
+from conv3d_cli.cli.running import run_volumes
+from conv3d_cli.cli.values import OneOf
+from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
+from conv3d_cli.settings.option import File, Option, Place
+
+if TYPE_CHECKING:
+    from conv3d_cli.kernels.grammar import Parameter
+    from conv3d_cli.pipeline.operations.base import ComposedOperation
+
+# Options of jobs that operations do not have, and those of means.
+_NOT_TAKEN = (
+    "config",
+    "operation",
+    "weights",
+    "like",
+    "to_fwhm",
+    "algorithm",
+    "argmax",
+    "label_names",
+    "output_name",
+    "mask_labels",
+    "coverage_out",
+)
+_OF_MEANS = ("missing", "min_coverage")
+_PARAMETER = re.compile(r"(\w+(?:, \w+)*) : (?:.*?)(?:\s{2,}(.*))?$", re.MULTILINE)
+
+
+class OperationCommand(ShortHelpCommand):
+    """The command of an operation.
+
+    The operation is imported when its help is asked for or it is run, and not to list the commands.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, short_help=SUMMARIES[name], callback=self._run)
+        del self.params, self.help
+
+    @cached_property
+    def params(self) -> list[click.Parameter]:  # type: ignore[override]
+        """Its argument and options."""
+        operation = find_operation(str(self.name))
+        documented = _documented(operation)
+        made = options_of_table(lambda row: _takes(operation, row))(lambda: None)
+        own = [_option(p, documented[p.name]) for p in operation.described.parameters]
+        inputs = click.Argument(["inputs"], nargs=-1, metavar="INPUT...", type=FileName(File.READ))
+        table = reversed(made.__click_params__)  # type: ignore[attr-defined]
+        return [inputs, *own, *table, help_json_option(hidden=True)]
+
+    @cached_property
+    def help(self) -> str:  # type: ignore[override]
+        """The docstring of its function up to the parameters, with its examples as they are."""
+        blocks = []
+        operation = find_operation(str(self.name))
+        for block in (inspect.getdoc(operation.function) or "").split("\n\n"):
+            if _PARAMETER.match(block):
+                break
+            is_example = block.lstrip().startswith("conv3d ")
+            blocks.append("\b\n" + indent(dedent(block), "  ") if is_example else block)
+        return "\n\n".join(blocks)
+
+    def _run(self, /, inputs: tuple[str, ...], **values: Any) -> None:
+        ctx = click.get_current_context()
+        parts = [
+            f"{parameter.name}={values[parameter.name]}"
+            for parameter in find_operation(str(self.name)).described.parameters
+            if is_given(ctx, parameter.name)
+        ]
+        text = ":".join([str(self.name), *parts])
+        run_volumes(ctx, inputs, replace(given_settings(ctx), operation=text))
+
+
+def _takes(operation: ComposedOperation, row: Option) -> bool:
+    """Whether the command of an operation has an option of the table."""
+    if row.place is Place.STAGE:
+        from conv3d_cli.pipeline.composing import options_taken  # late: it imports NumPy
+
+        return row.name in options_taken(operation)
+    return row.name not in _NOT_TAKEN + (() if operation.takes_missing else _OF_MEANS)
+
+
+def _option(parameter: Parameter, text: str) -> click.Option:
+    """The option of a parameter."""
+    kind = parameter.kind
+    default = "" if parameter.default is None else f"  [default: {parameter.default}]"
+    made = click.Option(
+        ["--" + parameter.name.replace("_", "-"), parameter.name],
+        type=OneOf(kind.words, parameter.name) if kind.words else Text(),
+        metavar=None if kind.words else kind.form,
+        required=parameter.required,
+        help=text + default,
+    )
+    made.section = OWN  # type: ignore[attr-defined]
+    return made
+
+
+def _documented(operation: ComposedOperation) -> dict[str, str]:
+    """What the docstring says of each parameter, as one sentence."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in (inspect.getdoc(operation.function) or "").splitlines():
+        if told := _PARAMETER.match(line):
+            names = told[1].split(", ")
+            found.update(dict.fromkeys(names, (told[2] or "").strip()))
+        elif names and line.startswith("    "):
+            found.update({name: f"{found[name]} {line.strip()}".strip() for name in names})
+        else:
+            names = []
+    return {name: f"{text[:1].upper()}{text[1:]}." for name, text in found.items()}

@@ -1,0 +1,128 @@
+"""Operations made of convolutions: every one in every way that a job can run, held to its definition."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conv3d_cli import Grid, Volume, operate, read_volume, write_volume
+from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
+
+# operation -> texts to try, together with the kernel for one that takes it
+CASES: dict[str, list[tuple[str, str | None]]] = {
+    "local": [("local:size=3", None), ("local:radius=4mm", None)],
+}
+EVERY = [(text, kernel) for cases in CASES.values() for text, kernel in cases]
+EVERY_CASE = pytest.mark.parametrize(("text", "kernel"), EVERY, ids=[text for text, _ in EVERY])
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(4)
+    data = (100 + 20 * rng.standard_normal((21, 18, 26))).astype(np.float32)
+    data[6:15, 5:13, 8:20] += 300
+    write_volume(tmp_path / "in.nii", Volume(data, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
+    mask = np.zeros((21, 18, 26), np.uint8)
+    mask[4:17, 3:15, 5:22] = 1
+    write_volume(tmp_path / "mask.nii", Volume(mask, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
+    return tmp_path / "in.nii"
+
+
+def arguments(text: str, kernel: str | None) -> list[str]:
+    return ["--operation", text, *(["-k", kernel] if kernel else [])]
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_is_documented(name: str) -> None:
+    operation = find_operation(name)
+    assert operation.name == name
+    assert name in CASES
+    text = inspect.getdoc(operation.function) or ""
+    assert "\nconv3d " in text, "an example"
+    for parameter in operation.described.parameters:
+        assert f"{parameter.name} : " in text or f", {parameter.name}" in text, parameter.name
+    assert len(SUMMARIES[name]) <= 66
+    assert SUMMARIES[name].endswith(".")
+
+
+@EVERY_CASE
+def test_same_bits_for_threads_slabs_and_boxes(
+    text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
+) -> None:
+    given = ["apply", volume, *arguments(text, kernel)]
+    run(*given, "-o", tmp_path / "a.npy", "--verify", "60", "--threads", "1")
+    run(*given, "-o", tmp_path / "b.npy", "--threads", "2", "--max-memory", "400M")
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.npy", "b.npy"))
+    assert first == second
+
+
+@EVERY_CASE
+def test_slabs_change_no_bit(
+    text: str, kernel: str | None, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = operate(read_volume(volume), text, kernel).data
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
+    np.testing.assert_array_equal(operate(read_volume(volume), text, kernel).data, found)
+
+
+@EVERY_CASE
+def test_a_mask_and_a_sidecar(
+    text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
+) -> None:
+    out = tmp_path / "out.nii"
+    mask = tmp_path / "mask.nii"
+    line = ["apply", volume, *arguments(text, kernel), "--mask", mask, "-o", out, "--sidecar"]
+    run(*line, "--verify", "60")
+    inside = read_volume(mask).data > 0
+    result = read_volume(out)
+    values = result.data.reshape(*inside.shape, -1)
+    assert (values[~inside] == 0).all()
+    assert values[inside].any()
+    assert result.grid.spacing == (3.0, 1.5, 2.0)
+    told = run("rerun", tmp_path / "out.json", "-o", tmp_path / "again.nii")
+    assert "every byte" in told.output
+
+
+@EVERY_CASE
+def test_a_command_is_apply_with_the_operation(
+    text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
+) -> None:
+    name, *pairs = text.split(":")
+    own = [word for pair in pairs for word in (f"--{pair.split('=')[0]}", pair.split("=")[1])]
+    own += ["-k", kernel] if kernel else []
+    run("apply", volume, *arguments(text, kernel), "-o", tmp_path / "a.nii")
+    run(name, volume, *own, "-o", tmp_path / "b.nii")
+    assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
+
+
+@EVERY_CASE
+def test_arrays_in_memory(
+    text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
+) -> None:
+    run("apply", volume, *arguments(text, kernel), "-o", tmp_path / "a.nii")
+    found = operate(read_volume(volume), text, kernel)
+    written = read_volume(tmp_path / "a.nii")
+    assert found.grid.spacing == written.grid.spacing
+    np.testing.assert_array_equal(np.squeeze(found.data), np.squeeze(written.data))
+
+
+def test_what_is_refused(volume: Path, tmp_path: Path, run: Any) -> None:
+    out = tmp_path / "out.nii"
+
+    def refused(*given: Any) -> str:
+        result = run("apply", volume, *given, "-o", out, code=2)
+        assert not out.exists()
+        return str(result.output)
+
+    assert "did you mean 'local'" in refused("--operation", "locl:size=3")
+    assert "has no parameter 'sze'" in refused("--operation", "local:sze=3")
+    assert "--strides is for a convolution" in refused(
+        "--operation", "local:size=3", "--strides", 2
+    )
+    assert "does not take it" in refused("--operation", "local:size=3", "-k", "box:size=3")
+    assert "does not go with --like" in refused("--operation", "local:size=3", "--like", "fsl")
