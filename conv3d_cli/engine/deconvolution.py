@@ -31,6 +31,7 @@ from conv3d_cli.engine.algorithms.fft import (
     stage_table,
 )
 from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.fields import Field, Lent
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.mapping import names
 from conv3d_cli.engine.step import AlgorithmData, F, StepRecord, address_of
@@ -56,7 +57,7 @@ PLANES_AT = names(
     "source source_planes source_rows source_columns run_start run_stop fill "
     # what is done after the transform back: see `change`
     "changes data data_planes data_row out out_planes out_row extra table class_planes class_rows "
-    "background floor divides "
+    "background floor sums_out sums_planes "
     "first_row own_row own_rows row_pairs row_pair_count "
     "first_column own_column own_columns out_columns column_pairs column_pair_count",
 )
@@ -72,6 +73,8 @@ FLAT, RATIO, UPDATE = range(3)
 
 # The largest spectrum of a brick in bytes. Larger bricks repeat less of their halo.
 MOST_SPECTRUM_BYTES = 112 << 20
+# What several bricks take in proportion, since their passes are not joined.
+SEVERAL = 1.15
 # Chunks of planes or lines for each thread of a pass.
 CHUNKS = 64
 
@@ -146,6 +149,9 @@ def pieces(
     return found
 
 
+Brick = tuple[Piece, Piece, Piece]
+
+
 class Bricks(NamedTuple):
     """How a volume is divided: bricks along D, H, W, and the sizes of their transforms.
 
@@ -174,6 +180,8 @@ def choose_bricks(size: Triple, taps: Triple, itemsize: int) -> Bricks | None:
             + line_instructions(LENGTHS[lengths[1]])
             + line_instructions(LENGTHS[lengths[2]])
         )
+        if depth.parts * height.parts * width.parts > 1:
+            work *= SEVERAL
         found = Bricks((depth.parts, height.parts, width.parts), lengths, width.kept)
         if best is None or work < best[0]:
             best = work, found
@@ -208,55 +216,6 @@ def _divisions(size: int, taps: int, axis: int) -> list[_Division]:
     return list(found.values())
 
 
-# --------------------------------------------------------------------------------------------------
-# Fields: the volumes of an iteration, in memory or in a file
-
-
-class Lent(NamedTuple):
-    """Rows of planes that the loops may read and write.
-
-    address : int           of the first voxel
-    planes : sequence       bytes from there to each plane
-    row : int               bytes from one row to the next
-    keep : object           what owns the memory
-    """
-
-    address: int
-    planes: Sequence[int]
-    row: int
-    keep: object
-
-
-class Field:
-    """A volume (D, H, W) in memory, of the arithmetic's dtype.
-
-    >>> Field(np.zeros((2, 3, 4), np.float32)).lend([1], (1, 3)).planes
-    [48]
-    """
-
-    steady = True  # lends the same memory every time
-
-    def __init__(self, voxels: Array) -> None:
-        self.voxels = voxels
-
-    def lend(self, planes: Sequence[int], rows: Span) -> Lent:
-        """The rows of some planes; `give_back` stores what was changed."""
-        step, row, _ = self.voxels.strides
-        first = address_of(self.voxels) + rows[0] * row
-        return Lent(first, [d * step for d in planes], row, self.voxels)
-
-    def give_back(self, lent: Lent, planes: Sequence[int], rows: Span) -> None:
-        """Store the rows of planes that were lent."""
-
-    def read(self, start: int, stop: int) -> Array:
-        """Planes start to stop - 1; a copy or a view."""
-        return self.voxels[start:stop]
-
-    def write(self, start: int, planes: Array) -> None:
-        """Store whole planes."""
-        self.voxels[start : start + len(planes)] = planes
-
-
 def blur_codes(real: np.dtype[Any]) -> list[MachineCode]:
     """The loops of `Blur`: of planes, and of lines along depth."""
     lanes = cpu_class().lanes * 4 // real.itemsize
@@ -276,6 +235,8 @@ class Change:
     out : Field or None the result; None: it is only transformed further
     extra : Field or None   further factors of an update
     background, floor : float   added to what ratios are divided by, and the least that they are
+    sums : (D, 2) or None       float64; of an update, receives for each plane the sums of
+                                |out - data| and of |data|, added to what stands there
     """
 
     kind: int
@@ -284,6 +245,7 @@ class Change:
     extra: Field | None = None
     background: float = 0.0
     floor: float = 0.0
+    sums: Array | None = None
 
 
 class _Chunk(NamedTuple):
@@ -299,7 +261,6 @@ class Coverage:
 
     table : (classes along D, classes along H, W)   of the arithmetic's dtype
     planes, rows : bytes into the table for each plane, and for each row
-    divides : bool      a ratio's convolved voxels and the ratio itself are multiplied by them
     """
 
     def __init__(
@@ -308,7 +269,6 @@ class Coverage:
         weights: NDArray[np.float64],
         change: Callable[[NDArray[np.float64]], NDArray[np.float64]],
         real: np.dtype[Any],
-        divides: bool = False,
     ) -> None:
         """counts : for each axis (positions, taps), how often a tap counts at a position."""
         classes = [np.unique(along, axis=0, return_inverse=True) for along in counts]
@@ -320,7 +280,6 @@ class Coverage:
         step = self.table.shape[2] * real.itemsize
         self.planes = (depth * self.table.shape[1] * step).tolist()
         self.rows = (height * step).tolist()
-        self.divides = divides
 
     def planes_of(self, start: int, stop: int) -> Array:
         """The factors of planes start to stop - 1, (d, H, W)."""
@@ -384,7 +343,8 @@ class Blur:
         self._records: dict[Any, list[StepRecord]] = {}
         back = self.backward is None
         self.forward_pieces = self._pieces(adjoint=False, back=False)
-        self.backward_pieces = self._pieces(adjoint=True, back=back)
+        # another kernel is applied as a filter, with the same boundary
+        self.backward_pieces = self._pieces(adjoint=back, back=back)
         slots = max(
             max(len(set(piece.sources)), piece.own[1] - piece.own[0])
             for piece in (*self.forward_pieces[0], *self.backward_pieces[0])
@@ -626,8 +586,8 @@ class Blur:
             keep.append(array)
             return address_of(array) if len(numbers) else 0
 
-        def lend(field: Field, rows: Span) -> Lent:
-            lent = field.lend([d for d in planes if d >= 0], rows)
+        def lend(field: Field, rows: Span, fresh: bool = False) -> Lent:
+            lent = field.lend(planes, rows, fresh)
             keep.append(lent.keep)
             return lent
 
@@ -640,6 +600,7 @@ class Blur:
         }
         own = inverts if inverts is not None else transforms
         assert own is not None
+        out: Lent | None = None
         if inverts is not None:
             _, height, width = inverts
             values |= {
@@ -667,18 +628,22 @@ class Blur:
                 "own_columns": width.own[1] - width.own[0],
                 "background": float(change.background),
                 "floor": float(change.floor),
-                "divides": int(tables.divides),
                 "table": address_of(tables.table) + first,
                 "class_planes": table([tables.planes[d] for d in planes]),
                 "class_rows": table(tables.rows[rows[0] : rows[1]]),
             }
+            if change.sums is not None:
+                step = change.sums.strides[0]
+                values |= {"sums_out": address_of(change.sums)}
+                values |= {"sums_planes": table([d * step for d in planes])}
             if change.extra is not None:
                 values["extra"] = lend(change.extra, rows).address + first
             if change.out is None:
                 values |= {"out_planes": table([0] * len(planes))}
                 values |= {"out_row": self._longest(2) * size}
             else:
-                out = lent if change.out is change.data else lend(change.out, rows)
+                fresh = width.own == (0, self.size[2])
+                out = lent if change.out is change.data else lend(change.out, rows, fresh)
                 values |= {
                     "out": out.address + first,
                     "out_planes": table(out.planes),
@@ -695,7 +660,9 @@ class Blur:
                 row = self._longest(2) * size
                 rows = (0, self.size[1])
             else:
-                lent = lend(source, rows)
+                # what was just changed is not in a file yet
+                is_out = change is not None and source is change.out
+                lent = out if is_out and out is not None else lend(source, rows)
                 row = lent.row
                 values |= {"source": lent.address, "source_planes": table(lent.planes)}
             code_rows = [
@@ -721,21 +688,52 @@ class Blur:
     # ----------------------------------------------------------------------------------------------
     # H, H' and iterations
 
-    def brick_pieces(self, adjoint: bool) -> list[tuple[Piece, Piece, Piece]]:
+    def bricks_of(self, adjoint: bool) -> list[Brick]:
         """The bricks of H, or of H'."""
         along = self.backward_pieces if adjoint else self.forward_pieces
         return list(itertools.product(*along))
 
+    def coverage(
+        self, adjoint: bool, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> Coverage:
+        """What H or H' makes of a volume of ones, with zeros for a constant, through a function."""
+        axes = zip(self.size, self.weights.shape, strict=True)
+        counts = [tap_counts(size, taps, self.boundary, adjoint) for size, taps in axes]
+        return Coverage(counts, self.weights, change, self.real)
+
+    def first(self, change: Change, tables: Coverage) -> None:
+        """For one brick: change the data by `tables`, and transform the result for H'."""
+        (brick,) = self.bricks_of(adjoint=True)
+        self._planes(None, change, brick, None, range(self.size[0]), tables)
+
+    def transform(self, source: Field, adjoint: bool, brick: Brick) -> None:
+        """Transform what a brick of H or H' reads."""
+        read = sorted(set(brick[0].sources) - {FILL, ZERO})
+        self._planes(None, None, brick, source, read)
+
+    def convolve(self, adjoint: bool, brick: Brick) -> None:
+        """Multiply a brick's spectrum with that of the kernel."""
+        kernel = self.back_kernel if adjoint else self.kernel
+        self.lines(brick[0], kernel, adjoint and self.backward is None)
+
+    def finish(
+        self, adjoint: bool, brick: Brick, change: Change, tables: Coverage, then: str = ""
+    ) -> None:
+        """Transform a brick back and change it.
+
+        then : for one brick, transform it at once: "result" of the change for the other operator,
+            or "out", the field that the change has written; "": do not
+        """
+        following = self.bricks_of(not adjoint)[0] if then else None
+        source = change.out if then == "out" else None
+        self._planes(brick, change, following, source, range(*brick[0].own), tables)
+
     def apply(self, source: Field, adjoint: bool, change: Change, tables: Coverage) -> None:
         """H or H' of a volume, and a change of the result, brick by brick."""
-        kernel = self.back_kernel if adjoint else self.kernel
-        back = adjoint and self.backward is None
-        for brick in self.brick_pieces(adjoint):
-            read = sorted(set(brick[0].sources) - {FILL, ZERO})
-            self._planes(None, None, brick, source, read)
-            self.lines(brick[0], kernel, back)
-            own = range(*brick[0].own)
-            self._planes(brick, change, None, None, own, tables)
+        for brick in self.bricks_of(adjoint):
+            self.transform(source, adjoint, brick)
+            self.convolve(adjoint, brick)
+            self.finish(adjoint, brick, change, tables)
 
     @property
     def is_whole(self) -> bool:

@@ -126,14 +126,9 @@ def planes(lanes, real):
                     out[k] = numbers[k] / (below if below > floor else floor)
             elif p[P.changes] == RATIO:
                 convolved = memory(sums_of_row(p, workspace, row), kind)
-                if p[P.divides]:
-                    for k in range(width):
-                        below = convolved[k] * weights[k] + background
-                        out[k] = numbers[k] / (below if below > floor else floor) * weights[k]
-                else:
-                    for k in range(width):
-                        below = convolved[k] + background
-                        out[k] = numbers[k] / (below if below > floor else floor)
+                for k in range(width):
+                    below = convolved[k] + background
+                    out[k] = numbers[k] / (below if below > floor else floor)
             else:
                 # in a row of its own first: `out` may be `numbers`
                 value = memory(sums_of_row(p, workspace, row), kind)
@@ -144,7 +139,16 @@ def planes(lanes, real):
                     for k in range(width):
                         value[k] *= more[k]
                 for k in range(width):
-                    out[k] = value[k] if value[k] > zero else zero
+                    value[k] = value[k] if value[k] > zero else zero
+                if p[P.sums_out] != 0:
+                    place = memory(p[P.sums_planes], np.int64)[i]
+                    totals = memory(p[P.sums_out] + place, np.float64)
+                    for k in range(width):
+                        before = np.float64(numbers[k])
+                        totals[0] += abs(np.float64(value[k]) - before)
+                        totals[1] += abs(before)
+                for k in range(width):
+                    out[k] = value[k]
 
     @inlined
     def pack(p, workspace, i):
