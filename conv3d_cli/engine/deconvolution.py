@@ -75,6 +75,8 @@ FLAT, RATIO, UPDATE = range(3)
 MOST_SPECTRUM_BYTES = 112 << 20
 # What several bricks take in proportion, since their passes are not joined.
 SEVERAL = 1.15
+# Bytes of a file's planes that a task reads at once.
+LENT_BYTES = 4 << 20
 # Chunks of planes or lines for each thread of a pass.
 CHUNKS = 64
 
@@ -214,6 +216,22 @@ def _divisions(size: int, taps: int, axis: int) -> list[_Division]:
         if length == min(known):
             break
     return list(found.values())
+
+
+def blur_bytes(
+    size: Triple, taps: Triple, real: np.dtype[Any], threads: int, backward: bool, on_disk: bool
+) -> int:
+    """Memory of a `Blur`, without fields in memory."""
+    bricks = choose_bricks(size, taps, real.itemsize)
+    assert bricks is not None, "refused before"
+    depth, rows, columns = bricks.lengths
+    spectrum = 2 * real.itemsize * math.prod(bricks.lengths)
+    planes = (min(depth, max(size[0], taps[0])) + 2) * (2 * real.itemsize * rows * columns + 192)
+    own = -(-size[1] // bricks.parts[1]) * -(-size[2] // bricks.parts[2])
+    worker = real.itemsize * (rows * (4 * columns + 64) + own) + 128 * depth
+    if on_disk:
+        worker += 3 * max(LENT_BYTES, rows * size[2] * real.itemsize)
+    return planes + (2 if backward else 1) * spectrum + threads * worker
 
 
 def blur_codes(real: np.dtype[Any]) -> list[MachineCode]:
@@ -543,6 +561,9 @@ class Blur:
         steady = all(field.steady for field in fields)
         slots = [n * self.plane_bytes for n in range(len(planes))] if slots is None else slots
         chunk = max(1, -(-len(planes) // (CHUNKS // 4)))
+        if not steady:
+            band = self.bricks.lengths[1] * self.size[2] * self.real.itemsize
+            chunk = max(1, min(chunk, LENT_BYTES // band))
         chunks = [
             (planes[first : first + chunk], slots[first : first + chunk])
             for first in range(0, len(planes), chunk)

@@ -12,6 +12,7 @@ D. S. C. Biggs and M. Andrews, Appl. Opt. 36 (1997) 1766-1775.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.deconvolution import FLAT, RATIO, UPDATE, Blur, Change, Coverage
+from conv3d_cli.engine.deconvolution import (
+    FLAT,
+    RATIO,
+    UPDATE,
+    Blur,
+    Change,
+    Coverage,
+    choose_bricks,
+)
 from conv3d_cli.engine.fields import Field
+from conv3d_cli.model.spec import Triple
 
 Array = NDArray[Any]
 
@@ -46,6 +56,13 @@ class Rules:
     tv: float = 0.0
     accelerate: bool = False
     from_data: bool = False
+
+
+def fields_needed(rules: Rules, size: Triple, taps: Triple, real: np.dtype[Any]) -> int:
+    """How many fields `richardson_lucy` makes."""
+    bricks = choose_bricks(size, taps, real.itemsize)
+    whole = bricks is not None and math.prod(bricks.parts) == 1
+    return 1 + (not whole) + (rules.tv > 0) + 3 * rules.accelerate
 
 
 def richardson_lucy(

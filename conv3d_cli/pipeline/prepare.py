@@ -766,6 +766,7 @@ def _choose_blocking(
 ) -> Blocking:
     """Slabs, or boxes, that fit under the memory ceiling. Raises: MemoryLimitError."""
     graph = _graph(stages)
+    decide_disk(graph, memory_ceiling(_ceiling(job)))
     channels = _channels_written(graph.last, order, header)
     in_channels = (
         graph.last.problem.in_channels
@@ -798,6 +799,19 @@ def _choose_blocking(
     return choose_blocking(
         slab_job, _ceiling(job), lambda: _box_job(job, reader, graph, header, channels, weights)
     )
+
+
+def decide_disk(graph: Graph, ceiling: int) -> None:
+    """Decide for operations that iterate whether their volumes are in memory or in files.
+
+    ceiling : int       of the whole process in bytes
+    """
+    room = ceiling - PROCESS_BYTES
+    most = room if ceiling >= UNLIMITED else min(room // 2, ITERATED_BYTES)
+    for node in graph.nodes:
+        if isinstance(node, OperationNode) and node.operation.iterates:
+            held = node.operation.held_bytes(node.real, graph.last.plan.threads, on_disk=False)
+            node.operation.on_disk = held > most
 
 
 def _channels_written(convolution: Convolution, order: _StreamOrder, header: VolumeHeader) -> int:

@@ -22,6 +22,7 @@ from conv3d_cli.network.operations.borders import BorderPadding3D
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.clip import Clip
 from conv3d_cli.network.operations.convolution import Conv3D, Conv3DTranspose, Dense
+from conv3d_cli.network.operations.deconvolution import RichardsonLucy
 from conv3d_cli.network.operations.dilated import (
     DilatedAveragePooling3D,
     DilatedMaxPooling3D,
@@ -105,6 +106,7 @@ OPERATIONS: dict[str, type[Operation]] = {
 INNER: dict[str, type[Operation]] = {
     "Affine": Affine,
     "Interleave": Interleave,
+    "RichardsonLucy": RichardsonLucy,
     "Statistics": Statistics,
     "Normalize": Normalize,
     "Present": Present,
