@@ -24,11 +24,11 @@ from conv3d_cli.cli.options import (
     is_given,
     options_of_table,
 )
-from conv3d_cli.cli.parameters import FileName, Text
+from conv3d_cli.cli.parameters import FileName, Text, UnitOption
 from conv3d_cli.cli.running import run_volumes
 from conv3d_cli.cli.values import OneOf
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
-from conv3d_cli.settings.option import File, Option, Place
+from conv3d_cli.settings.option import File, Option, Place, Unit
 
 if TYPE_CHECKING:
     from conv3d_cli.kernels.grammar import Parameter
@@ -49,6 +49,8 @@ _NOT_TAKEN = (
     "coverage_out",
 )
 _OF_MEANS = ("missing", "min_coverage")
+# placeholder of a parameter -> the unit of its numbers
+_UNITS = {"LENGTH": Unit.LENGTH, "VOXELS": Unit.VOXELS}
 _PARAMETER = re.compile(r"(\w+(?:, \w+)*) : (?:.*?)(?:\s{2,}(.*))?$", re.MULTILINE)
 
 
@@ -109,12 +111,17 @@ def _option(parameter: Parameter, text: str) -> click.Option:
     """The option of a parameter."""
     kind = parameter.kind
     default = "" if parameter.default is None else f"  [default: {parameter.default}]"
-    made = click.Option(
+    values: dict[str, Any] = {}
+    unit = _UNITS.get(kind.form)
+    if unit is not None:
+        values = {"unit": unit}
+    made = (click.Option if unit is None else UnitOption)(
         ["--" + parameter.name.replace("_", "-"), parameter.name],
         type=OneOf(kind.words, parameter.name) if kind.words else Text(),
         metavar=None if kind.words else kind.form,
         required=parameter.required,
         help=text + default,
+        **values,
     )
     made.section = OWN  # type: ignore[attr-defined]
     return made

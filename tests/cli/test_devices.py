@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from composed import LINES
 from processes import LIMIT, started
 
 from conv3d_cli.cli import COMMANDS
@@ -52,6 +53,7 @@ WRITERS: dict[str, list[tuple[Any, ...]]] = {
     "kernel": [("make", "k.npy", "-o", "NULL"), ("convert", "k.npy", "NULL")],
     "rerun": [("recorded.json", "-o", "NULL")],
     "view": [("a.nii.gz", "-o", "NULL")],
+    **{name: [("a.nii.gz", *line[1:], "-o", "NULL")] for name, line in LINES.items()},
 }
 # `bench` has a test of its own.
 NO_FILE = {

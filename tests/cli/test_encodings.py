@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composed import LINES as OPERATIONS
 
 import conv3d_cli
 from conv3d_cli.cli import COMMANDS, main
@@ -44,6 +45,9 @@ LINES: dict[str, list[list[str]]] = {
     "rerun": [["é.json"]],
     "view": [["a.nii.gz"], ["a.nii.gz", "--slice", "99"]],
     "warmup": [],
+    **{
+        name: [["a.nii.gz", *line[1:], "-o", "o.nii.gz", "-v"]] for name, line in OPERATIONS.items()
+    },
 }
 CASES = [(name, arguments) for name in COMMANDS for arguments in (["--help"], *LINES.get(name, []))]
 

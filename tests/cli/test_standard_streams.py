@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from composed import LINES
 from processes import LIMIT
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -232,6 +233,7 @@ RESULTS: dict[str | None, list[tuple[int, list[object]]]] = {
     "rerun": [(0, ["rerun", "r.json"]), (0, ["rerun", "r.json", "--json"])],
     "view": [(0, ["view", "a.npy"]), (0, ["view", "a.npy", "a.npy"])],
     "warmup": [(0, ["warmup", "--help"])],
+    **{name: [(0, [name, "--help"])] for name in LINES},
 }
 
 

@@ -16,8 +16,9 @@ from conv3d_cli.errors import Conv3DError, ShapeError, SpecError
 from conv3d_cli.model.box import Box
 from conv3d_cli.network.graph import Node
 from conv3d_cli.network.operations.base import Operation, Shape, Window, spans_of
-from conv3d_cli.network.operations.catalogue import INNER, OPERATIONS, make_operation
+from conv3d_cli.network.operations.catalogue import INNER, OPERATIONS, PARTS, make_operation
 from conv3d_cli.network.operations.convolution import WeightedSum
+from conv3d_cli.network.operations.missing import MaskCertainty
 
 Array = np.ndarray[Any, Any]
 numbers = np.random.default_rng(5)
@@ -211,6 +212,17 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
     "interleave": ("Interleave", {"strides": [1, 1, 2], "added": [0, 0, 1], "phases": [[[[0, 0]], [[0, 0]], [[0, 0], [1, 0]]]]},
         {"fill": np.zeros(2)}, [(5, 6, 7, 4)],
         lambda x: np.concatenate([x.reshape(5, 6, 14, 2), np.zeros((5, 6, 1, 2))], 2)),
+    "present": ("Present", {"nan": True, "value": 0.0}, {}, [SIZE],
+        lambda x: np.vectorize(lambda v: float(math.isfinite(v) and v != 0))(x)),
+    "present, all": ("Present", {}, {}, [SIZE], np.ones_like),
+    "replaced": ("ReplaceMissing", {"nan": True, "value": 1.0}, {}, [SIZE],
+        lambda x: np.vectorize(lambda v: v if math.isfinite(v) and v != 1 else 0.0)(x)),
+    "finite": ("OnlyFinite", {}, {}, [SIZE], np.copy),
+    "mask": ("MaskCertainty", {}, {}, [SIZE], lambda x: np.abs(x)[..., :1]),
+    "inside": ("Inside", {}, {}, [SIZE, (*SIZE[:3], 1)],
+        lambda x, m: np.array([v * (m[place[:3]][0] > 0) for place, v in np.ndenumerate(x)]).reshape(x.shape)),
+    "inside, kept": ("Inside", {}, {}, [SIZE, (*SIZE[:3], 1), SIZE],
+        lambda x, m, y: np.array([v if m[p[:3]][0] > 0 else y[p] for p, v in np.ndenumerate(x)]).reshape(x.shape)),
 }  # fmt: skip
 # phases that no input has, and another place for each input
 CASES["interleave, filled"] = (
@@ -228,11 +240,19 @@ def made(name: str) -> tuple[Operation, list[Array], Array]:
     operation, attributes, arrays, shapes, plain = CASES[name]
     own = np.random.default_rng(len(name))
     inputs = [own.standard_normal(shape).astype(np.float32).astype(np.float64) for shape in shapes]
+    if operation == "Inside":
+        inputs[1] = np.where(inputs[1] > 0, 1.0, 0.0)
+    if operation in ("Present", "ReplaceMissing"):
+        inputs[0][::3] = np.round(inputs[0][::3] * 0)
+        inputs[0][1, 2] = [np.nan, np.inf, -np.inf, 1]
     if operation == "Normalize":
         inputs[1] = np.abs(inputs[1])
     sources = tuple(f"x{n}" for n in range(len(shapes)))
     node = Node("it", operation, sources, attributes, arrays)
-    return make_operation(node, [Shape(*shape) for shape in shapes]), inputs, plain(*inputs)
+    operation_made = make_operation(node, [Shape(*shape) for shape in shapes])
+    if isinstance(operation_made, MaskCertainty):
+        operation_made.certainty_in = lambda box: np.abs(inputs[0])[box.slices][..., :1]
+    return operation_made, inputs, plain(*inputs)
 
 
 def windows(operation: Operation, inputs: list[Array], box: Box, dtype: Any) -> list[Window]:
@@ -254,7 +274,7 @@ def random_boxes(size: tuple[int, ...], count: int) -> list[Box]:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert {case[0] for case in CASES.values()} == {*OPERATIONS, *INNER}
+    assert {case[0] for case in CASES.values()} == {*OPERATIONS, *INNER, *PARTS}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -278,7 +298,7 @@ def test_the_fast_way_is_the_definition_and_has_its_bits_in_every_box(
     whole = np.empty(operation.shape, dtype)
     tops = windows(operation, inputs, Box.whole(operation.shape), np.float64)
     allowed = np.full(expected.shape, 10 * rounding) * (1 + np.abs(expected))
-    if operation.node.operation in OPERATIONS:  # of others nobody asks for bounds
+    if operation.node.operation not in INNER:  # of those nobody asks for bounds
         exact = [Window(np.zeros_like(w.voxels), w.start) for w in tops]
         allowed = operation.bounds(tops, exact, Box.whole(operation.shape), rounding)
     with Team(2) as team, Team(1) as one:

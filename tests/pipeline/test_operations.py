@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from composed import CASES, words
 
 from conv3d_cli import Grid, Volume, operate, read_volume, write_volume
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 
-# operation -> texts to try, together with the kernel for one that takes it
-CASES: dict[str, list[tuple[str, str | None]]] = {
-    "local": [("local:size=3", None), ("local:radius=4mm", None)],
-}
 EVERY = [(text, kernel) for cases in CASES.values() for text, kernel in cases]
 EVERY_CASE = pytest.mark.parametrize(("text", "kernel"), EVERY, ids=[text for text, _ in EVERY])
 
@@ -25,10 +22,10 @@ def volume(tmp_path: Path) -> Path:
     rng = np.random.default_rng(4)
     data = (100 + 20 * rng.standard_normal((21, 18, 26))).astype(np.float32)
     data[6:15, 5:13, 8:20] += 300
-    write_volume(tmp_path / "in.nii", Volume(data, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
+    write_volume(str(tmp_path / "in.nii"), Volume(data, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
     mask = np.zeros((21, 18, 26), np.uint8)
     mask[4:17, 3:15, 5:22] = 1
-    write_volume(tmp_path / "mask.nii", Volume(mask, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
+    write_volume(str(tmp_path / "mask.nii"), Volume(mask, "zyx", Grid((3.0, 1.5, 2.0), "mm")))
     return tmp_path / "in.nii"
 
 
@@ -64,10 +61,11 @@ def test_same_bits_for_threads_slabs_and_boxes(
 def test_slabs_change_no_bit(
     text: str, kernel: str | None, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = operate(read_volume(volume), text, kernel).data
+    found = operate(read_volume(str(volume)), text, kernel).data
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
-    np.testing.assert_array_equal(operate(read_volume(volume), text, kernel).data, found)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
+    np.testing.assert_array_equal(operate(read_volume(str(volume)), text, kernel).data, found)
 
 
 @EVERY_CASE
@@ -78,8 +76,8 @@ def test_a_mask_and_a_sidecar(
     mask = tmp_path / "mask.nii"
     line = ["apply", volume, *arguments(text, kernel), "--mask", mask, "-o", out, "--sidecar"]
     run(*line, "--verify", "60")
-    inside = read_volume(mask).data > 0
-    result = read_volume(out)
+    inside = read_volume(str(mask)).data > 0
+    result = read_volume(str(out))
     values = result.data.reshape(*inside.shape, -1)
     assert (values[~inside] == 0).all()
     assert values[inside].any()
@@ -92,11 +90,8 @@ def test_a_mask_and_a_sidecar(
 def test_a_command_is_apply_with_the_operation(
     text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
 ) -> None:
-    name, *pairs = text.split(":")
-    own = [word for pair in pairs for word in (f"--{pair.split('=')[0]}", pair.split("=")[1])]
-    own += ["-k", kernel] if kernel else []
     run("apply", volume, *arguments(text, kernel), "-o", tmp_path / "a.nii")
-    run(name, volume, *own, "-o", tmp_path / "b.nii")
+    run(*words(text, kernel), volume, "-o", tmp_path / "b.nii")
     assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
 
 
@@ -105,8 +100,8 @@ def test_arrays_in_memory(
     text: str, kernel: str | None, volume: Path, tmp_path: Path, run: Any
 ) -> None:
     run("apply", volume, *arguments(text, kernel), "-o", tmp_path / "a.nii")
-    found = operate(read_volume(volume), text, kernel)
-    written = read_volume(tmp_path / "a.nii")
+    found = operate(read_volume(str(volume)), text, kernel)
+    written = read_volume(str(tmp_path / "a.nii"))
     assert found.grid.spacing == written.grid.spacing
     np.testing.assert_array_equal(np.squeeze(found.data), np.squeeze(written.data))
 

@@ -48,6 +48,8 @@ NO_OPTIONS = {
         "missing",
         "network",
         "is_normalized",
+        "composed_from",
+        "channel_names",
         "beside",
         "preset",
         "history",
@@ -404,7 +406,7 @@ def test_a_row_without_help_kind_or_shapes_is_refused() -> None:
 def test_every_shaping_option_has_its_place_in_recorded_commands() -> None:
     assert {row.section for row in SHAPING} <= set(RECORDED_SECTIONS)
     sources = [row.name for row in SHAPING if row.gives_kernel]
-    assert sources == ["kernel", "fwhm", "sigma", "config", "to_fwhm"]
+    assert sources == ["kernel", "fwhm", "sigma", "config", "operation", "to_fwhm"]
     assert [row.name for row in SHAPING][: len(sources)] == sources
 
 

@@ -102,13 +102,16 @@ OPERATIONS: dict[str, type[Operation]] = {
     "TakeChannels": TakeChannels,
     "ArgMax": ArgMax,
 }
-# What others are run as, and what jobs add; no file contains them.
+# What others are run as; no file contains them.
 INNER: dict[str, type[Operation]] = {
     "Affine": Affine,
     "Interleave": Interleave,
     "RichardsonLucy": RichardsonLucy,
     "Statistics": Statistics,
     "Normalize": Normalize,
+}
+# What operations made of convolutions consist of (`pipeline/operations/`); no file contains them.
+PARTS: dict[str, type[Operation]] = {
     "Present": Present,
     "ReplaceMissing": ReplaceMissing,
     "OnlyFinite": OnlyFinite,
@@ -126,7 +129,9 @@ def make_operation(node: Node, inputs: Sequence[Shape]) -> Operation:
     >>> pool.shape
     Shape(depth=4, height=4, width=3, channels=2)
     """
-    known = OPERATIONS.get(node.operation) or INNER.get(node.operation)
+    known = next(
+        (t[node.operation] for t in (OPERATIONS, INNER, PARTS) if node.operation in t), None
+    )
     if known is None:
         raise unknown_operation(node)
     return known(node, inputs)

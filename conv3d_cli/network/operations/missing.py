@@ -40,6 +40,15 @@ class _Missing(Operation):
             found |= voxels == voxels.dtype.type(self.value)
         return found
 
+    def unless_close(self, allowed: Reals, window: Window, error: Window, box: Box) -> Reals:
+        """Errors allowed, without a bound where the input's error may decide what is missing."""
+        if self.value is None:
+            return allowed
+        off = error.box(*box)
+        with np.errstate(invalid="ignore"):
+            close = (off > 0) & (np.abs(window.box(*box) - self.value) <= off)
+        return np.where(close, np.inf, allowed)
+
 
 class Present(_Missing):
     """1 for each voxel that is there, 0 for each that is missing."""
@@ -58,7 +67,8 @@ class Present(_Missing):
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        return np.zeros((*box.size, self.shape.channels))
+        none = np.zeros((*box.size, self.shape.channels))
+        return self.unless_close(none, windows[0], errors[0], box)
 
 
 class ReplaceMissing(_Missing):
@@ -80,7 +90,7 @@ class ReplaceMissing(_Missing):
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        return errors[0].box(*box).copy()
+        return self.unless_close(errors[0].box(*box), windows[0], errors[0], box)
 
 
 class OnlyFinite(Operation):
@@ -139,7 +149,7 @@ class MaskCertainty(Operation):
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        return rounding * np.ones((*box.size, 1))
+        return rounding * self.define(windows, box)
 
 
 class Inside(Operation):
@@ -174,5 +184,6 @@ class Inside(Operation):
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
         mask = windows[1].box(*box)
-        result, _, *other = (window.box(*box) for window in errors)
-        return np.where(mask > 0, result, other[0] if other else 0.0)
+        result, off, *other = (window.box(*box) for window in errors)
+        allowed = np.where(mask > 0, result, other[0] if other else 0.0)
+        return np.where((off > 0) & (np.abs(mask) <= off), np.inf, allowed)
