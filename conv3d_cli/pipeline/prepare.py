@@ -66,7 +66,7 @@ from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
-from conv3d_cli.system.room import ceiling_of_memory
+from conv3d_cli.system.room import PROCESS_BYTES, ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -799,6 +799,10 @@ def _choose_blocking(
     return choose_blocking(
         slab_job, _ceiling(job), lambda: _box_job(job, reader, graph, header, channels, weights)
     )
+
+
+# What an operation that iterates may keep in memory before its volumes go into files.
+ITERATED_BYTES = 640 << 20
 
 
 def decide_disk(graph: Graph, ceiling: int) -> None:

@@ -261,26 +261,31 @@ class _Definition:
             np.array([boundary.source_index(p - low, n) for p in range(padded)])
             for n, low, padded in zip(self.size, self.before, self.padded, strict=True)
         ]
-        self.spectrum = np.fft.rfftn(kernel, self.padded)
+        self.spectrum = np.fft.rfftn(kernel, self.padded, axes=(0, 1, 2))
 
     def __call__(self, x: Reals) -> Reals:
         """H x."""
         for axis, sources in enumerate(self.sources):
             x = x.take(np.maximum(sources, 0), axis)
             x[(slice(None),) * axis + (sources < 0,)] = self.value
-        found = np.fft.irfftn(np.fft.rfftn(x) * self.spectrum.conj(), self.padded)
+        found = _inverse(np.fft.rfftn(x) * self.spectrum.conj(), self.padded)
         d, h, w = self.size
         return np.asarray(found[:d, :h, :w])
 
     def adjoint(self, y: Reals) -> Reals:
         """H' y."""
-        found = np.fft.irfftn(np.fft.rfftn(y, self.padded) * self.spectrum, self.padded)
+        transformed = np.fft.rfftn(y, self.padded, axes=(0, 1, 2))
+        found = _inverse(transformed * self.spectrum, self.padded)
         for axis, (sources, n) in enumerate(zip(self.sources, self.size, strict=True)):
             moved = np.moveaxis(found, axis, 0)
             folded = np.zeros((n, *moved.shape[1:]))
             np.add.at(folded, sources[sources >= 0], moved[sources >= 0])
             found = np.moveaxis(folded, 0, axis)
         return np.asarray(found)
+
+
+def _inverse(spectrum: Array, size: Sequence[int]) -> Reals:
+    return np.asarray(np.fft.irfftn(spectrum, size, axes=(0, 1, 2)))
 
 
 def check_psf(psf: Reals, size: Triple, called: str) -> Reals:

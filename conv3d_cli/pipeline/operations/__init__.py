@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Name -> what it does, as the list of commands says it.
 SUMMARIES = {
+    "deconvolve": "Undo the blur of a point spread function.",
     "local": "Mean of the voxels around each voxel.",
 }
 
