@@ -100,10 +100,11 @@ def back_projector(kernel: Weights) -> Weights:
     filtered = transfer.conj() / (np.abs(transfer) ** 2 + ALPHA)
     squares = np.zeros(transfer.shape)
     gains = []
+    peak = np.unravel_index(int(kernel.argmax()), kernel.shape)
     for axis, taps in enumerate(shape):
         if taps == 1:
             continue
-        width = _half_maximum(kernel.sum(axis=tuple(a for a in range(3) if a != axis)))
+        width = _half_maximum(kernel[tuple(slice(None) if a == axis else peak[a] for a in range(3))])
         limit = min(1 / width, 0.5)
         frequencies = np.fft.rfftfreq(taps) if axis == 2 else np.fft.fftfreq(taps)
         along = np.abs(frequencies) / limit

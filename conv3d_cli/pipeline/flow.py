@@ -254,7 +254,9 @@ class IteratedReader(VolumeReader):
 
         def read(start: int, stop: int) -> Array:
             block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
-            return real_values(block, header.scale, real)
+            planes = real_values(block, header.scale, real).copy()
+            self.reader.release(n, stop)
+            return planes
 
         def new() -> Field:
             size = operation.shape.size

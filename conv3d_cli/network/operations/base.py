@@ -78,6 +78,7 @@ class Operation:
     inputs : sequence of Shape
     shape : Shape           of the output
     lost : int              voxels that `compute` has met so far whose output means nothing
+    rounds : int            iterations of `iterate` for each channel, at most
     on_disk : bool          `iterate` keeps its volumes in temporary files, as the job has decided
     watch : callable or None    called with (n, channel, iteration, field) after each iteration
 
@@ -94,6 +95,7 @@ class Operation:
     def __init__(self, node: Node, inputs: Sequence[Shape]) -> None:
         self.node, self.inputs = node, tuple(inputs)
         self.lost = 0
+        self.rounds = 0
         self.on_disk = False
         self.watch: Callable[[int, int, int, Field], None] | None = None
         self._check_names()

@@ -50,7 +50,7 @@ class RichardsonLucy(Operation):
         self.boundary = Boundary(
             str(self.argument("boundary", "symmetric")), self.number("value", 0.0)
         )
-        self.iterations = self.whole_numbers("iterations", 10)[0]
+        self.iterations = self.rounds = self.whole_numbers("iterations", 10)[0]
         self.stop, self.background = self.number("stop", 0.0), self.number("background", 0.0)
         self.tv = self.number("tv", 0.0)
         self.accelerates = bool(self.argument("accelerate", False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -136,4 +137,14 @@ def _correlated(kernel: Kernel, size: tuple[int, int, int]) -> Weights:
     return check_psf(weights, size, kernel.title)
 
 
-OPERATION = ComposedOperation(deconvolve, takes_kernel=True)
+def _saved(texts: Mapping[str, str]) -> Sequence[int]:
+    """The iterations that save_every writes; the last one is the output."""
+    every = int(texts.get("save_every", 0))
+    if every < 1:
+        return ()
+    method = texts.get("method", "richardson-lucy").lower()
+    last = int(texts.get("iterations", ITERATIONS.get(method, 0)))
+    return range(every, last, every)
+
+
+OPERATION = ComposedOperation(deconvolve, takes_kernel=True, saves=_saved)
