@@ -177,10 +177,16 @@ def choose_bricks(size: Triple, taps: Triple, itemsize: int) -> Bricks | None:
         lengths = depth.length, height.length, width.length
         if 2 * itemsize * math.prod(lengths) > MOST_SPECTRUM_BYTES:
             continue
-        work = math.prod(lengths) * depth.parts * height.parts * width.parts * (
-            2 * line_instructions(DEPTHS[lengths[0]])
-            + line_instructions(LENGTHS[lengths[1]])
-            + line_instructions(LENGTHS[lengths[2]])
+        work = (
+            math.prod(lengths)
+            * depth.parts
+            * height.parts
+            * width.parts
+            * (
+                2 * line_instructions(DEPTHS[lengths[0]])
+                + line_instructions(LENGTHS[lengths[1]])
+                + line_instructions(LENGTHS[lengths[2]])
+            )
         )
         if depth.parts * height.parts * width.parts > 1:
             work *= SEVERAL
@@ -482,7 +488,9 @@ class Blur:
         sources = [
             slots[code] * self.plane_bytes
             if code >= 0
-            else self.fill_slot if code == FILL and self.boundary.value else self.zero_slot
+            else self.fill_slot
+            if code == FILL and self.boundary.value
+            else self.zero_slot
             for code in along.sources
         ]
         sources += [self.zero_slot] * (depth - len(sources))
@@ -568,6 +576,7 @@ class Blur:
             (planes[first : first + chunk], slots[first : first + chunk])
             for first in range(0, len(planes), chunk)
         ]
+
         def chunk_of(task: int) -> _Chunk:
             return self._chunk(inverts, change, transforms, source, *chunks[task], tables, whole)
 
@@ -686,9 +695,7 @@ class Blur:
                 lent = out if is_out and out is not None else lend(source, rows)
                 row = lent.row
                 values |= {"source": lent.address, "source_planes": table(lent.planes)}
-            code_rows = [
-                (code - rows[0]) * row if code >= 0 else code for code in height.sources
-            ]
+            code_rows = [(code - rows[0]) * row if code >= 0 else code for code in height.sources]
             code_rows += [ZERO] * (lengths[1] - len(code_rows))
             columns = list(width.sources)
             if whole:

@@ -170,9 +170,7 @@ class _Solver:
             self.estimate.write(start, planes)
 
     def _ratio_change(self, out: Field | None) -> Change:
-        return Change(
-            RATIO, self.data, out, background=self.rules.background, floor=self.floor
-        )
+        return Change(RATIO, self.data, out, background=self.rules.background, floor=self.floor)
 
     def _first_ratios(self) -> bool:
         """The ratios for a constant estimate, whose blur is known. Returns True."""

@@ -40,9 +40,7 @@ def wiener(kernel: Weights, noise: float) -> tuple[Weights, str]:
         spectrum = transfer.conj() / (np.abs(transfer) ** 2 + noise)
         filtered = np.fft.fftshift(np.fft.irfftn(spectrum, shape, axes=(0, 1, 2)))
         cut = _cut(filtered, LEFT_OUT)
-        reaches = any(
-            a == b and a > 1 for a, b in zip(cut.shape, filtered.shape, strict=True)
-        )
+        reaches = any(a == b and a > 1 for a, b in zip(cut.shape, filtered.shape, strict=True))
         if not reaches or min(n for n in shape if n > 1) >= most:
             break
     note = ""
@@ -73,7 +71,10 @@ def _cut(weights: Weights, left_out: float) -> Weights:
         profile = sizes.sum(axis=tuple(a for a in range(3) if a != axis))
         middle = len(profile) // 2
         outside = total - np.cumsum(
-            [profile[middle], *(profile[middle - n] + profile[middle + n] for n in range(1, middle + 1))]
+            [
+                profile[middle],
+                *(profile[middle - n] + profile[middle + n] for n in range(1, middle + 1)),
+            ]
         )
         reach = int(np.argmax(outside <= left_out / 3 * total))
         weights = np.take(weights, range(middle - reach, middle + reach + 1), axis)
@@ -104,7 +105,9 @@ def back_projector(kernel: Weights) -> Weights:
     for axis, taps in enumerate(shape):
         if taps == 1:
             continue
-        width = _half_maximum(kernel[tuple(slice(None) if a == axis else peak[a] for a in range(3))])
+        width = _half_maximum(
+            kernel[tuple(slice(None) if a == axis else peak[a] for a in range(3))]
+        )
         limit = min(1 / width, 0.5)
         frequencies = np.fft.rfftfreq(taps) if axis == 2 else np.fft.fftfreq(taps)
         along = np.abs(frequencies) / limit

@@ -149,9 +149,7 @@ def _pupil_integral(
     require_weights(math.prod(shape), name)
     # distances in wavelengths; many voxels have the same one
     across = [np.arange(n + 1) / length for n, length in zip(reach[1:], lengths[1:], strict=True)]
-    radii, places = np.unique(
-        (across[0] ** 2)[:, None] + across[1] ** 2, return_inverse=True
-    )
+    radii, places = np.unique((across[0] ** 2)[:, None] + across[1] ** 2, return_inverse=True)
     radii = np.sqrt(radii)
     z = np.arange(-reach[0], reach[0] + 1) / lengths[0]
     # turns of the phase over the pupil, of the Bessel function and along the axis

@@ -172,7 +172,9 @@ def planes(lanes, real):
                     to[k] = line[c] if c >= 0 else (fill if c == FILL else zero)
                 if stop > start:
                     run = memory(source + rows[row] + columns[start] * size, kind)
-                    inside = memory(workspace + p[P.packed] + row * p[P.packed_row] + start * size, kind)
+                    inside = memory(
+                        workspace + p[P.packed] + row * p[P.packed_row] + start * size, kind
+                    )
                     for k in range(stop - start):
                         inside[k] = run[k]
                 for k in range(stop, both):

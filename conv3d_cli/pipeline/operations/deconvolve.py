@@ -78,8 +78,7 @@ def deconvolve(
         if snr is None or not (snr > 0 and math.isfinite(snr)):
             raise SpecError(
                 "method wiener needs the ratio of signal to noise above 0, as in "
-                f"{setting('snr', '30')}"
-                + ("" if snr is None else f", received {snr:g}")
+                f"{setting('snr', '30')}" + ("" if snr is None else f", received {snr:g}")
             )
         found, note = wiener(kernel, 1 / snr**2)
         if note:
