@@ -46,8 +46,8 @@ Array = NDArray[Any]
 Pairs = tuple[tuple[int, int], ...]
 
 # Indices of the loops' int64 parameters. Tables and volumes are given by their addresses, parts of
-# the workspace by their offsets in bytes, `fill`, `background`, `floor` and `scale` by the bits of a
-# float64.
+# the workspace by their offsets in bytes; `fill`, `background`, `floor` and `scale` by the bits of
+# a float64.
 PLANES_AT = names(
     "PLANES",
     "first last inverts transforms spectra slots rows columns kept stages_h stages_w "
@@ -719,7 +719,8 @@ class Blur:
     def bricks_of(self, adjoint: bool) -> list[Brick]:
         """The bricks of H, or of H'."""
         along = self.backward_pieces if adjoint else self.forward_pieces
-        return list(itertools.product(*along))
+        depth, height, width = along
+        return list(itertools.product(depth, height, width))
 
     def coverage(
         self, adjoint: bool, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]

@@ -111,7 +111,7 @@ class FileField(Field):
         self.file.close()
 
     def _read(self, voxels: Array, offset: int) -> None:
-        view = memoryview(voxels).cast("B")
+        view = memoryview(voxels.data).cast("B")
         done = 0
         while done < len(view):
             if hasattr(os, "preadv"):
@@ -125,7 +125,7 @@ class FileField(Field):
             done += count
 
     def _write(self, voxels: Array, offset: int) -> None:
-        view = memoryview(voxels).cast("B")
+        view = memoryview(voxels.data).cast("B")
         done = 0
         while done < len(view):
             if hasattr(os, "pwritev"):

@@ -85,6 +85,19 @@ def richardson_lucy(
     return _Solver(blur, data, new, rules, mean, largest).run(done)
 
 
+@dataclass
+class _Extrapolated:
+    """Fields of the acceleration: where the next iteration begins, its last gain, and another."""
+
+    point: Field
+    gain: Field
+    spare: Field
+
+    @property
+    def fields(self) -> list[Field]:
+        return [self.point, self.gain, self.spare]
+
+
 class _Solver:
     def __init__(
         self,
@@ -108,52 +121,42 @@ class _Solver:
         else:  # a filter, which leaves a constant as it is
             self.norm = self.plain
         self.estimate = new()
+        self.is_transformed = False  # for one brick: the planes of x are
         self.ratio = None if blur.is_whole else new()
         self.extra = new() if rules.tv else None
 
     def run(self, done: Callable[[int, Field], None]) -> tuple[Field, int]:
         """Iterate."""
-        rules = self.rules
+        rules, number, rate, length = self.rules, 0, 0.0, 0.0
         self._begin()
-        before: Field | None = None  # x of the iteration before
-        step: Field | None = None  # what is iterated from, if that is not x
-        gained: Field | None = None  # change by the last iteration
-        length, rate, number = 0.0, 0.0, 0
+        extrapolated: _Extrapolated | None = None
         if rules.accelerate:
-            before, step, gained = self.new(), self.new(), self.new()
-        ratios_ready = self._first_ratios() if not rules.from_data else False
-        while number < rules.iterations:
-            source = self.estimate if step is None or number == 0 else step
-            out = self.estimate if step is None or number == 0 else before
-            assert out is not None
-            if step is not None and number == 0:
-                self._copy(self.estimate, step)
-                source, out = step, before
-            if not ratios_ready:
+            extrapolated = _Extrapolated(self.new(), self.new(), self.new())
+            self._copy(self.estimate, extrapolated.point)
+        if not rules.from_data:
+            self._first_ratios()
+        for number in range(1, rules.iterations + 1):
+            source = self.estimate if extrapolated is None else extrapolated.point
+            if number > 1 or rules.from_data:
                 self._ratios(source)
-            number += 1
             sums = np.zeros((self.depth, 2)) if rules.stop else None
-            joined = self.blur.is_whole and step is None and not rules.tv
-            more = number < rules.iterations and not (rules.stop and self.blur.is_whole)
-            self._update(source, out, sums, joined and more)
-            ratios_ready = False
-            if joined and more:
-                self._joined_ratios()
-                ratios_ready = True
-            if step is not None:
-                assert before is not None and gained is not None
-                # `out` is the new x, in what was `before`; the old x is not needed any more
-                self.estimate, before = before, self.estimate
-                product, square = self._gain(self.estimate, step, gained, number > 1)
-                rate = min(max(product / length, 0.0), 1.0) if length and number > 1 else 0.0
+            if extrapolated is None:
+                self._update(source, self.estimate, sums, joins=number < rules.iterations)
+            else:
+                self._update(source, extrapolated.spare, sums, joins=False)
+                before, self.estimate = self.estimate, extrapolated.spare
+                product, square = self._gain(self.estimate, source, extrapolated.gain, number > 1)
+                rate = min(max(product / length, 0.0), 1.0) if length else 0.0
                 length = square
-                self._extrapolate(self.estimate, before, rate, step)
+                self._extrapolate(self.estimate, before, rate, source)
+                extrapolated.spare = before
             done(number, self.estimate)
             if sums is not None:
                 changed, size = sums.sum(axis=0)
                 if changed <= rules.stop * size:
                     break
-        for field in (before, step, gained, self.ratio, self.extra):
+        others = [] if extrapolated is None else extrapolated.fields
+        for field in (*others, self.ratio, self.extra):
             if field is not None:
                 field.close()
         return self.estimate, number
@@ -169,11 +172,8 @@ class _Solver:
                 planes = np.maximum(self.data.read(start, stop), self.floor)
             self.estimate.write(start, planes)
 
-    def _ratio_change(self, out: Field | None) -> Change:
-        return Change(RATIO, self.data, out, background=self.rules.background, floor=self.floor)
-
-    def _first_ratios(self) -> bool:
-        """The ratios for a constant estimate, whose blur is known. Returns True."""
+    def _first_ratios(self) -> None:
+        """The ratios for a constant estimate, whose blur is known."""
         constant, fill = self.start, self.blur.boundary.value
         total = float(self.blur.weights.sum())
         blurred = self.blur.coverage(False, lambda sums: constant * sums + fill * (total - sums))
@@ -183,41 +183,37 @@ class _Solver:
         if self.ratio is None:
             self.blur.first(change, blurred)
         else:
-            self._pointwise_first(blurred)
-        return True
+            self._divide(blurred, self.ratio)
 
-    def _pointwise_first(self, blurred: Coverage) -> None:
-        assert self.ratio is not None
+    def _divide(self, blurred: Coverage, out: Field) -> None:
+        """The same for several bricks."""
         background, floor = (self.real.type(n) for n in (self.rules.background, self.floor))
-        ratio = self.ratio
 
-        def work(_: int, task: int) -> None:
-            start = task * PLANES
-            stop = min(start + PLANES, self.depth)
+        def work(start: int, stop: int) -> None:
             below = np.maximum(blurred.planes_of(start, stop) + background, floor)
-            ratio.write(start, self.data.read(start, stop) / below)
+            out.write(start, self.data.read(start, stop) / below)
 
-        self.team.run(-(-self.depth // PLANES), work)
+        self._pass(work)
 
     def _ratios(self, source: Field) -> None:
         """y / (H source + b)."""
+        change = Change(
+            RATIO, self.data, self.ratio, background=self.rules.background, floor=self.floor
+        )
         if self.ratio is not None:
-            self.blur.apply(source, False, self._ratio_change(self.ratio), self.plain)
+            self.blur.apply(source, False, change, self.plain)
             return
         (brick,) = self.blur.bricks_of(False)
-        self.blur.transform(source, False, brick)
-        self._joined_ratios()
-
-    def _joined_ratios(self) -> None:
-        """For one brick: the same from the spectra of planes to those of the ratios."""
-        if self.ratio is not None:
-            return
-        (brick,) = self.blur.bricks_of(False)
+        if not self.is_transformed:
+            self.blur.transform(source, False, brick)
         self.blur.convolve(False, brick)
-        self.blur.finish(False, brick, self._ratio_change(None), self.plain, then="result")
+        self.blur.finish(False, brick, change, self.plain, then="result")
 
-    def _update(self, source: Field, out: Field, sums: Array | None, joined: bool) -> None:
-        """out = source · H'(ratios) / H'1."""
+    def _update(self, source: Field, out: Field, sums: Array | None, joins: bool) -> None:
+        """out = source · H'(ratios) / H'1.
+
+        joins : bool    the result is blurred next, so one brick transforms it at once
+        """
         if self.extra is not None:
             self._variation(source, self.extra)
         change = Change(UPDATE, source, out, self.extra, sums=sums)
@@ -226,7 +222,8 @@ class _Solver:
             return
         (brick,) = self.blur.bricks_of(True)
         self.blur.convolve(True, brick)
-        self.blur.finish(True, brick, change, self.norm, then="out" if joined else "")
+        self.blur.finish(True, brick, change, self.norm, then="out" if joins else "")
+        self.is_transformed = joins
 
     def _pass(self, work: Callable[[int, int], Any]) -> list[Any]:
         """The results of `work(start, stop)` for a few planes at a time, in order."""

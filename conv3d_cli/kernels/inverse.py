@@ -5,9 +5,8 @@ Kernels are correlated, as everywhere, and have the sum 1.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+from numpy.typing import NDArray
 
 from conv3d_cli.model.kernel import Weights
 
@@ -53,7 +52,7 @@ def wiener(kernel: Weights, noise: float) -> tuple[Weights, str]:
     return np.ascontiguousarray(cut[::-1, ::-1, ::-1]), note
 
 
-def _transfer(kernel: Weights, shape: list[int]) -> np.ndarray[tuple[int, ...], np.dtype]:  # type: ignore[type-arg]
+def _transfer(kernel: Weights, shape: list[int]) -> NDArray[np.complex128]:
     """The spectrum of the blur, with its centre at 0; the blur is a correlation."""
     padded = np.zeros(shape)
     d, h, w = kernel.shape
@@ -93,7 +92,7 @@ def back_projector(kernel: Weights) -> Weights:
 
     >>> blur = np.outer([1, 2, 1], [1, 2, 1])[None] / 16
     >>> found = back_projector(blur)
-    >>> found.shape, round(found.sum(), 6)
+    >>> found.shape, round(float(found.sum()), 6)
     ((1, 3, 3), 1.0)
     """
     shape = list(kernel.shape)
@@ -126,12 +125,12 @@ def back_projector(kernel: Weights) -> Weights:
     return np.ascontiguousarray(moved / moved.sum())
 
 
-def _half_maximum(profile: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+def _half_maximum(profile: NDArray[np.float64]) -> float:
     """The full width at half maximum of a profile with one peak, in samples; at least 1."""
     top = int(np.argmax(profile))
     half = profile[top] / 2
 
-    def reach(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    def reach(values: NDArray[np.float64]) -> float:
         below = np.nonzero(values < half)[0]
         if not len(below):
             return len(values) - 0.5
