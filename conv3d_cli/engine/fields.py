@@ -85,6 +85,7 @@ class FileField(Field):
         self.row_bytes = size[2] * real.itemsize
         self.plane_bytes = size[1] * self.row_bytes
         self.lock = threading.Lock()
+        file.truncate(size[0] * self.plane_bytes)
 
     def lend(self, planes: Sequence[int], rows: Span, fresh: bool = False) -> Lent:
         count = rows[1] - rows[0]

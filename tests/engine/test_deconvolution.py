@@ -20,7 +20,7 @@ from conv3d_cli.engine.richardson_lucy import SMOOTH, Rules, fields_needed, rich
 from conv3d_cli.model.spec import Boundary
 
 MODES = ["zeros", "constant=2.5", "nearest", "symmetric", "mirror", "wrap", "mirror-one"]
-SIZE, TAPS = (10, 15, 36), (5, 4, 5)
+SIZE, TAPS = (8, 13, 30), (3, 4, 5)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 

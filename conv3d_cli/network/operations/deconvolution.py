@@ -210,8 +210,8 @@ class RichardsonLucy(Operation):
             for d, (least, most, total, finite) in enumerate(told):
                 if not finite:
                     raise ShapeError(
-                        f"{self.where}: plane {start + d} has NaN or infinite voxels, which would "
-                        f"spread over the volume; pass {setting('nan', 'zero')}, or repair them"
+                        f"plane {start + d} has NaN or infinite voxels, which would spread over "
+                        f"the volume; pass {setting('nan', 'zero')}, or repair them"
                     )
                 if least.min() < 0:
                     raise ShapeError(
