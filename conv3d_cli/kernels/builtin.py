@@ -661,6 +661,7 @@ def whole_voxels(value: float, name: str, parameter: str) -> int:
 
 
 def require_size(shape: Sequence[int], name: str, parameter: str) -> None:
+    """Refuse a kernel with too many weights. Raises: SpecError."""
     if math.prod(shape) > MAX_WEIGHTS:
         d, h, w = shape
         raise SpecError(

@@ -26,10 +26,9 @@ MOST_VARIATION = 1 / 6
 class RichardsonLucy(Operation):
     """The object that a kernel has blurred, by iterations x <- x · H'(y / (H x + b)) / H'1.
 
-    weights: kernel (kd, kh, kw), as it is correlated with the volume; backward, a filter in place
-        of H'. Both have the sum 1.
-    boundary, value : what lies beyond the volume, see `Boundary`
-    iterations, stop, background, tv, accelerate, from_data : see `engine.richardson_lucy.Rules`
+    Its weights are the kernel (kd, kh, kw), as it is correlated with the volume, and perhaps a
+    filter `backward` in place of H'; both have the sum 1. Its arguments are a boundary with its
+    value, see `Boundary`, and those of `engine.richardson_lucy.Rules`.
     """
 
     attributes = (
