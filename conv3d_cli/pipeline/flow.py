@@ -246,7 +246,7 @@ class IteratedReader(VolumeReader):
             self._forget()
             self._n, self._fields = n, self._iterate(n)
         found = [field.read(depth.start, depth.stop) for field in self._fields[channels]]
-        return np.stack(found, axis=3)
+        return found[0][..., None] if len(found) == 1 else np.stack(found, axis=3)
 
     def _iterate(self, n: int) -> list[Field]:
         operation, header, real = self.operation, self.reader.header, self.header.dtype
@@ -254,9 +254,8 @@ class IteratedReader(VolumeReader):
 
         def read(start: int, stop: int) -> Array:
             block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
-            planes = real_values(block, header.scale, real).copy()
-            self.reader.release(n, stop)
-            return planes
+            self.reader.release(n, start)
+            return real_values(block, header.scale, real)
 
         def new() -> Field:
             size = operation.shape.size

@@ -197,17 +197,15 @@ class RichardsonLucy(Operation):
             told: list[Any] = [None] * len(planes)
 
             def look(_: int, d: int, planes: Array = planes, told: list[Any] = told) -> None:
-                least = planes[d].min(axis=(0, 1))
                 told[d] = (
-                    least,
+                    planes[d].min(axis=(0, 1)),
                     planes[d].max(axis=(0, 1)),
                     planes[d].sum(axis=(0, 1), dtype=np.float64),
-                    np.isfinite(planes[d]).all(),
                 )
 
             team.run(len(planes), look)
-            for d, (least, most, total, finite) in enumerate(told):
-                if not finite:
+            for d, (least, most, total) in enumerate(told):
+                if not (np.isfinite(least).all() and np.isfinite(most).all()):
                     raise ShapeError(
                         f"plane {start + d} has NaN or infinite voxels, which would spread over "
                         f"the volume; pass {setting('nan', 'zero')}, or repair them"
