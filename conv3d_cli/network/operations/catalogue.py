@@ -106,7 +106,6 @@ OPERATIONS: dict[str, type[Operation]] = {
 INNER: dict[str, type[Operation]] = {
     "Affine": Affine,
     "Interleave": Interleave,
-    "RichardsonLucy": RichardsonLucy,
     "Statistics": Statistics,
     "Normalize": Normalize,
 }
@@ -117,6 +116,7 @@ PARTS: dict[str, type[Operation]] = {
     "OnlyFinite": OnlyFinite,
     "MaskCertainty": MaskCertainty,
     "Inside": Inside,
+    "RichardsonLucy": RichardsonLucy,
 }
 
 
