@@ -38,7 +38,6 @@ from conv3d_cli.engine.step import AlgorithmData, F, StepRecord, address_of
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import spread_rows
 from conv3d_cli.engine.views import aligned_zeros, inner_run
-from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.box import Span
 from conv3d_cli.model.spec import Boundary, Triple
 
@@ -172,11 +171,11 @@ def choose_bricks(size: Triple, taps: Triple, itemsize: int) -> Bricks | None:
     The sizes suit H and H'. Equal sizes on every machine, so that results are the same.
     """
     options = [_divisions(size[axis], taps[axis], axis) for axis in range(3)]
-    best: tuple[float, Bricks] | None = None
+    best: tuple[float, float, Bricks] | None = None
     for depth, height, width in itertools.product(*options):
         lengths = depth.length, height.length, width.length
-        if 2 * itemsize * math.prod(lengths) > MOST_SPECTRUM_BYTES:
-            continue
+        # a large kernel may leave no brick below the limit: the smallest one then
+        above = max(0, 2 * itemsize * math.prod(lengths) - MOST_SPECTRUM_BYTES)
         work = (
             math.prod(lengths)
             * depth.parts
@@ -191,9 +190,9 @@ def choose_bricks(size: Triple, taps: Triple, itemsize: int) -> Bricks | None:
         if depth.parts * height.parts * width.parts > 1:
             work *= SEVERAL
         found = Bricks((depth.parts, height.parts, width.parts), lengths, width.kept)
-        if best is None or work < best[0]:
-            best = work, found
-    return None if best is None else best[1]
+        if best is None or (above, work) < best[:2]:
+            best = above, work, found
+    return None if best is None else best[2]
 
 
 class _Division(NamedTuple):
@@ -332,13 +331,12 @@ def tap_counts(size: int, taps: int, boundary: Boundary, adjoint: bool) -> NDArr
 class Blur:
     """A kernel with a boundary mode on volumes of one size: H and its adjoint.
 
-    size : (D, H, W)            of the volume, nowhere smaller than the kernel
+    size : (D, H, W)            of the volume, for which `choose_bricks` finds bricks
     weights : (kd, kh, kw)      float64; applied as a correlation, as all kernels
     boundary : Boundary
     real : dtype                float32 or float64
     backward : (kd, kh, kw) or None     another kernel in place of the adjoint's, as it is to be
                                 correlated
-    Raises: ShapeError for a kernel that is larger than the volume, or too large for a brick.
     """
 
     def __init__(
@@ -354,10 +352,7 @@ class Blur:
         self.team, self.backward = team, backward
         taps = weights.shape[0], weights.shape[1], weights.shape[2]
         bricks = choose_bricks(size, taps, real.itemsize)
-        if bricks is None:
-            raise ShapeError(
-                f"a kernel of {'x'.join(map(str, taps))} voxels is too large to deconvolve with"
-            )
+        assert bricks is not None, "refused before"
         self.bricks = bricks
         self.lanes = cpu_class().lanes * 4 // real.itemsize
         self.codes = blur_codes(real)

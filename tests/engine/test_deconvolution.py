@@ -203,6 +203,26 @@ def test_thin_volumes(size: tuple[int, int, int], team: Team) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
 
 
+def test_a_kernel_as_large_as_the_volume(team: Team) -> None:
+    psf, boundary = kernel((6, 9, 11)), Boundary("symmetric")
+    y = data(psf, boundary, (6, 9, 11))
+    expected = Sums(psf, boundary).estimate(y, Rules(3), FLOAT32)
+    found = solved(y, psf, boundary, Rules(3), team)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+def test_bricks_stay_small_where_they_can() -> None:
+    for size, taps in (((512, 1024, 1024), (31, 15, 15)), ((2000, 3000, 3000), (61, 61, 61))):
+        bricks = choose_bricks(size, taps, 4)
+        assert bricks is not None
+        assert 8 * np.prod(bricks.lengths) <= deconvolution.MOST_SPECTRUM_BYTES
+    assert choose_bricks((128, 256, 256), (31, 15, 15), 4).parts == (1, 1, 1)
+    large = choose_bricks((128, 256, 256), (128, 256, 256), 4)
+    assert large is not None
+    assert large.lengths == (256, 512, 512)
+    assert choose_bricks((2, 1500, 1200), (1, 700, 1), 4) is None
+
+
 def test_where_a_brick_ends_makes_no_difference(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:

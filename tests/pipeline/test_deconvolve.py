@@ -195,6 +195,34 @@ def test_stop_is_told(volume: Path, tmp_path: Path, run: Any) -> None:
     assert "3 iterations did not bring the change below --stop 1e-09" in told
 
 
+def test_progress_counts_iterations(volume: Path, tmp_path: Path) -> None:
+    from conv3d_cli.pipeline.request import Job, Stage
+    from conv3d_cli.pipeline.run import run_job
+
+    told: list[tuple[int, int]] = []
+    job = Job(
+        str(volume),
+        str(tmp_path / "o.tif"),
+        (Stage(PSF, boundary="symmetric"),),
+        operation="deconvolve:iterations=4",
+    )
+    run_job(job, progress=lambda done, total: told.append((done, total)))
+    voxels = 20 * 30 * 40
+    assert {total for _, total in told} == {5 * voxels}
+    assert [done for done, _ in told[:4]] == [n * voxels for n in range(1, 5)]
+    assert told[-1] == (5 * voxels, 5 * voxels)
+
+
+def test_a_kernel_beyond_all_transforms_is_refused(
+    tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    write_volume(str(tmp_path / "a.npy"), Volume(np.ones((1, 1500, 40), np.float32), "zyx"))
+    np.save(tmp_path / "k.npy", np.ones((1, 700, 1), np.float32))
+    result = run("deconvolve", tmp_path / "a.npy", "-k", tmp_path / "k.npy", "-o",
+                 tmp_path / "o.npy", code=4)  # fmt: skip
+    assert "more than its transforms have room for" in error_line(result.stderr)
+
+
 def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:
     optics = "gibson-lanni:na=0.9:ri=1.33:wavelength=520nm:size=9,9,9"
     out = tmp_path / "o.tif"

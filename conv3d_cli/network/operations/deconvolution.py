@@ -58,9 +58,21 @@ class RichardsonLucy(Operation):
         self.backward = (
             self.weight("backward", self.kernel.shape) if "backward" in self.node.weights else None
         )
+        self._require_bricks()
         self.counted: list[int] = []  # iterations of each channel
         self._last: tuple[Array, Reals] | None = None
         return self.inputs[0]
+
+    def _require_bricks(self) -> None:
+        """Refuse a kernel that no transform has room for. Raises: ShapeError."""
+        from conv3d_cli.engine.deconvolution import choose_bricks
+
+        taps = _triple(self.kernel)
+        if choose_bricks(self.inputs[0].size, taps, 8) is None:
+            raise ShapeError(
+                f"{self.where} has a kernel of {'x'.join(map(str, taps))} voxels, more than its "
+                f"transforms have room for: cut it with {setting('crop_kernel')}"
+            )
 
     def span(self, number: int, axis: int, outputs: Span) -> Span:
         return 0, self.inputs[0][axis]
