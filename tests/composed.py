@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 # operation -> texts to try, each with the kernel of an operation that takes one
+PSF = "gaussian:sigma=1.5,1,1vox:truncate=2"
 CASES: dict[str, list[tuple[str, str | None]]] = {
+    "deconvolve": [
+        ("deconvolve:iterations=3", PSF),
+        ("deconvolve:iterations=4:accelerate=yes:background=5:stop=1e-9", PSF),
+        ("deconvolve:iterations=2:tv=0.005:start=data", PSF),
+        ("deconvolve:method=butterworth", PSF),
+        ("deconvolve:method=wiener:snr=20", PSF),
+    ],
     "local": [
         ("local:size=3", None),
         ("local:statistic=std:radius=4mm", None),
@@ -33,11 +41,9 @@ def words(text: str, kernel: str | None = None) -> list[str]:
     ['local', '--size', '3']
     """
     name, *pairs = text.split(":")
-    own = [
-        word
-        for pair in pairs
-        for word in (f"--{pair.split('=')[0].replace('_', '-')}", pair.split("=")[1])
-    ]
+    own = []
+    for key, _, value in (pair.partition("=") for pair in pairs):
+        own += [f"--{key.replace('_', '-')}", *([] if value == "yes" else [value])]
     return [name, *own, *(["-k", kernel] if kernel else [])]
 
 

@@ -117,13 +117,15 @@ def _option(parameter: Parameter, text: str) -> click.Option:
     kind = parameter.kind
     default = "" if parameter.default is None else f"  [default: {parameter.default}]"
     values: dict[str, Any] = {}
+    if kind.words == ("no", "yes"):  # a flag
+        default, values = "", {"is_flag": True, "flag_value": "yes"}
     unit = _UNITS.get(kind.form)
     if unit is not None:
         values = {"unit": unit}
     made = (click.Option if unit is None else UnitOption)(
         ["--" + parameter.name.replace("_", "-"), parameter.name],
-        type=OneOf(kind.words, parameter.name) if kind.words else Text(),
-        metavar=None if kind.words else kind.form,
+        type=OneOf(kind.words, parameter.name) if kind.words and not values else Text(),
+        metavar=None if kind.words or values else kind.form,
         required=parameter.required,
         help=text + default,
         **values,

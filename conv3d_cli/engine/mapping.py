@@ -19,7 +19,7 @@ from conv3d_cli.engine.team import Team
 Array = NDArray[Any]
 
 
-def _names(name: str, fields: str) -> Any:
+def names(name: str, fields: str) -> Any:
     """A module with the index of each field, which the loops take as constants; see `step.F`."""
     found: Any = ModuleType(name)
     vars(found).update({field: index for index, field in enumerate(fields.split())})
@@ -27,14 +27,14 @@ def _names(name: str, fields: str) -> Any:
     return found
 
 
-POOL_AT = _names(
+POOL_AT = names(
     "POOL",
     "rows columns channels planes first_row first_column stride_h stride_w size_h size_w "
     "height width start_row start_column plane_step row_step column_step out_row_step "
     "out_column_step count_d count_all",
 )
-MOVE_AT = _names("MOVE", "rows columns channels out_row_step out_column_step")
-SCALE_AT = _names("SCALE", "rows length row_step out_row_step pattern")
+MOVE_AT = names("MOVE", "rows columns channels out_row_step out_column_step")
+SCALE_AT = names("SCALE", "rows length row_step out_row_step pattern")
 PATTERN = 64  # numbers that a row of scales has at least, so that loops over it are vectors
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from conv3d_cli.errors import SpecError, UnknownNameError, setting, unknown_name
 from conv3d_cli.formats import recognize
-from conv3d_cli.kernels import builtin, expressions, files
+from conv3d_cli.kernels import builtin, expressions, files, microscope
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, no_kernel_file, read_bias
 from conv3d_cli.kernels.grammar import (
     BuiltinKernel,
     KernelFunction,
     build_kernel,
     describe,
+    function_name,
     lower_names,
 )
 from conv3d_cli.kernels.manifests import is_manifest
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 # The order of `conv3d kernel list`: averages, second derivatives, first derivatives, sharpening,
-# formulas.
+# microscopes, formulas.
 BUILTIN_KERNELS: tuple[KernelFunction, ...] = (
     builtin.identity,
     builtin.box,
@@ -59,6 +60,8 @@ BUILTIN_KERNELS: tuple[KernelFunction, ...] = (
     builtin.gaussian_derivative,
     builtin.sharpen,
     builtin.unsharp,
+    microscope.born_wolf,
+    microscope.gibson_lanni,
     expressions.expr,
 )
 
@@ -69,7 +72,7 @@ def is_builtin(text: str) -> bool:
     >>> is_builtin("gaussian:fwhm=6mm"), is_builtin("./gaussian"), is_builtin("psf.tif")
     (True, False, False)
     """
-    name = text.partition(":")[0].strip().lower()
+    name = function_name(text.partition(":")[0])
     return any(function.__name__ == name for function in BUILTIN_KERNELS)
 
 

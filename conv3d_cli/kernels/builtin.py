@@ -78,7 +78,7 @@ def box(size: Sizes = 3) -> Kernel:
     [[[0.25, 0.25, 0.25, 0.25]]]
     """
     shape = triple(size, "size")
-    _require_size(shape, "box", "size")
+    require_size(shape, "box", "size")
     return Kernel(np.full(shape, 1 / math.prod(shape)), name="box")
 
 
@@ -142,10 +142,10 @@ def gaussian(
         )
     tool = SAMPLINGS[sampling]
     reach = [
-        _whole_voxels(tool.reach(deviation), "gaussian", "sigma") if deviation else 0
+        whole_voxels(tool.reach(deviation), "gaussian", "sigma") if deviation else 0
         for deviation in deviations
     ]
-    _require_size([2 * r + 1 for r in reach], "gaussian", "sigma")
+    require_size([2 * r + 1 for r in reach], "gaussian", "sigma")
     profiles = [
         tool.weights(deviation, radius) if deviation else np.ones(1)
         for deviation, radius in zip(deviations, reach, strict=True)
@@ -172,8 +172,8 @@ def ball(radius: Lengths, orient: OrientKind = VOXEL_AXES) -> Kernel:
     """
     lengths = resolve_lengths(radius, "radius", orient)
     radii = _half_widths(lengths)
-    reach = [_whole_voxels(r * (1 + _ROUNDING), "ball", "radius") for r in radii]
-    _require_size([2 * r + 1 for r in reach], "ball", "radius")
+    reach = [whole_voxels(r * (1 + _ROUNDING), "ball", "radius") for r in radii]
+    require_size([2 * r + 1 for r in reach], "ball", "radius")
     if isinstance(lengths, Ellipsoid):
         distances = lengths.squared_distances(reach)
     else:
@@ -513,10 +513,10 @@ def _reach(deviations: Floats | Ellipsoid, truncate: float, name: str) -> list[i
             f"truncate must be positive, as in truncate=4, received truncate={truncate:g}"
         )
     reach = [
-        _whole_voxels(truncate * deviation + 0.5, name, "sigma")
+        whole_voxels(truncate * deviation + 0.5, name, "sigma")
         for deviation in _half_widths(deviations)
     ]
-    _require_size([2 * r + 1 for r in reach], name, "sigma")
+    require_size([2 * r + 1 for r in reach], name, "sigma")
     return reach
 
 
@@ -651,7 +651,7 @@ def _kernel_or_bank(name: str, axis: str, filters: Sequence[Weights], built: str
     )
 
 
-def _whole_voxels(value: float, name: str, parameter: str) -> int:
+def whole_voxels(value: float, name: str, parameter: str) -> int:
     """Truncate a reach in voxels to an integer. Raises: SpecError if it is too large."""
     if value > MAX_WEIGHTS:
         raise SpecError(
@@ -660,7 +660,8 @@ def _whole_voxels(value: float, name: str, parameter: str) -> int:
     return int(value)
 
 
-def _require_size(shape: Sequence[int], name: str, parameter: str) -> None:
+def require_size(shape: Sequence[int], name: str, parameter: str) -> None:
+    """Refuse a kernel with too many weights. Raises: SpecError."""
     if math.prod(shape) > MAX_WEIGHTS:
         d, h, w = shape
         raise SpecError(

@@ -201,7 +201,16 @@ def lower_names(text: str) -> str:
     ('sobel:axis=X', 'expr:"D*W":radius=2vox')
     """
     name, *pairs = _split_at_colons(text)
-    return ":".join([name.lower(), *map(_lower_key, pairs)])
+    return ":".join([function_name(name), *map(_lower_key, pairs)])
+
+
+def function_name(name: str) -> str:
+    """A name as its function has it: in lower case, and with _ for -.
+
+    >>> function_name("Born-Wolf")
+    'born_wolf'
+    """
+    return name.strip().lower().replace("-", "_")
 
 
 def _lower_key(pair: str) -> str:

@@ -8,6 +8,7 @@ read and the slowest has not. `held.py` counts what all of them hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,16 @@ import numpy as np
 
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import SlabSource, shrunk
-from conv3d_cli.formats.base import spool_reader
+from conv3d_cli.engine.fields import Field, FileField
+from conv3d_cli.formats.base import reserve_space, spool_reader
 from conv3d_cli.model.box import Box
 from conv3d_cli.model.grid import grid_after
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape, Window
 from conv3d_cli.network.operations.statistics import GATHERING
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
+from conv3d_cli.system.atomic import write_errors
+from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
@@ -237,6 +241,63 @@ class WholeReader(VolumeReader):
         self.reader.finish()
 
 
+class IteratedReader(VolumeReader):
+    """The output of an operation that iterates: its volumes are in memory, or in temporary files.
+
+    beside : str or None    see `spool_reader`
+    """
+
+    sequential = False
+
+    def __init__(
+        self, reader: VolumeReader, node: OperationNode, team: Team, beside: str | None
+    ) -> None:
+        self.reader, self.operation, self.team = reader, node.operation, team
+        self.path, self.beside = reader.path, beside
+        self.header = derived_header(reader.header, node.operation.shape, node.real)
+        self._n, self._fields = -1, list[Field]()
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        if n != self._n:
+            self._forget()
+            self._n, self._fields = n, self._iterate(n)
+        found = [field.read(depth.start, depth.stop) for field in self._fields[channels]]
+        return found[0][..., None] if len(found) == 1 else np.stack(found, axis=3)
+
+    def _iterate(self, n: int) -> list[Field]:
+        operation, header, real = self.operation, self.reader.header, self.header.dtype
+        where = f"temporary files in {temporary_folder(self.beside)}"
+
+        def read(start: int, stop: int) -> Array:
+            block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
+            self.reader.release(n, start)
+            return real_values(block, header.scale, real)
+
+        def new() -> Field:
+            size = operation.shape.size
+            if not operation.on_disk:
+                return Field(np.zeros(size, real))
+            file = unnamed_file(self.beside)  # the field closes it
+            reserve_space(file, math.prod(size) * real.itemsize)
+            return FileField(file, size, real)
+
+        def told(channel: int, number: int, field: Field) -> None:
+            if operation.watch is not None:
+                operation.watch(n, channel, number, field)
+
+        with write_errors(where):
+            return operation.iterate(read, new, real, self.team, told)
+
+    def _forget(self) -> None:
+        for field in self._fields:
+            field.close()
+        self._fields = []
+
+    def finish(self) -> None:
+        self._forget()
+        self.reader.finish()
+
+
 class Tee:
     """Gives one reader to several nodes, each of which reads it forward."""
 
@@ -333,10 +394,19 @@ def reader_of_last(
             provide(position, LayerReader(taken[0], node.convolution, team))
         else:
             assert isinstance(node, OperationNode)
-            whole = node.operation.needs_whole
-            own = WholeReader(taken[0], node, team) if whole else OperationReader(taken, node, team)
-            provide(position, own)
+            provide(position, _reader_of(node, taken, team, beside))
     raise AssertionError("a graph ends with a convolution")
+
+
+def _reader_of(
+    node: OperationNode, taken: list[VolumeReader], team: Team, beside: str | None
+) -> VolumeReader:
+    """The reader of an operation other than a convolution."""
+    if node.operation.iterates:
+        return IteratedReader(taken[0], node, team, beside)
+    if node.operation.needs_whole:
+        return WholeReader(taken[0], node, team)
+    return OperationReader(taken, node, team)
 
 
 def whole_nodes(graph: Graph) -> list[str]:

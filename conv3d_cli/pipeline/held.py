@@ -207,19 +207,27 @@ class _Count:
             window.surplus, window.computed = surplus, last
 
     def _operation(self, position: int, node: OperationNode, start: int, stop: int) -> None:
-        """See `OperationReader` and `WholeReader`."""
+        """See `OperationReader`, `WholeReader` and `IteratedReader`."""
         operation, size = node.operation, node.size[0]
         windows = self.windows[position]
         if operation.needs_whole:
             whole = operation.inputs[0].depth
             if not windows[0].computed:
                 windows[0].computed = whole
+                if operation.iterates:
+                    threads = self.graph.last.plan.threads
+                    self.kept += operation.held_bytes(node.real, threads, operation.on_disk)
+                    self.look()
                 for first in range(0, whole, WHOLE_PLANES):
                     last = min(first + WHOLE_PLANES, whole)
                     self.requests[position, 0](first, last)
                     with self.pass_by(2 * (last - first) * windows[0].plane):
                         pass
                 self.held.gathered |= {tee.source for tee in self.tees if tee.is_behind}
+            if operation.iterates:
+                self.held.computed[position] = max(self.held.computed[position], stop - start)
+                with self.pass_by(2 * (stop - start) * self.plane[position]):
+                    pass
             return
 
         def compute(first: int, last: int) -> None:

@@ -67,7 +67,7 @@ from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
-from conv3d_cli.system.room import ceiling_of_memory
+from conv3d_cli.system.room import PROCESS_BYTES, ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -785,6 +785,7 @@ def _choose_blocking(
 ) -> Blocking:
     """Slabs, or boxes, that fit under the memory ceiling. Raises: MemoryLimitError."""
     graph = _graph(stages)
+    decide_disk(graph, memory_ceiling(_ceiling(job)))
     channels = _channels_written(graph.last, order, header)
     in_channels = (
         graph.last.problem.in_channels
@@ -818,6 +819,23 @@ def _choose_blocking(
     return choose_blocking(
         slab_job, _ceiling(job), lambda: _box_job(job, reader, graph, header, channels, weights)
     )
+
+
+# What an operation that iterates may keep in memory before its volumes go into files.
+ITERATED_BYTES = 640 << 20
+
+
+def decide_disk(graph: Graph, ceiling: int) -> None:
+    """Decide for operations that iterate whether their volumes are in memory or in files.
+
+    ceiling : int       of the whole process in bytes
+    """
+    room = ceiling - PROCESS_BYTES
+    most = room if ceiling >= UNLIMITED else min(room // 2, ITERATED_BYTES)
+    for node in graph.nodes:
+        if isinstance(node, OperationNode) and node.operation.iterates:
+            held = node.operation.held_bytes(node.real, graph.last.plan.threads, on_disk=False)
+            node.operation.on_disk = held > most
 
 
 def _channels_written(convolution: Convolution, order: _StreamOrder, header: VolumeHeader) -> int:

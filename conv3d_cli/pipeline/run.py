@@ -34,6 +34,7 @@ from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
 from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.flow import reader_of_last
+from conv3d_cli.pipeline.iterations import saved_paths, watch_iterations
 from conv3d_cli.pipeline.outputs import PEAKS, ROLES, TABLE_SUFFIX, Output
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
@@ -146,6 +147,8 @@ def _check_paths(job: Job, make_folder: bool) -> None:
         else:
             check_output(output.path, overwrite=job.overwrite, make_folder=make_folder)
         taken |= paths
+    for path in saved_paths(job).values():
+        check_output(path, overwrite=job.overwrite, make_folder=make_folder)
 
 
 def _check_table(output: Output, overwrite: bool, make_folder: bool) -> None:
@@ -257,6 +260,11 @@ def run_job(
                 for o in job.beside
                 if not ROLES[o.role].is_table
             ]
+            saved = {
+                number: stack.enter_context(_additional_writer(path, prepared))
+                for number, path in saved_paths(job).items()
+            }
+            progress, written = watch_iterations(prepared, progress, saved)
             if prepared.boxes is None:
                 times = stream(prepared.stream_plan, reader, streamed, team, progress, beside)
             else:
@@ -296,6 +304,8 @@ def run_job(
             with committed_together():
                 for _, other in beside:
                     other.commit()
+                for number in sorted(written):
+                    saved[number].commit()
                 if table is not None:
                     _write_table(table, job)
                 writer.commit()

@@ -146,6 +146,7 @@ def text_with(description: grammar.BuiltinKernel, **values: str) -> str:
 SUMS = {
     "identity": 1, "box": 1, "gaussian": 1, "ball": 1, "sharpen": 1, "unsharp": 1, "laplacian": 0, "log": 0, "dog": 0,
     "sobel": 0, "prewitt": 0, "scharr": 0, "gradient": 0, "gaussian_derivative": 0,
+    "born_wolf": 1, "gibson_lanni": 1,
 }  # fmt: skip
 NO_SUM = {"expr"}  # whatever the formula says
 

@@ -12,6 +12,7 @@ import oracle
 import pytest
 
 from conv3d_cli.engine import Team
+from conv3d_cli.engine.fields import Field
 from conv3d_cli.errors import Conv3DError, ShapeError, SpecError
 from conv3d_cli.model.box import Box
 from conv3d_cli.network.graph import Node
@@ -434,6 +435,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
     "curvature": ("HessianTensor", {"sigma": list(COARSE), "per": [0.5, 1.0, 2.0], "axes": TURN.tolist(),
         "outputs": ["eigenvalues", "orientation", "normal"]}, {}, [(5, 6, 7, 1)],
         lambda x: features(hessians(x[..., 0], COARSE, (0.5, 1, 2)), True)),
+    "deconvolved": ("RichardsonLucy", {"iterations": 2, "background": 0.1, "boundary": "symmetric"},
+        {"kernel": np.array([[[0.2, 0.5, 0.3]]])}, [SIZE], lambda y: deconvolved(y)),
 }  # fmt: skip
 # phases that no input has, and another place for each input
 CASES["interleave, filled"] = (
@@ -446,6 +449,20 @@ CASES["interleave, filled"] = (
 del CASES["interleave"]  # its last output has no voxel: see `test_interleaved_phases`
 
 
+def deconvolved(y: Array) -> Array:
+    """Two iterations of Richardson-Lucy along the width, with a matrix for the blur."""
+    width = y.shape[2]
+    blur = np.zeros((width, width))
+    for place in range(width):
+        for tap, weight in ((-1, 0.2), (0, 0.5), (1, 0.3)):
+            blur[place, min(max(place + tap, 0), width - 1)] += weight
+    x = np.broadcast_to(y.mean(axis=(0, 1, 2)) - 0.1, y.shape)
+    for _ in range(2):
+        ratio = y / (np.einsum("ij,dhjc->dhic", blur, x) + 0.1)
+        x = x * np.einsum("ij,dhic->dhjc", blur, ratio) / blur.sum(axis=0)[:, None]
+    return x
+
+
 def made(name: str) -> tuple[Operation, list[Array], Array]:
     """An operation, inputs for it, and the right output."""
     operation, attributes, arrays, shapes, plain = CASES[name]
@@ -456,6 +473,8 @@ def made(name: str) -> tuple[Operation, list[Array], Array]:
     if operation in ("Present", "ReplaceMissing"):
         inputs[0][::3] = np.round(inputs[0][::3] * 0)
         inputs[0][1, 2] = [np.nan, np.inf, -np.inf, 1]
+    if operation == "RichardsonLucy":
+        inputs[0] = np.abs(inputs[0]) + 0.5
     if operation in ("Normalize", "Ridges"):
         inputs[1:] = [np.abs(x) for x in inputs[1:]]
     if operation == "LocalStatistics":  # certainties, of which a few are 0
@@ -516,6 +535,17 @@ def test_the_fast_way_is_the_definition_and_has_its_bits_in_every_box(
         exact = [Window(np.zeros_like(w.voxels), w.start) for w in tops]
         allowed = operation.bounds(tops, exact, Box.whole(operation.shape), rounding)
     with Team(2) as team, Team(1) as one:
+        if operation.iterates:
+            fields = operation.iterate(
+                lambda start, stop: inputs[0][start:stop].astype(dtype),
+                lambda: Field(np.empty(operation.shape.size, dtype)),
+                np.dtype(dtype),
+                team,
+                lambda channel, number, field: None,
+            )
+            found = np.stack([field.voxels for field in fields], axis=3)
+            assert np.all(np.abs(found - expected) <= allowed)
+            return
         if operation.needs_whole:
             results = []
             for count in (1, 3):  # planes at once

@@ -33,7 +33,7 @@ from conv3d_cli.engine.loops.simd import call, inlined, memory, real_field
 from conv3d_cli.engine.step import HAS_NONFINITE, F
 
 
-def _axis_loops(lanes, double):
+def axis_loops(lanes, double):
     """Functions that transform one line along height or width.
 
     stages: address of a table, see `algorithms.fft.stage_table`
@@ -190,7 +190,7 @@ def absorb_plane(lanes, real):
     double = 1 if real == "float64" else 0
     kind, itemsize = np.dtype(real).type, np.dtype(real).itemsize
     half, whole = lanes * itemsize, 2 * lanes * itemsize
-    forward, _ = _axis_loops(lanes, double)
+    forward, _ = axis_loops(lanes, double)
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
@@ -414,7 +414,7 @@ def convolve_planes(lanes, real):
     double = 1 if real == "float64" else 0
     itemsize = np.dtype(real).itemsize
     half, whole = lanes * itemsize, 2 * lanes * itemsize
-    _, inverse = _axis_loops(lanes, double)
+    _, inverse = axis_loops(lanes, double)
     kind = np.dtype(real).type
 
     @inlined

@@ -76,6 +76,11 @@ class Complex:
         re = self.v.fma(self.b.fneg(x[1]), y[1], self.v.fma(x[0], y[0], total[0]))
         return re, self.v.fma(x[1], y[0], self.v.fma(x[0], y[1], total[1]))
 
+    def add_product_conj(self, total: Pair, x: Pair, y: Pair) -> Pair:
+        """total + x * conj(y)."""
+        re = self.v.fma(x[1], y[1], self.v.fma(x[0], y[0], total[0]))
+        return re, self.v.fma(x[1], y[0], self.v.fma(self.b.fneg(x[0]), y[1], total[1]))
+
     def mul_root(self, x: Pair, turns: Fraction) -> Pair:
         """x * exp(2 pi i * turns)."""
         quarters, rest = divmod(turns * 4, 1)
@@ -234,7 +239,8 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
                     "gather": forward, element n of the source is at source + table[n];
                     "scatter": inverse, element n of the target is at target + table[n];
                     "product": the last forward stage, the product with the spectrum, summed over
-                    channels, and the first inverse stage
+                    channels, and the first inverse stage;
+                    "product_back": the same with the conjugate spectrum
     """
     name = f"fft_{kind}_{radix}_{real}_{lanes}"
     found = module.globals.get(name)
@@ -260,8 +266,9 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         v.store(x[1], b.inttoptr(b.add(at, im), pointer), const(0))
 
     whole, half = const(2 * lanes * v.bytes), const(lanes * v.bytes)
-    sign = -1 if kind in ("forward", "forward_last", "gather", "product") else 1
-    spans = 1 if kind in ("forward_last", "inverse_first", "product") else a["span"]
+    multiplies = kind in ("product", "product_back")
+    sign = -1 if multiplies or kind in ("forward", "forward_last", "gather") else 1
+    spans = 1 if multiplies or kind in ("forward_last", "inverse_first") else a["span"]
     span = const(1) if spans == 1 else a["span"]
     source_leap, target_leap = b.mul(span, a["source_step"]), b.mul(span, a["target_step"])
 
@@ -289,7 +296,8 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
             factors, const(2 * (k - 1) + 1)
         )
 
-    if kind == "product":
+    if multiplies:
+        add = cx.add_product if kind == "product" else cx.add_product_conj
         channel, before, close_channel = _loop(b, a["channels"], "channel")
         sums = [(b.phi(v.type), b.phi(v.type)) for _ in range(radix)]
         lines = b.add(a["source"], b.mul(channel, a["source_channel_step"]))
@@ -302,7 +310,7 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         ]
         y = cx.dft(x, -1)
         weights = [load(b.add(spectrum, b.mul(whole, const(k))), half) for k in range(radix)]
-        totals = [cx.add_product(sums[k], y[k], weights[k]) for k in range(radix)]
+        totals = [add(sums[k], y[k], weights[k]) for k in range(radix)]
         for start, total in zip(sums, totals, strict=True):
             for part in range(2):
                 start[part].add_incoming(v.zero, before)
@@ -370,7 +378,7 @@ def stage(
     blocks : int                number of transforms of radix * span elements
     twiddles : address          of their factors
     table : address             of the elements' offsets in bytes, for "gather" and "scatter"
-    spectrum : address          for "product", as are:
+    spectrum : address          for the products, as are:
     channels : int
     source_channel_step, spectrum_channel_step : int    bytes from one channel to the next
     """
@@ -384,7 +392,7 @@ def stage(
         end = b.append_basic_block("stage.end")
         switch = b.switch(args[3], end)
         for choice in RADICES:
-            if choice == 1 and which not in ("gather", "scatter", "product"):
+            if choice == 1 and which not in ("gather", "scatter", "product", "product_back"):
                 continue
             block = b.append_basic_block(f"radix{choice}")
             switch.add_case(const(choice), block)
@@ -397,8 +405,17 @@ def stage(
     return sig, codegen
 
 
-KINDS = ("forward", "forward_last", "inverse_first", "inverse", "gather", "scatter", "product")
-FORWARD, FORWARD_LAST, INVERSE_FIRST, INVERSE, GATHER, SCATTER, PRODUCT = range(7)
+KINDS = (
+    "forward",
+    "forward_last",
+    "inverse_first",
+    "inverse",
+    "gather",
+    "scatter",
+    "product",
+    "product_back",
+)
+FORWARD, FORWARD_LAST, INVERSE_FIRST, INVERSE, GATHER, SCATTER, PRODUCT, PRODUCT_BACK = range(8)
 
 
 def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
+    from conv3d_cli.engine.fields import Field
     from conv3d_cli.engine.machine_code import MachineCode
 
 Array = NDArray[Any]
@@ -78,6 +79,9 @@ class Operation:
     inputs : sequence of Shape
     shape : Shape           of the output
     lost : int              voxels that `compute` has met so far whose output means nothing
+    rounds : int            iterations of `iterate` for each channel, at most
+    on_disk : bool          `iterate` keeps its volumes in temporary files, as the job has decided
+    watch : callable or None    called with (n, channel, iteration, field) after each iteration
 
     Raises: SpecError for arguments, weights and numbers of inputs that the operation does not take;
         ShapeError for inputs of such a shape.
@@ -88,10 +92,14 @@ class Operation:
     weights: ClassVar[tuple[str, ...]] = ()  # names of weights that it may have
     channels_apart: ClassVar[bool] = False  # whether rows of a channel should lie together
     needs_whole: ClassVar[bool] = False  # whether the first output needs an input's last plane
+    iterates: ClassVar[bool] = False  # whether `iterate` computes it, for the whole volume at once
 
     def __init__(self, node: Node, inputs: Sequence[Shape]) -> None:
         self.node, self.inputs = node, tuple(inputs)
         self.lost = 0
+        self.rounds = 0
+        self.on_disk = False
+        self.watch: Callable[[int, int, int, Field], None] | None = None
         self._check_names()
         self.shape = self.resolve()
 
@@ -161,6 +169,29 @@ class Operation:
 
     def result(self, gathered: Any) -> Array:
         """Its output (1, 1, 1, c), after the last plane."""
+        raise NotImplementedError
+
+    def iterate(
+        self,
+        read: Callable[[int, int], Array],
+        new: Callable[[], Field],
+        real: np.dtype[Any],
+        team: Team,
+        told: Callable[[int, int, Field], None],
+    ) -> list[Field]:
+        """The outputs of the whole volume, a field for each channel.
+
+        read : callable     (start, stop) -> planes of the input (d, H, W, c), in order
+        new : callable      makes a field of the volume's size, in memory or in a file
+        told : callable     called after each iteration with channel, iteration, and its outputs
+        """
+        raise NotImplementedError
+
+    def held_bytes(self, real: np.dtype[Any], threads: int, on_disk: bool) -> int:
+        """What `iterate` holds in memory until its outputs have been read.
+
+        on_disk : bool      fields are files
+        """
         raise NotImplementedError
 
     def loops(self, real: np.dtype[Any]) -> list[MachineCode]:

@@ -23,6 +23,7 @@ from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.clip import Clip
 from conv3d_cli.network.operations.convolution import Conv3D, Conv3DTranspose, Dense
 from conv3d_cli.network.operations.correlation import NormalizedCorrelation
+from conv3d_cli.network.operations.deconvolution import RichardsonLucy
 from conv3d_cli.network.operations.joining import (
     Add,
     Average,
@@ -124,6 +125,7 @@ PARTS: dict[str, type[Operation]] = {
     "SlopeProducts": SlopeProducts,
     "WindowedTensor": WindowedTensor,
     "HessianTensor": HessianTensor,
+    "RichardsonLucy": RichardsonLucy,
 }
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Name -> what it does, as the list of commands says it.
 SUMMARIES = {
+    "deconvolve": "Undo the blur of a point spread function.",
     "local": "Mean, spread and contrast of the voxels around each voxel.",
     "match": "Find where a template fits, by normalized cross-correlation.",
     "ridges": "Find tubes, plates and blobs at several scales.",

@@ -1,0 +1,149 @@
+"""`deconvolve`: undo the blur of a point spread function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.kernels.inverse import back_projector, wiener
+from conv3d_cli.model.kernel import Kernel, Weights
+from conv3d_cli.network.operations.deconvolution import MOST_VARIATION, check_psf
+from conv3d_cli.pipeline.operations.base import ComposedOperation, Composition
+
+Method = Literal["richardson-lucy", "butterworth", "wiener"]
+ITERATIONS = {"richardson-lucy": 10, "butterworth": 2}
+
+
+def deconvolve(
+    made: Composition,
+    /,
+    iterations: int | None = None,
+    method: Method = "richardson-lucy",
+    stop: float | None = None,
+    tv: float | None = None,
+    background: float | None = None,
+    accelerate: Literal["no", "yes"] = "no",
+    start: Literal["flat", "data"] = "flat",
+    save_every: int | None = None,
+    snr: float | None = None,
+) -> int:
+    """Undo the blur of a point spread function: what the object looked like before.
+
+    conv3d deconvolve cells.tif -k psf.tif --iterations 10 -o sharp.tif
+    conv3d deconvolve cells.tif -k gibson-lanni:na=1.4:ri=1.518:wavelength=520nm -o sharp.tif
+    conv3d deconvolve cells.tif -k psf.tif --method wiener --snr 30 -o sharp.tif
+
+    The kernel is the image of a point; it is scaled to the sum 1. The boundary is a part of the
+    blur, so edges do not ring.
+
+    iterations : count          of Richardson-Lucy; 10, and 2 with method butterworth
+    method : a word             richardson-lucy; butterworth, the same with a back projector that
+                                needs few iterations; wiener, one linear filter
+    stop : number               end when an iteration changes less than this part, as 1e-3
+    tv : number                 weight of the total variation, which smooths noise, as 0.002
+    background : number         that the voxels have besides the light of the object
+    accelerate : yes or no      extrapolate each iteration, so that fewer are needed
+    start : flat or data        begin with a constant, or with the volume itself
+    save_every : count          write the estimate after every so many iterations, too
+    snr : number                signal to noise, for method wiener
+    """
+    if made.kernel is None:
+        raise SpecError(f"deconvolve needs the image of a point: pass {setting('kernel')}")
+    if made.boundary.renormalizes:
+        raise SpecError(
+            f"{setting('boundary', made.boundary.mode)} is for means, and deconvolve takes none: "
+            f"pass {setting('boundary', 'symmetric')}"
+        )
+    kernel = _correlated(made.kernel, made.shape.size)
+    settings = {
+        "iterations": iterations,
+        "stop": stop,
+        "tv": tv,
+        "background": background,
+        "save_every": save_every,
+    }
+    if method == "wiener":
+        given = [name for name, value in settings.items() if value is not None]
+        given += ["accelerate"] * (accelerate == "yes") + ["start"] * (start == "data")
+        if given:
+            raise SpecError(
+                f"{setting(given[0])} is for methods that iterate, and wiener is one filter: "
+                "leave it out"
+            )
+        if snr is None or not (snr > 0 and math.isfinite(snr)):
+            raise SpecError(
+                "method wiener needs the ratio of signal to noise above 0, as in "
+                f"{setting('snr', '30')}" + ("" if snr is None else f", received {snr:g}")
+            )
+        found, note = wiener(kernel, 1 / snr**2)
+        if note:
+            made.notes.append(note)
+        return made.convolve(Kernel(found, name=f"wiener of {made.kernel.name}"))
+    if snr is not None:
+        raise SpecError(f"{setting('snr')} is for method wiener: leave it out")
+    count = ITERATIONS[method] if iterations is None else iterations
+    for name, value, least in (("iterations", count, 1), ("save_every", save_every, 1)):
+        if value is not None and value < least:
+            raise SpecError(f"{setting(name)} must be at least {least}, received {value}")
+    for name, number in (("stop", stop), ("tv", tv), ("background", background)):
+        if number is not None and not (number >= 0 and math.isfinite(number)):
+            raise SpecError(f"{setting(name)} must not be negative, received {number:g}")
+    if tv is not None and tv >= MOST_VARIATION:
+        raise SpecError(
+            f"{setting('tv')} must be below 1/6, and is mostly 0.001 to 0.01, received {tv:g}"
+        )
+    weights = {"kernel": kernel}
+    if method == "butterworth":
+        weights["backward"] = back_projector(kernel)
+    return made.step(
+        "RichardsonLucy",
+        weights=dict(weights),
+        boundary=made.boundary.mode,
+        value=made.boundary.value,
+        iterations=count,
+        stop=stop or 0.0,
+        tv=tv or 0.0,
+        background=background or 0.0,
+        accelerate=accelerate == "yes",
+        from_data=start == "data",
+    )
+
+
+def _correlated(kernel: Kernel, size: tuple[int, int, int]) -> Weights:
+    """The weights by which a correlation blurs as the point spread function does: (kd, kh, kw).
+
+    Raises: ShapeError, SpecError.
+    """
+    if kernel.is_layer or kernel.is_bank:
+        raise ShapeError(
+            f"deconvolve takes one point spread function, and {kernel.title} has several filters"
+        )
+    kernel = replace(kernel, weights=check_psf(kernel.weights, size, kernel.title)).flipped()
+    weights = kernel.weights
+    for axis, place in enumerate(kernel.centre or ()):
+        # zeros around it, so that its centre is where a correlation has it
+        taps = weights.shape[axis]
+        if place == round(place):
+            before, after = round(place), taps - 1 - round(place)
+            pads = [(0, 0)] * 3
+            pads[axis] = (max(after - before, 0), max(before - after, 0))
+            weights = np.pad(weights, pads)
+    return check_psf(weights, size, kernel.title)
+
+
+def _saved(texts: Mapping[str, str]) -> Sequence[int]:
+    """The iterations that save_every writes; the last one is the output."""
+    every = int(texts.get("save_every", 0))
+    if every < 1:
+        return ()
+    method = texts.get("method", "richardson-lucy").lower()
+    last = int(texts.get("iterations", ITERATIONS.get(method, 0)))
+    return range(every, last, every)
+
+
+OPERATION = ComposedOperation(deconvolve, takes_kernel=True, saves=_saved)

@@ -1,0 +1,297 @@
+"""`conv3d deconvolve` from file to file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from conv3d_cli import (
+    Grid,
+    Kernel,
+    Volume,
+    conv3d,
+    operate,
+    read_kernel,
+    read_volume,
+    write_volume,
+)
+from conv3d_cli.kernels.inverse import back_projector, wiener
+
+PSF = "gaussian:sigma=1.5,1,1vox:truncate=2"
+
+
+def beads(size: tuple[int, int, int] = (20, 30, 40), margin: int = 6) -> Any:
+    """A few points on a dim ground, float32, away from the border."""
+    rng = np.random.default_rng(2)
+    points = np.full(size, 1.0, np.float32)
+    for _ in range(12):
+        points[tuple(rng.integers(margin, n - margin) for n in size)] += 500
+    return points
+
+
+def blurred(points: Any, psf: str = PSF) -> Any:
+    found = conv3d(points, psf, padding="same", boundary="symmetric")
+    return np.asarray(found, np.float32).reshape(points.shape)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    data = np.rint(blurred(beads())).astype(np.uint16)
+    write_volume(str(tmp_path / "a.tif"), Volume(data, "zyx", Grid((0.3, 0.1, 0.1), "um")))
+    return tmp_path / "a.tif"
+
+
+def test_points_become_points_again() -> None:
+    points = beads()
+    y = blurred(points)
+    plain, fast = (
+        operate(y, f"deconvolve:iterations=40:accelerate={word}", PSF) for word in ("no", "yes")
+    )
+    bright = points > 100
+    assert (plain[bright] > 4 * y[bright]).all()
+    assert abs(plain.sum() / y.sum() - 1) < 1e-4
+    # the acceleration is farther on the same way
+    assert fast.max() > 1.3 * plain.max()
+    off, fast_off = (np.abs(blurred(found) - y).sum() for found in (plain, fast))
+    assert fast_off < 0.7 * off < 0.03 * y.sum()
+
+
+def test_a_psf_is_the_image_of_a_point() -> None:
+    """Not its mirror image: the blur of one point is deconvolved to that point."""
+    rng = np.random.default_rng(3)
+    psf = rng.random((5, 3, 4)) ** 3
+    y = np.zeros((17, 17, 17), np.float32)
+    before = [(n - 1) // 2 for n in psf[::-1].shape]
+    # of even sizes, the middle is where a mirrored correlation has it
+    first = [8 - (n - 1 - b) for n, b in zip(psf.shape, before, strict=True)]
+    y[tuple(slice(a, a + n) for a, n in zip(first, psf.shape, strict=True))] = psf
+    found = operate(y, "deconvolve:iterations=300", Kernel(psf))
+    assert np.unravel_index(found.argmax(), found.shape) == (8, 8, 8)
+    assert found[8, 8, 8] > 0.9 * found.sum()
+
+
+def test_a_centre_of_the_kernel_counts() -> None:
+    psf = np.zeros((1, 1, 5))
+    psf[0, 0, :2] = 3, 1
+    y = np.zeros((3, 9, 20), np.float32)
+    y[1, 4, 10:12] = 3, 1
+    found = operate(y, "deconvolve:iterations=200", Kernel(psf, centre=(0, 0, 0)))
+    assert np.unravel_index(found.argmax(), found.shape) == (1, 4, 10)
+
+
+def test_inside_it_is_that_of_simpleitk() -> None:
+    y, psf = blurred(beads()), read_kernel(PSF).weights
+    image, kernel = (SimpleITK.GetImageFromArray(np.float32(a)) for a in (y, psf))
+    expected = SimpleITK.GetArrayFromImage(SimpleITK.RichardsonLucyDeconvolution(image, kernel, 6))
+    found = operate(y, "deconvolve:iterations=6:start=data", PSF)
+    inside = (slice(6, -6),) * 3
+    np.testing.assert_allclose(
+        found[inside], expected[inside], rtol=0, atol=5e-4 * float(expected.max())
+    )
+
+
+def test_wiener_is_tikhonov_of_simpleitk() -> None:
+    y, psf = blurred(beads()), read_kernel(PSF).weights
+    image, kernel = (SimpleITK.GetImageFromArray(np.float32(a)) for a in (y, psf))
+    expected = SimpleITK.GetArrayFromImage(SimpleITK.TikhonovDeconvolution(image, kernel, 0.04))
+    found = operate(y, "deconvolve:method=wiener:snr=5", PSF)
+    inside = (slice(7, -7),) * 3
+    np.testing.assert_allclose(
+        found[inside], expected[inside], rtol=0, atol=2e-3 * float(expected.max())
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 7), (3, 4, 5)])
+def test_a_wiener_filter_undoes_the_blur(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(4)
+    kernel = rng.random(shape)
+    kernel[tuple(n // 2 for n in shape)] += 60  # a spectrum without zeros
+    kernel /= kernel.sum()
+    found, note = wiener(kernel, 1e-8)
+    assert not note
+    x = rng.random((12, 14, 16))
+    back = conv3d(
+        conv3d(x, kernel, padding="same", boundary="wrap"), found, padding="same", boundary="wrap"
+    )
+    np.testing.assert_allclose(np.asarray(back).reshape(x.shape), x, rtol=0, atol=2e-3)
+
+
+def test_two_iterations_of_butterworth_go_as_far_as_many_of_richardson_lucy() -> None:
+    y = blurred(beads())
+    few, many = (
+        operate(y, f"deconvolve:method={text}", PSF)
+        for text in ("butterworth", "richardson-lucy:iterations=10")
+    )
+    assert few.max() > many.max() > 2.5 * y.max()
+    back = back_projector(read_kernel(PSF).weights)
+    np.testing.assert_allclose(back, back[::-1, ::-1, ::-1], rtol=0, atol=1e-12)
+
+
+def test_the_same_bytes_in_memory_and_on_disk(
+    volume: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 3, "-o"]
+    run(*line, tmp_path / "memory.tif")
+    monkeypatch.setattr("conv3d_cli.pipeline.prepare.ITERATED_BYTES", 0)
+    run(*line, tmp_path / "disk.tif", "--threads", 1)
+    assert (tmp_path / "memory.tif").read_bytes() == (tmp_path / "disk.tif").read_bytes()
+
+
+def test_what_is_held_in_memory_follows_the_ceiling(volume: Path) -> None:
+    from conv3d_cli.network.graph import Node
+    from conv3d_cli.network.operations.base import Shape
+    from conv3d_cli.network.operations.catalogue import make_operation
+
+    node = Node("rl", "RichardsonLucy", (), {}, {"kernel": np.ones((31, 15, 15)) / 6975})
+    real = np.dtype(np.float32)
+    large = make_operation(node, [Shape(512, 1024, 1024, 1)])
+    assert large.held_bytes(real, 2, on_disk=True) < 500 << 20
+    assert large.held_bytes(real, 2, on_disk=False) > 4 << 30
+    small = make_operation(node, [Shape(128, 256, 256, 1)])
+    assert small.held_bytes(real, 2, on_disk=False) < 300 << 20
+
+
+def test_channels_and_times_are_deconvolved_one_by_one(
+    volume: Path, tmp_path: Path, run: Any
+) -> None:
+    one = np.rint(blurred(beads((10, 16, 18), 3))).astype(np.float32)
+    many = np.stack([np.stack([one, 2 * one + 1]), np.stack([one[::-1], one[:, ::-1]])])
+    write_volume(str(tmp_path / "many.npy"), Volume(many, "tczyx"))
+    psf = "gaussian:sigma=1vox:truncate=2"
+    run("deconvolve", tmp_path / "many.npy", "--axes", "tczyx", "-k", psf, "--iterations", 3,
+        "--save-every", 2, "-o", tmp_path / "o.npy")  # fmt: skip
+    found, second = (np.load(tmp_path / name) for name in ("o.npy", "o_iter2.npy"))
+    for t in range(2):
+        for c in range(2):
+            for result, count in ((found, 3), (second, 2)):
+                alone = operate(many[t, c], f"deconvolve:iterations={count}", psf)
+                np.testing.assert_array_equal(result[t, c], alone)
+
+
+def test_estimates_are_saved(volume: Path, tmp_path: Path, run: Any) -> None:
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 12, "--save-every", 5]
+    run(*line, "-o", tmp_path / "o.tif")
+    assert {path.name for path in tmp_path.glob("o*")} == {"o.tif", "o_iter05.tif", "o_iter10.tif"}
+    run("deconvolve", volume, "-k", PSF, "--iterations", 10, "-o", tmp_path / "ten.tif")
+    ten, tenth = (read_volume(str(tmp_path / name)) for name in ("ten.tif", "o_iter10.tif"))
+    np.testing.assert_array_equal(ten.data, tenth.data)
+    assert tenth.grid.spacing == (0.3, 0.1, 0.1)
+    before = (tmp_path / "o_iter05.tif").read_bytes()
+    (tmp_path / "o.tif").unlink()
+    run(*line, "-o", tmp_path / "o.tif", code=5)  # an estimate exists
+    assert not (tmp_path / "o.tif").exists()
+    assert (tmp_path / "o_iter05.tif").read_bytes() == before
+
+
+def test_stop_is_told(volume: Path, tmp_path: Path, run: Any) -> None:
+    line = ["deconvolve", volume, "-k", PSF, "--stop"]
+    told = run(*line, 0.05, "--iterations", 90, "-o", tmp_path / "o.tif").stderr
+    assert "stopped after" in told
+    told = run(*line, 1e-9, "--iterations", 3, "-o", tmp_path / "p.tif").stderr
+    assert "3 iterations did not bring the change below --stop 1e-09" in told
+
+
+def test_progress_counts_iterations(volume: Path, tmp_path: Path) -> None:
+    from conv3d_cli.pipeline.request import Job, Stage
+    from conv3d_cli.pipeline.run import run_job
+
+    told: list[tuple[int, int]] = []
+    job = Job(
+        str(volume),
+        str(tmp_path / "o.tif"),
+        (Stage(PSF, boundary="symmetric"),),
+        operation="deconvolve:iterations=4",
+    )
+    run_job(job, progress=lambda done, total: told.append((done, total)))
+    voxels = 20 * 30 * 40
+    assert {total for _, total in told} == {5 * voxels}
+    assert [done for done, _ in told[:4]] == [n * voxels for n in range(1, 5)]
+    assert told[-1] == (5 * voxels, 5 * voxels)
+
+
+def test_a_kernel_beyond_all_transforms_is_refused(
+    tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    write_volume(str(tmp_path / "a.npy"), Volume(np.ones((1, 1500, 40), np.float32), "zyx"))
+    np.save(tmp_path / "k.npy", np.ones((1, 700, 1), np.float32))
+    result = run("deconvolve", tmp_path / "a.npy", "-k", tmp_path / "k.npy", "-o",
+                 tmp_path / "o.npy", code=4)  # fmt: skip
+    assert "more than its transforms have room for" in error_line(result.stderr)
+
+
+def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:
+    optics = "gibson-lanni:na=0.9:ri=1.33:wavelength=520nm:size=9,9,9"
+    out = tmp_path / "o.tif"
+    run(
+        "deconvolve",
+        volume,
+        "-k",
+        optics,
+        "--iterations",
+        2,
+        "-o",
+        out,
+        "--verify",
+        50,
+        "--sidecar",
+    )
+    assert "gibson_lanni:na=0.9" in (tmp_path / "o.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "told"),
+    [
+        (["-k", "gaussian:sigma=9vox"], 4, "spans 73 voxels along depth, and the volume has 20"),
+        (["-k", "laplacian"], 2, "has the sum 0, and a point spread function needs a positive"),
+        (["-k", "dog:sigma=1vox"], 2, "has the sum"),
+        (["-k", "unsharp:sigma=1vox"], 2, "has negative weights"),
+        (["-k", "sobel:axis=xyz"], 4, "has several filters"),
+        ([], 2, "deconvolve needs a kernel: pass --kernel"),
+        (["-k", PSF, "--iterations", "0"], 2, "--iterations must be at least 1, received 0"),
+        (["-k", PSF, "--save-every", "0"], 2, "--save-every must be at least 1, received 0"),
+        (["-k", PSF, "--tv", "0.5"], 2, "--tv must be below 1/6"),
+        (["-k", PSF, "--background", "-1"], 2, "--background must not be negative"),
+        (["-k", PSF, "--snr", "3"], 2, "--snr is for method wiener"),
+        (["-k", PSF, "--method", "wiener"], 2, "as in --snr 30"),
+        (["-k", PSF, "--method", "wiener", "--snr", "0"], 2, "as in --snr 30, received 0"),
+        (["-k", PSF, "--method", "wiener", "--snr", "3", "--tv", "0.1"], 2, "--tv is for methods"),
+        (["-k", PSF, "--method", "wiener", "--snr", "3", "--accelerate"], 2, "--accelerate is"),
+        (["-k", PSF, "--boundary", "renormalize"], 2, "--boundary renormalize is for means"),
+        (["-k", PSF, "--method", "lucy"], 2, "--method"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(
+    given: list[str], code: int, told: str, volume: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    result = run("deconvolve", volume, *given, "-o", tmp_path / "o.tif", code=code)
+    assert told in error_line(result.stderr)
+    assert not (tmp_path / "o.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("voxel", "told"),
+    [(-3.0, "plane 4 has a voxel of -3"), (np.nan, "plane 4 has NaN"), (np.inf, "or infinite")],
+    ids=str,
+)
+def test_data_that_are_no_light_are_refused(
+    voxel: float, told: str, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    data = blurred(beads())
+    data[4, 5, 6] = voxel
+    write_volume(str(tmp_path / "a.npy"), Volume(data, "zyx"))
+    line = ["deconvolve", tmp_path / "a.npy", "-k", PSF, "--iterations", 2]
+    result = run(*line, "-o", tmp_path / "o.npy", code=4)
+    assert told in error_line(result.stderr)
+    assert not (tmp_path / "o.npy").exists()
+    if not np.isfinite(voxel):
+        run(*line, "--nan", "zero", "-o", tmp_path / "o.npy")
+        assert np.isfinite(np.load(tmp_path / "o.npy")).all()
+
+
+def test_a_volume_of_zeros_stays_one() -> None:
+    assert not operate(np.zeros((9, 9, 9), np.float32), "deconvolve:iterations=3", PSF).any()
