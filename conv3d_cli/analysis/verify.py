@@ -145,8 +145,8 @@ class _Inputs(NamedTuple):
 
     largest : float     the largest value of the mask, which certainties are fractions of; 1 for
                         labels
-    found : dict        (batch index, name of a step) -> what a step that needs the whole volume
-                        gives, with its error, once it was computed
+    found : dict        (batch index, name of a step) -> the whole output of a step that needs the
+                        whole volume, with its error, once it was computed
     """
 
     volume: VolumeReader
@@ -336,26 +336,37 @@ def _expected_step(
     operation = step.operation
     if isinstance(operation, MaskCertainty):
         operation.certainty_in = partial(inputs.certainty, labels=False)
+    if not operation.needs_whole:
+        return _defined(prepared, step, inputs, n, outputs, None)
     key = n, operation.node.name
-    if key in inputs.found:
-        return inputs.found[key]
-    planes = WHOLE_PLANES if operation.needs_whole else None
+    if key not in inputs.found:
+        whole = Box.whole(operation.shape.size)
+        inputs.found[key] = _defined(prepared, step, inputs, n, whole, WHOLE_PLANES)
+    values, bounds = inputs.found[key]
+    return values[outputs.slices], bounds[outputs.slices]
+
+
+def _defined(
+    prepared: PreparedJob, step: PreparedStep, inputs: _Inputs, n: int, box: Box, planes: int | None
+) -> tuple[Reals, Reals]:
+    """What a step gives in a box by its definition, and the error allowed.
+
+    planes : int or None    the most planes of its inputs to compute at once; None: all of them
+    """
+    operation = step.operation
     taken, off = [], []
     for place, source in enumerate(step.inputs):
-        box = spans_of(operation, place, outputs)
+        needed = spans_of(operation, place, box)
         channels = operation.inputs[place].channels
         found = [
             _expected_input(prepared, source, inputs, n, channels, part)
-            for part in _in_planes(box, planes)
+            for part in _in_planes(needed, planes)
         ]
         values, bounds = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        taken.append(Window(values, box.start))
-        off.append(Window(bounds, box.start))
+        taken.append(Window(values, needed.start))
+        off.append(Window(bounds, needed.start))
     rounding = BOUNDS[prepared.job.precision]
-    result = operation.define(taken, outputs), operation.bounds(taken, off, outputs, rounding)
-    if operation.needs_whole:
-        inputs.found[key] = result
-    return result
+    return operation.define(taken, box), operation.bounds(taken, off, box, rounding)
 
 
 def _in_planes(box: Box, count: int | None) -> list[Box]:

@@ -73,7 +73,7 @@ class LocalStatistics(InWindows):
         if self.ddof not in (0, 1):
             raise SpecError(f"{self.where} needs 0 or 1 for ddof, received {self.ddof!r}")
         self.min_coverage = self.number("min_coverage", 0.0)
-        self.empty = self.number("empty", np.nan)
+        self.empty = np.nan if self.argument("empty") is None else self.number("empty", 0.0)
         self.masked = bool(self.argument("masked", False))
         self.read_window()
         if self.ddof and (self.window > 0).sum() == 1:
