@@ -319,3 +319,13 @@ def test_the_forecast_has_the_memory_of_each_thread() -> None:
     assert small.scratch_bytes(np.dtype("f8")) > 1.5 * small.scratch_bytes(np.dtype("f4"))
     # the ring: six fields of 2 · 36 planes and more, of 18 rows of 64 columns at least
     assert small.scratch_bytes(np.dtype("f4")) > 6 * 72 * 18 * 64 * 4
+
+
+def test_sato_is_that_of_scikit_image_inside_the_volume() -> None:
+    """At the edges scikit-image mirrors slopes as they are, though they change sign there."""
+    peer = pytest.importorskip("skimage.filters")
+    x = np.random.default_rng(0).standard_normal((34, 36, 38))
+    theirs = peer.sato(x, [2.0], black_ridges=False)
+    mine = ridges(x, "2vox", method="sato")
+    inner = (slice(12, -12),) * 3
+    np.testing.assert_allclose(mine[inner], theirs[inner], atol=0.01 * mine.max())

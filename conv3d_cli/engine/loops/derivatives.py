@@ -99,14 +99,17 @@ def _filter_along(bank: tuple[tuple[int, ...], ...], vectors: int, lanes: int, r
     """Filter a row of every field along an axis, up to `vectors` vectors of outputs at a time.
 
     bank : (orders, ...)        see `Bank`
-    field : int                 bytes from one field to the next
-    step : int                  bytes from a voxel to the next one along the axis
-    weights : address           (3 orders, weights_step / itemsize), of which [order, k] is used
-    count : int                 vectors of the row
     """
 
     @intrinsic
     def along(typingctx, source, field, step, weights, weights_step, radius, out, out_field, count):
+        """Filter a row.
+
+        field : int         bytes from one field to the next
+        step : int          bytes from a voxel to the next one along the axis
+        weights : address   (3 orders, weights_step / itemsize), of which [order, k] is used
+        count : int         vectors of the row
+        """
         sig = types.void(source, field, step, weights, weights_step, radius, out, out_field, count)
 
         def codegen(context, b, sig, args):
@@ -167,10 +170,6 @@ def _filter_along(bank: tuple[tuple[int, ...], ...], vectors: int, lanes: int, r
 def _filter_planes(orders: tuple[int, ...], planes: int, lanes: int, real: str) -> Any:
     """Filter a row of `planes` neighbouring output planes of every field along depth.
 
-    lines : address     int64 addresses of the planes' rows, from the first output's first tap on
-    at : int            bytes from the beginning of each line to that of the first field
-    out : address       outputs of a field are `out_plane` bytes apart
-    count : int         vectors of the row
     Neighbouring outputs share the lines that they load. The next vector of each is fetched into L1:
     they are more than the CPU follows by itself.
     """
@@ -179,6 +178,13 @@ def _filter_planes(orders: tuple[int, ...], planes: int, lanes: int, real: str) 
     def across(
         typingctx, lines, at, field, weights, weights_step, radius, out, out_field, out_plane, count
     ):
+        """Filter a row.
+
+        lines : address     int64 addresses of the planes' rows, from the first output's first tap
+        at : int            bytes from the beginning of each line to that of the first field
+        out : address       outputs of a field are `out_plane` bytes apart
+        count : int         vectors of the row
+        """
         places = at, field, weights, weights_step, radius, out, out_field, out_plane, count
         sig = types.void(lines, *places)
 

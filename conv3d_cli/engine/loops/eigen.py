@@ -418,17 +418,18 @@ def formula_of(name: str) -> tuple[Formula, int, int]:
 
 
 def _apply(name: str, lanes: int, real: str) -> Any:
-    """Compute a formula at `lanes` voxels.
-
-    source : address        of the first field's numbers; fields are `field` bytes apart
-    parameters : address    float64
-    out : address           of the first number; numbers of a voxel are `out_field` bytes apart
-    """
+    """A function that computes a formula at `lanes` voxels."""
     formula, fields, _ = formula_of(name)
     double = real == "float64"
 
     @intrinsic
     def apply(typingctx, source, field, parameters, out, out_field):
+        """Compute the formula.
+
+        source : address        of the first field's numbers; fields are `field` bytes apart
+        parameters : address    float64
+        out : address           of the first number; those of a voxel are `out_field` bytes apart
+        """
         sig = types.void(source, field, parameters, out, out_field)
 
         def codegen(context, b, sig, args):

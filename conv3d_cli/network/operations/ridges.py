@@ -17,7 +17,9 @@ for, so the interior of what is looked for has positive ones, and |λ1| <= |λ2|
 
 scikit-image 0.26 differs: `frangi` takes c from the first scale for all of them and does not
 normalise derivatives by the scale, so larger tubes vanish; `meijering` has α = +1/4 where its
-documentation and the paper have a negative number. `sato` is equal.
+documentation and the paper have a negative number. Its Hessian is made of two derivatives one
+after the other, of which the first is mirrored at the edges without its change of sign, so within
+4σ of an edge all of its results are others; inside, `sato` agrees within 1 % from σ = 2 on.
 """
 
 from __future__ import annotations
@@ -329,6 +331,7 @@ class HessianOperation(GaussianOperation):
         ]
 
     def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        """Bytes that each thread takes for its rings of filtered planes."""
         from conv3d_cli.engine.derivatives import scratch_bytes
 
         return scratch_bytes("hessian", 1, self.taps, self.inputs[0].size, real.itemsize)
@@ -349,11 +352,12 @@ class Ridges(HessianOperation):
     """A measure of ridges, the largest over all scales, for each channel.
 
     shape : tube, plate or blob         what is looked for; plates and blobs only by frangi
-    alpha, beta : float         frangi: how soon plates and blobs are left out
-    tau : float                 jerman: the least λ3, in parts of the largest in the volume
     c : float or None           frangi: a norm of the Hessian that counts as structure; jerman: the
                                 least λ3; meijering: what counts as 1. None: from the second input,
                                 the largest of `RidgeMaxima`, for each channel and scale
+    given : dict                the arguments of measures: `shape`; `alpha` and `beta`, how soon
+                                frangi leaves out plates and blobs; `tau`, jerman's least λ3 in
+                                parts of the largest in the volume
     """
 
     arity = (1, 2)

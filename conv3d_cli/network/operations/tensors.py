@@ -230,6 +230,7 @@ class TensorOperation(GaussianOperation):
             )
 
     def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        """Bytes that each thread takes for its rings of filtered planes."""
         from conv3d_cli.engine.derivatives import scratch_bytes
 
         taps = [engine_taps(self.sigma, self.factors)]
@@ -355,6 +356,7 @@ class SlopeProducts(GaussianOperation):
             )
 
     def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        """Bytes that each thread takes for its rings of filtered planes."""
         from conv3d_cli.engine.derivatives import scratch_bytes
 
         return scratch_bytes("gradient", 6, self.taps, self.shape.size, real.itemsize)
