@@ -50,6 +50,7 @@ WRITERS: dict[str, list[tuple[Any, ...]]] = {
         ("a.nii.gz", *BLUR, "-o", "o.nii", "--depfile", "NULL", "--report", "NULL"),
         ("a.nii.gz", *BLUR, "-o", "NULL", "--mask", "mask.nii", "--coverage-out", "NULL"),
     ],
+    "convert": [("a.nii.gz", "NULL")],
     "kernel": [("make", "k.npy", "-o", "NULL"), ("convert", "k.npy", "NULL")],
     "rerun": [("recorded.json", "-o", "NULL")],
     "view": [("a.nii.gz", "-o", "NULL")],

@@ -31,6 +31,7 @@ LINES: dict[str, list[list[str]]] = {
     "bench": [],
     "compare": [["a.nii.gz", "mask.nii"], ["a.nii.gz", "k.npy"]],
     "completion": [["bash"]],
+    "convert": [["a.nii.gz", "o.nrrd", "-v", "--overwrite"]],
     "describe": [["json"], ["boutiques", "info"], ["man", "info"]],
     "explain": [["a.nii.gz", *BLUR], ["a.nii.gz", "-k", "log:sigma=3mm", "--json"]],
     "help": [[], ["kernels"], ["world"], ["--search", "Σ"], ["apply"]],

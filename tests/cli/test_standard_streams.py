@@ -224,6 +224,7 @@ RESULTS: dict[str | None, list[tuple[int, list[object]]]] = {
     "bench": [(0, ["bench", "--help"])],
     "compare": [(0, ["compare", "a.npy", "a.npy"]), (7, ["compare", "a.npy", "b.npy"])],
     "completion": [(0, ["completion", "bash"])],
+    "convert": [(0, ["convert", "a.npy", "o.nrrd", "--json"])],
     "describe": [(0, ["describe", "json"]), (0, ["describe", "man", "apply"])],
     "explain": [(0, ["explain", "a.npy", *BLUR]), (0, ["explain", "a.npy", *BLUR, "--json"])],
     "help": [(0, ["help"]), (0, ["help", "masks"]), (0, ["help", "--search", "NaN"])],
