@@ -50,6 +50,29 @@ _NOT_TAKEN = (
     "mask_labels",
 )
 _OF_MEANS = ("missing", "min_coverage")
+_MASK_RULES = (
+    "For many volumes, MASK is a pattern ('sub-*/func/*_mask.nii.gz'), a template "
+    "('{stem}_mask.nii.gz' in the volume's folder), or auto, the BIDS brain mask with the volume's "
+    "entities; see `conv3d help masks`."
+)
+# Options of the table whose help speaks of convolutions.
+_OWN_HELP = {
+    "boundary": {
+        "help": "What lies beyond the edges, as nearest or zeros. All are zeros, nearest, "
+        "symmetric, mirror, wrap, renormalize, renormalize-depth, mirror-one, constant=V.  "
+        "[default: symmetric]"
+    },
+    "dtype": {
+        "help": "Data type of the output, or same. With `same` it is the input's. Integers are "
+        "rounded half to even and clipped to their range; clipped voxels are counted.  "
+        "[default: float32]"
+    },
+    "mask": {"help": f"Compute within this mask; 0 outside. {_MASK_RULES}"},
+    "mask_mode": {
+        "help": "Outputs outside the mask: 0 (clip), what is computed there (extend), or the input "
+        "voxel (keep)."
+    },
+}
 # placeholder of a parameter -> the unit of its numbers
 _UNITS = {"LENGTH": Unit.LENGTH, "VOXELS": Unit.VOXELS}
 _PARAMETER = re.compile(r"(\w+(?:, \w+)*) : (?:.*?)(?:\s{2,}(.*))?$", re.MULTILINE)
@@ -70,7 +93,7 @@ class OperationCommand(ShortHelpCommand):
         """Its argument and options."""
         operation = find_operation(str(self.name))
         documented = _documented(operation)
-        made = options_of_table(lambda row: _takes(operation, row))(lambda: None)
+        made = options_of_table(lambda row: _takes(operation, row), _OWN_HELP)(lambda: None)
         own = [_option(p, documented[p.name]) for p in operation.described.parameters]
         inputs = click.Argument(["inputs"], nargs=-1, metavar="INPUT...", type=FileName(File.READ))
         table = list(reversed(made.__click_params__))  # type: ignore[attr-defined]
@@ -116,16 +139,16 @@ def _option(parameter: Parameter, text: str) -> click.Option:
     """The option of a parameter."""
     kind = parameter.kind
     default = "" if parameter.default is None else f"  [default: {parameter.default}]"
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"type": Text(), "metavar": kind.form}
     if kind.words == ("no", "yes"):  # a flag
-        default, values = "", {"is_flag": True, "flag_value": "yes"}
+        default, values = "", {"type": Text(), "is_flag": True, "flag_value": "yes"}
+    elif kind.words:
+        values = {"type": OneOf(kind.words, parameter.name)}
     unit = _UNITS.get(kind.form)
     if unit is not None:
-        values = {"unit": unit}
+        values["unit"] = unit
     made = (click.Option if unit is None else UnitOption)(
         ["--" + parameter.name.replace("_", "-"), parameter.name],
-        type=OneOf(kind.words, parameter.name) if kind.words and not values else Text(),
-        metavar=None if kind.words or values else kind.form,
         required=parameter.required,
         help=text + default,
         **values,
@@ -146,4 +169,7 @@ def _documented(operation: ComposedOperation) -> dict[str, str]:
             found.update({name: f"{found[name]} {line.strip()}".strip() for name in names})
         else:
             names = []
-    return {name: f"{text[:1].upper()}{text[1:]}." for name, text in found.items()}
+    return {
+        name: f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith("]") else ".")
+        for name, text in found.items()
+    }

@@ -41,16 +41,16 @@ def deconvolve(
     The kernel is the image of a point; it is scaled to the sum 1. The boundary is a part of the
     blur, so edges do not ring.
 
-    iterations : count          of Richardson-Lucy; 10, and 2 with method butterworth
+    iterations : count          number of iterations; 10, or 2 with method butterworth
     method : a word             richardson-lucy; butterworth, the same with a back projector that
                                 needs few iterations; wiener, one linear filter
     stop : number               end when an iteration changes less than this part, as 1e-3
     tv : number                 weight of the total variation, which smooths noise, as 0.002
-    background : number         that the voxels have besides the light of the object
+    background : number         offset of the camera, which is no light of the object
     accelerate : yes or no      extrapolate each iteration, so that fewer are needed
     start : flat or data        begin with a constant, or with the volume itself
     save_every : count          write the estimate after every so many iterations, too
-    snr : number                signal to noise, for method wiener
+    snr : number                ratio of signal to noise, for method wiener
     """
     if made.kernel is None:
         raise SpecError(f"deconvolve needs the image of a point: pass {setting('kernel')}")

@@ -38,7 +38,7 @@ def ridges(
     scales : lengths            standard deviations of the Gaussian, such as 1,2,4mm or 2vox
     method : a measure          frangi and jerman: from 0 to 1; sato: contrast; meijering: for
                                 neurites, from 0 to 1
-    polarity : bright or dark   than their surroundings
+    polarity : bright or dark   whether ridges are brighter or darker than what is around them
     shape : tube, plate, blob   what is looked for; plates and blobs only by frangi
     alpha : number              frangi: larger leaves out more that is like a plate [default: 0.5]
     beta : number               frangi: smaller leaves out more that is like a blob [default: 0.5]
