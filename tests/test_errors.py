@@ -17,6 +17,7 @@ import pytest
 import conv3d_cli
 from conv3d_cli import errors
 from conv3d_cli.errors import Conv3DError, UnknownNameError, unknown_name
+from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 from conv3d_cli.settings.options import OPTION
 
 # class -> (the builtin a caller expects, exit code): the list in the manual's exit-codes.md
@@ -148,6 +149,8 @@ def test_a_failed_command_speaks_to_python_no_more(tmp_path: Path, run: Any) -> 
 
 def test_settings_in_messages_are_options_and_arguments() -> None:
     arguments = set(inspect.signature(conv3d_cli.conv3d).parameters)
+    for operation in map(find_operation, SUMMARIES):
+        arguments |= {parameter.name for parameter in operation.described.parameters}
     for path in library_sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if called(node, "setting") and isinstance(node.args[0], ast.Constant):

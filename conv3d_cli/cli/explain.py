@@ -110,7 +110,7 @@ def explain(
     if given and scheduler is None and workers is None:
         raise SpecError(f"{given[0]} is for --workers or --scheduler; pass one of them, too")
     refuse_both(scheduler, workers, "--scheduler counts the workers, and so does --workers")
-    asked = given_settings(ctx)
+    asked = replace(given_settings(ctx), scheduler=scheduler)
     obey_limits(ctx, asked)
     cluster = scheduler_of(asked)
     settings = MergedSettings(merge_settings(asked))

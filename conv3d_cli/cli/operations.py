@@ -30,7 +30,6 @@ from conv3d_cli.cli.values import OneOf
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, ROLES
 from conv3d_cli.settings.option import File, Option, Place, Unit
-from conv3d_cli.settings.options import OPTION
 
 if TYPE_CHECKING:
     from conv3d_cli.kernels.grammar import Parameter
@@ -119,9 +118,7 @@ class OperationCommand(ShortHelpCommand):
         own = [p.name for p in find_operation(str(self.name)).described.parameters]
         parts = [f"{name}={values[name]}" for name in own if is_given(ctx, name)]
         text = ":".join([str(self.name), *parts])
-        # its sigma is not that of the table, which makes a kernel
-        names_taken: dict[str, Any] = dict.fromkeys(name for name in own if name in OPTION)
-        run_volumes(ctx, inputs, replace(given_settings(ctx), **names_taken, operation=text))
+        run_volumes(ctx, inputs, replace(given_settings(ctx), operation=text))
 
 
 def _takes(operation: ComposedOperation, row: Option) -> bool:
@@ -169,7 +166,17 @@ def _documented(operation: ComposedOperation) -> dict[str, str]:
             found.update({name: f"{found[name]} {line.strip()}".strip() for name in names})
         else:
             names = []
-    return {
-        name: f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith("]") else ".")
-        for name, text in found.items()
-    }
+    return {name: _sentence(text) for name, text in found.items()}
+
+
+def _sentence(text: str) -> str:
+    """A text with its first letter in upper case and a full stop, before its default if it ends so.
+
+    >>> _sentence("smaller leaves out more [default: 0.5]")
+    'Smaller leaves out more.  [default: 0.5]'
+    """
+    text, default = (f"{text[:1].upper()}{text[1:]}", "")
+    if text.count("[default: ") == 1 and text.endswith("]"):
+        text, _, default = text.partition(" [default: ")
+        default = f"  [default: {default}"
+    return f"{text}.{default}"

@@ -184,6 +184,7 @@ def _bessel(x: Reals) -> Reals:
     """
     count = math.ceil(float(x.max(initial=0)) / 3) + 12
     total = np.zeros_like(x)
+    heights = elementary.sin(math.pi * (np.arange(count) + 0.5) / (2 * count))
     for n in range(count):  # the mean over a quarter of a turn, where it is even
-        total += elementary.cos(x * math.sin(math.pi * (n + 0.5) / (2 * count)))
+        total += elementary.cos(x * heights[n])
     return total / count

@@ -329,7 +329,7 @@ def test_no_scheduler(
         "local:1",
         code=2,
     )
-    assert "x.npy is not one; convert it first: conv3d apply" in result.output
+    assert "x.npy is not one; convert it first: conv3d convert" in result.output
     assert not list(tmp_path.iterdir())
 
 

@@ -157,7 +157,8 @@ KERNELS = (
     "gradient:axis=d:per=mm", "gaussian_derivative:sigma=1.1vox:axis=d",
     "gaussian_derivative:sigma=3mm:axis=xyz:per=mm", "gaussian_derivative:sigma=1vox:axis=w:order=2",
     "gaussian_derivative:sigma=3mm:axis=z:order=2:per=mm", "sharpen:amount=0.7",
-    "unsharp:sigma=1.5vox:amount=2", 'expr:"exp(-r**2/9)":radius=4mm',
+    "unsharp:sigma=1.5vox:amount=2", "born_wolf:na=0.5:ri=1.1:wavelength=2vox",
+    "gibson_lanni:na=0.5:ri=1.1:wavelength=2vox:sample=1.05:depth=3vox", 'expr:"exp(-r**2/9)":radius=4mm',
     'expr:"sinc(d) * cos(h)**3 + tanh(w / 3) ** 2":radius=3vox',
     'expr:"log(1 + r)**1.7 + sin(40*d) * tan(h/5)":radius=2,3,3vox:shape=box',
     *(f"gaussian:sigma=1.7vox:sampling={name}"

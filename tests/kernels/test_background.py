@@ -76,6 +76,7 @@ def test_saved_builtins_are_not_accused(name: str) -> None:
         "ball": ":radius=4vox", "gaussian": ":fwhm=5vox", "log": ":sigma=2vox", "unsharp": ":sigma=2vox",
         "dog": ":sigma=1vox:sigma2=2vox", "gaussian_derivative": ":sigma=2vox:axis=d",
         "expr": ':"exp(-r/2)":radius=6vox', "box": ":size=9",
+        "born_wolf": ":na=0.5:ri=1:wavelength=2vox", "gibson_lanni": ":na=0.5:ri=1:wavelength=2vox",
         "sobel": ":axis=d", "prewitt": ":axis=d", "scharr": ":axis=d", "gradient": ":axis=d",
     }  # fmt: skip
     assert find_pedestal(read_kernel(name + parameters.get(name, ""))) is None

@@ -25,6 +25,6 @@ def test_a_plural_may_be_irregular() -> None:
 
 def test_a_plan_for_one_thread(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 5), np.float32))
-    words = run("explain", tmp_path / "x.npy", "-k", "box:size=1", "-j", "1").output
+    words = run("explain", tmp_path / "x.npy", "-k", "box:size=1,1,3", "-j", "1").output
     assert "\nthreads    1 at work, on 1 task of a slab\n" in words
     assert "slabs of 1 plane\n" in words
