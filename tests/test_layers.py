@@ -310,6 +310,24 @@ def test_operations_are_described_without_the_engine(arguments: list[str]) -> No
     assert not loaded_by(*arguments) & HEAVY
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts threads there")
+@pytest.mark.parametrize("arguments", [["local", "--help"], ["convert", "x"]], ids=" ".join)
+def test_blas_starts_no_threads(arguments: list[str]) -> None:
+    program = (
+        "import os, sys\n"
+        "os.environ.pop('OPENBLAS_NUM_THREADS', None)\n"
+        "from conv3d_cli.cli import main\n"
+        "try: main(sys.argv[1:], prog_name='conv3d')\n"
+        "except SystemExit: pass\n"
+        "import numpy\n"
+        "print(open('/proc/self/status').read().split('Threads:')[1].split()[0], file=sys.stderr)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr.split()[-1] == "1"
+
+
 def test_info_loads_no_engine(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((2, 3, 4)))

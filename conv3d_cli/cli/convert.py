@@ -13,7 +13,7 @@ import click
 
 from conv3d_cli.cli.options import ShortHelpCommand, given_settings, options_of_table
 from conv3d_cli.cli.parameters import FileName
-from conv3d_cli.cli.running import run_volumes
+from conv3d_cli.cli.running import keep_blas_quiet, run_volumes
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.settings.option import File, Option, Place
 from conv3d_cli.settings.options import Settings
@@ -88,6 +88,7 @@ def convert(ctx: click.Context, /, sources: tuple[str, ...], target: str | None,
     format of DST holds them; a note lists what it does not hold, and --strict refuses that.
     `conv3d help convert` has the details.
     """
+    keep_blas_quiet()
     asked = given_settings(ctx)
     inputs, output = _names(sources, target, asked)
     from conv3d_cli.batch.discover import is_folder

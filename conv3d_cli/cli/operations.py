@@ -25,7 +25,7 @@ from conv3d_cli.cli.options import (
     options_of_table,
 )
 from conv3d_cli.cli.parameters import FileName, Text, UnitOption
-from conv3d_cli.cli.running import run_volumes
+from conv3d_cli.cli.running import keep_blas_quiet, run_volumes
 from conv3d_cli.cli.values import OneOf
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, ROLES
@@ -90,6 +90,7 @@ class OperationCommand(ShortHelpCommand):
     @cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override]
         """Its argument and options."""
+        keep_blas_quiet()
         operation = find_operation(str(self.name))
         documented = _documented(operation)
         made = options_of_table(lambda row: _takes(operation, row), _OWN_HELP)(lambda: None)

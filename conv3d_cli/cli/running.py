@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from conv3d_cli.settings.options import Settings
 
 
+def keep_blas_quiet() -> None:
+    """Let NumPy's BLAS start no thread per CPU, which would spin without work.
+
+    To be called before NumPy is imported.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def run_volumes(ctx: click.Context, inputs: tuple[str, ...], asked: Settings) -> None:
     """Run a command over its volumes, and end with its exit code.
 
@@ -36,8 +44,7 @@ def run_volumes(ctx: click.Context, inputs: tuple[str, ...], asked: Settings) ->
     inputs : tuple of str   volumes and folders of volumes
     asked : Settings        options given on the command line
     """
-    # Before NumPy is imported: its BLAS would start a thread per CPU, which spins without work.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    keep_blas_quiet()
     from conv3d_cli.batch.runner import BatchRunner
     from conv3d_cli.batch.steps import BatchOptions
     from conv3d_cli.cluster.scheduler import scheduler_of
