@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from conv3d_cli.engine.fields import Field
 from conv3d_cli.errors import SpecError, setting
-from conv3d_cli.kernels.grammar import check_parameters
+from conv3d_cli.kernels.grammar import parse_parameters
 from conv3d_cli.pipeline.operations import find_operation
 from conv3d_cli.system.atomic import suffix_of
 
@@ -21,23 +21,29 @@ if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
 
 Progress = Callable[[int, int], None]
+MOST_SAVED = 1000  # files of estimates
 PLANES = 8  # of an estimate that are written at once
 
 
 def saved_paths(job: Job) -> dict[int, str]:
     """The files that estimates are written to, by iteration: `out_iter5.nii.gz`.
 
-    Raises: SpecError if the output is no file.
+    Raises: SpecError if the output is no file, for too many estimates, and for wrong parameters.
     """
     if job.operation is None:
         return {}
     operation = find_operation(job.operation)
     if operation.saves is None:
         return {}
-    numbers = operation.saves(check_parameters(job.operation, operation.described))
+    numbers = operation.saves(parse_parameters(job.operation, operation.function))
     if numbers and job.target == "-":
         raise SpecError(
             f"{setting('save_every')} writes files beside the output: name an output file"
+        )
+    if len(numbers) > MOST_SAVED:
+        raise SpecError(
+            f"{setting('save_every')} would write {len(numbers):,} files, and at most "
+            f"{MOST_SAVED:,} are written: pass a larger number"
         )
     suffix = suffix_of(job.target)
     name = Path(job.target).name

@@ -127,3 +127,25 @@ def test_what_is_refused(volume: Path, tmp_path: Path, run: Any) -> None:
     )
     assert "does not take it" in refused("--operation", "local:size=3", "-k", "box:size=3")
     assert "does not go with --like" in refused("--operation", "local:size=3", "--like", "fsl")
+
+
+PARAMETERS = [
+    (name, parameter.name)
+    for name in SUMMARIES
+    for parameter in find_operation(name).described.parameters
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), PARAMETERS, ids="=".join)
+def test_a_wrong_value_is_one_line(
+    name: str, parameter: str, volume: Path, tmp_path: Path, run: Any
+) -> None:
+    text, kernel = CASES[name][0]
+    kept = [p for p in text.split(":")[1:] if not p.startswith(f"{parameter}=")]
+    wrong = ":".join([name, *kept, f"{parameter}=no-such"])
+    out = tmp_path / "out.nii"
+    result = run("apply", volume, *arguments(wrong, kernel), "-o", out, code=2)
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1
+    assert parameter in result.output
+    assert not out.exists()

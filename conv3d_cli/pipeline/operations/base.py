@@ -113,7 +113,7 @@ class ComposedOperation:
     function : callable     (Composition, /, parameters) -> the position of the output; its name is
                             the operation's
     takes_kernel : bool     it takes the kernel of the job, such as a template
-    saves : callable or None    (text of each parameter by name) -> the iterations whose estimates
+    saves : callable or None    (value of each parameter by name) -> the iterations whose estimates
                             are written to files of their own
     takes_missing : bool    it leaves out missing voxels and weights the others, by
                             `Composition.certainty`; else a mask only says where outputs are written
@@ -122,7 +122,7 @@ class ComposedOperation:
 
     function: Callable[..., int]
     takes_kernel: bool = False
-    saves: Callable[[Mapping[str, str]], Sequence[int]] | None = None
+    saves: Callable[[Mapping[str, Any]], Sequence[int]] | None = None
     takes_missing: bool = False
     table: str = ""
 

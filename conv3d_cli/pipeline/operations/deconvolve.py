@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -136,13 +136,13 @@ def _correlated(kernel: Kernel, size: tuple[int, int, int]) -> Weights:
     return check_psf(weights, size, kernel.title)
 
 
-def _saved(texts: Mapping[str, str]) -> Sequence[int]:
+def _saved(values: Mapping[str, Any]) -> Sequence[int]:
     """The iterations that save_every writes; the last one is the output."""
-    every = int(texts.get("save_every", 0))
+    every = values.get("save_every", 0)
     if every < 1:
         return ()
-    method = texts.get("method", "richardson-lucy").lower()
-    last = int(texts.get("iterations", ITERATIONS.get(method, 0)))
+    method = values.get("method", "richardson-lucy")
+    last = values.get("iterations", ITERATIONS.get(method, 0))
     return range(every, last, every)
 
 
