@@ -151,7 +151,7 @@ def line_instructions(radices: tuple[int, ...]) -> float:
     These are butterflies, loads, stores, and the twiddles of all stages but the last.
     """
     inner = [4 - 4 / radix for radix in radices[:-1]]
-    return sum(BUTTERFLIES[radix] + 4 for radix in radices) + sum(inner)
+    return math.fsum([*(BUTTERFLIES[radix] + 4 for radix in radices), *inner])
 
 
 @lru_cache(maxsize=64)
