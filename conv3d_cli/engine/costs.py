@@ -65,7 +65,8 @@ def predict(
 def _corrected(problem: ConvProblem, seconds: float, row: tuple[float, ...] | None) -> float:
     if row is None or not 0 < seconds < math.inf:
         return seconds
-    total = sum(a * b for a, b in zip(row, features(problem, seconds), strict=True))
+    # `sum` adds floats in another way since Python 3.12
+    total = math.fsum(a * b for a, b in zip(row, features(problem, seconds), strict=True))
     return seconds * 2 ** max(-math.log2(MOST), min(math.log2(MOST), total))
 
 
@@ -84,21 +85,21 @@ def _of_problem(problem: ConvProblem) -> tuple[float, ...]:
     c, f, g = (math.log2(n) for n in (channels, filters, problem.groups))
     kernel = [math.log2(n) for n in problem.kernel_size]
     size = [math.log2(max(1, n)) for n in problem.out_size]
-    taps = sum(kernel)
+    taps = math.fsum(kernel)
     read = math.log2(max(1, math.prod(problem.in_shape))) - 18  # of the megabytes of the input
     weights = math.log2(problem.taps * problem.filters) - 14
     return (
         *(c, f, g, *kernel, *size),
-        sum(math.log2(n) for n in problem.strides),
+        math.fsum(math.log2(n) for n in problem.strides),
         float(problem.strides[2] > 1),
-        sum(math.log2(n) for n in problem.dilation_rate),
+        math.fsum(math.log2(n) for n in problem.dilation_rate),
         float(problem.dilation_rate[2] > 1),
         *(_unused(n) for n in (channels, filters, problem.out_size[2])),
         *(max(0.0, n - 4) for n in (c, f, taps)),
         max(0.0, size[2] - 5),
         *(max(0.0, n) for n in (read, weights)),
         *(c * taps / 8, f * taps / 8, c * f / 8),
-        *_of_groups(problem, taps, sum(size)),
+        *_of_groups(problem, taps, math.fsum(size)),
     )
 
 

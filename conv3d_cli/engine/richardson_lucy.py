@@ -259,7 +259,7 @@ class _Solver:
             return product, float(np.square(wide).sum())
 
         products, squares = zip(*self._pass(work), strict=True)
-        return float(sum(products)), float(sum(squares))
+        return math.fsum(products), math.fsum(squares)
 
     def _extrapolate(self, estimate: Field, before: Field, rate: float, out: Field) -> None:
         """out = max(0, estimate + rate · (estimate - before))."""

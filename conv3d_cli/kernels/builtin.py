@@ -622,7 +622,7 @@ def _first_derivative(
     slopes = requested_slopes(axis, per, orient)
     if slopes is None:
         return _kernel_or_bank(name, axis, [by_axis[a] for a in axis_numbers(axis)], "")
-    scale = (along[2] - along[0]) * sum(across) ** 2  # the result on a slope of 1 per voxel
+    scale = (along[2] - along[0]) * math.fsum(across) ** 2  # the result on a slope of 1 per voxel
     filters = []
     for column in slopes.coefficients.T:
         combined = np.zeros((3, 3, 3))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 
 from conv3d_cli.engine import ALGORITHMS, costs, make_plan
+from conv3d_cli.engine.algorithms import fft
 from conv3d_cli.engine.costs import NAMES, choose, features, predict
 from conv3d_cli.engine.cpu import CPU_CLASSES
 from conv3d_cli.engine.fitted import COEFFICIENTS
@@ -108,3 +111,26 @@ def test_threads_divide_the_predictions_and_leave_the_choice(threads: int) -> No
     one, many = make_plan(problem, weights), make_plan(problem, weights, threads=threads)
     assert many.algorithm is one.algorithm
     assert many.seconds == {name: seconds / threads for name, seconds in one.seconds.items()}
+
+
+def integers_alone(values: Iterable[int]) -> int:
+    """As `sum`, which adds floats in another way since Python 3.12."""
+    values = list(values)
+    assert all(isinstance(value, int) for value in values)
+    return sum(values)
+
+
+def test_predictions_are_the_same_bits_in_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = [importlib.import_module(algorithm.seconds.__module__) for algorithm in ALGORITHMS]
+    for module in (costs, *modules):
+        monkeypatch.setattr(module, "sum", integers_alone, raising=False)
+    fft.choose_tile.cache_clear()
+    for channels, kernel in itertools.product((1, 8, 32), (3, 5)):
+        problem = problem_of(channels, channels, kernel, 23)
+        weights = np.ones((kernel, kernel, kernel, channels, channels), np.float32)
+        own = {
+            algorithm.name: algorithm.seconds(problem, weights, 1)
+            for algorithm in ALGORITHMS
+            if algorithm.reject(problem, weights) is None
+        }
+        assert choose(problem, own) in own

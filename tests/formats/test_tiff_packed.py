@@ -312,6 +312,21 @@ def test_a_strip_never_becomes_more_than_its_voxels(tmp_path: Path, compression:
     tracemalloc.stop()
 
 
+def test_packbits_runs_beyond_the_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are left out, by imagecodecs (of which newer versions refuse them) and without it."""
+    page = np.arange(128, dtype=np.uint16).tobytes()
+    packed = b"\x7f" + page[:128] + b"\x80\x7f" + page[128:]  # two runs of 128 bytes, between
+    strips = [packed, packed + b"\x81\0"]
+    installed = tiff_packed.find_spec("imagecodecs") is not None
+    path = Path(strips_file(tmp_path / "a.tif", strips, 8))
+    entry = (259).to_bytes(2, "little") + b"\3\0\1\0\0\0"  # the codec's number
+    content = path.read_bytes().replace(entry + b"\x08\0", entry + (32773).to_bytes(2, "little"))
+    path.write_bytes(content)
+    for found in {installed, False}:
+        monkeypatch.setattr(tiff_packed, "find_spec", lambda name, found=found: found or None)
+        assert read_volume(str(path)).data.tobytes() == page * 2
+
+
 def test_unknown_codecs_and_predictors(tmp_path: Path) -> None:
     good = zlib.compress(bytes(256))
     for tag, value, old in ((259, 4711, 8), (317, 77, 2)):

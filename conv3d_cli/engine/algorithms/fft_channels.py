@@ -322,8 +322,8 @@ class Rates(NamedTuple):
     memory: float = 0.11  # and from or to memory, in addition
     packed: float = 0.8  # per element
     stored: float = 0.4  # per element
-    prepared: float = 0.55  # per byte of the weights' spectra
-    scattered: float = 1.2  # and beyond MANY_BYTES, in addition
+    prepared: float = 1.3  # per FMA of 8 doubles, of the weights' transforms
+    scattered: float = 1.2  # per byte of their spectra beyond MANY_BYTES
 
 
 RATES = Rates()
@@ -364,7 +364,8 @@ class Work(NamedTuple):
     moved : float           bytes of the tiles' spectra that are written and read
     held : float            bytes of the tiles' spectra of a step
     packed, stored : float  elements
-    prepared : float        bytes of the weights' spectra
+    spectra : float         bytes of the weights' spectra
+    prepared : float        FMAs of the weights' transforms
     """
 
     instructions: Any
@@ -374,13 +375,14 @@ class Work(NamedTuple):
     held: Any
     packed: Any
     stored: int
+    spectra: Any
     prepared: Any
 
     def nanoseconds(self) -> Any:
         """The predicted time on one thread."""
         megabytes = self.held / 2**20
         outer, memory = np.clip((megabytes - 0.75) / 2, 0, 1), np.clip((megabytes - 8) / 16, 0, 1)
-        far = np.clip((megabytes + self.prepared / 2**20 - 0.75) / 2, 0, 1)
+        far = np.clip((megabytes + self.spectra / 2**20 - 0.75) / 2, 0, 1)
         return (
             RATES.instruction * self.instructions
             + RATES.product * self.products
@@ -389,7 +391,7 @@ class Work(NamedTuple):
             + RATES.packed * self.packed
             + RATES.stored * self.stored
             + RATES.prepared * self.prepared
-            + RATES.scattered * np.maximum(self.prepared - MANY_BYTES, 0)
+            + RATES.scattered * np.maximum(self.spectra - MANY_BYTES, 0)
         )
 
 
@@ -441,8 +443,24 @@ def count_work(problem: ConvProblem, size: Any, step: Any, steps: Any) -> Work:
         held=element * frequencies * tiles_h * tiles_w * held,
         packed=bands * planes * rows * row * channels,
         stored=math.prod(problem.out_shape),
-        prepared=spectrum * problem.groups,
+        spectra=spectrum * problem.groups,
+        prepared=problem.groups * channels * 2 * filter_vectors * weight_products(problem, size),
     )
+
+
+def weight_products(problem: ConvProblem, size: Any) -> Any:
+    """The FMAs that transform one channel of a vector of filters, see `transform_factors`.
+
+    size : three ints, or int arrays        as in `Tiles`
+
+    >>> from conv3d_cli.model.spec import ConvSpec
+    >>> problem = ConvSpec().resolve((1, 9, 9, 9, 16), (3, 3, 3, 16, 16))
+    >>> weight_products(problem, (8, 8, 8))  # 9 lines of 4, 3 planes of 32, 8 planes of 32
+    4440
+    """
+    (kd, kh, kw), (depth, height, width) = problem.kernel_size, size
+    half = width // 2
+    return 2 * kd * kh * kw * half + 4 * kd * kh * height * half + 4 * kd * depth * height * half
 
 
 def kept_size(problem: ConvProblem, size: Any) -> list[Any]:
@@ -492,7 +510,7 @@ def choose_tiles(problem: ConvProblem) -> tuple[Tiles, float] | None:
     found = count_work(problem, size, step, steps)
     tasks = bands * -(-depth_steps // steps)
     time = found.nanoseconds() * (1 + 1 / tasks)  # threads wait for the last task
-    fits = (found.prepared <= MOST_SPECTRUM_BYTES) & (found.held <= MOST_WORKSPACE_BYTES)
+    fits = (found.spectra <= MOST_SPECTRUM_BYTES) & (found.held <= MOST_WORKSPACE_BYTES)
     if not fits.any():
         return None
     best = int(np.argmin(np.where(fits, time, np.inf)))

@@ -256,7 +256,7 @@ def choose_tiles(problem: ConvProblem, itemsize: int) -> tuple[TileBlocking, int
         for rows, columns in itertools.product(even_parts(all_rows), even_parts(all_columns)):
             tiles = rows * grids[0], columns * grids[1]
             if tiles[0] * tiles[1] <= most or rows == columns == 1:
-                time = sum(
+                time = math.fsum(
                     times_r * times_c * step_seconds(problem, blocking, r * grids[0], c * grids[1])
                     for r, times_r in parts(all_rows, rows)
                     for c, times_c in parts(all_columns, columns)

@@ -118,9 +118,20 @@ def _unpacker(compression: int) -> Callable[[bytes, int], bytes] | None:
         return unpack_zstd
     if compression == LZMA:
         return unpack_lzma
-    if compression == PACKBITS and find_spec("imagecodecs") is None:
-        return unpack_packbits
+    if compression == PACKBITS:
+        return unpack_packbits if find_spec("imagecodecs") is None else _unpack_packbits_quickly
     return None
+
+
+def _unpack_packbits_quickly(data: bytes, size: int) -> bytes:
+    """As `unpack_packbits`."""
+    import imagecodecs
+
+    try:
+        values: bytes = imagecodecs.packbits_decode(data, out=size)
+    except imagecodecs.PackbitsError:  # newer ones refuse more than `size` bytes
+        return unpack_packbits(data, size)
+    return values
 
 
 def unpack_here(keyframe: Any) -> None:
