@@ -11,6 +11,7 @@ CASES: dict[str, list[tuple[str, str | None]]] = {
         ("deconvolve:iterations=2:tv=0.005:start=data", PSF),
         ("deconvolve:method=butterworth", PSF),
         ("deconvolve:method=wiener:snr=20", PSF),
+        ("deconvolve:method=wiener:snr=gcv", PSF),
     ],
     "local": [
         ("local:size=3", None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,10 @@ def operate(
     reader = ArrayReader(values, header)
     with ExitStack() as stack:
         prepared = prepare_opened(
-            job, reader, None if mask is None else checked_mask(mask, header, False)
+            job,
+            reader,
+            None if mask is None else checked_mask(mask, header, False),
+            lambda: nullcontext(ArrayReader(values, header)),
         )
         for note in prepared.notes:
             warnings.warn(note, stacklevel=2)

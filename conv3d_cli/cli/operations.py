@@ -140,7 +140,7 @@ def _option(parameter: Parameter, text: str) -> click.Option:
     values: dict[str, Any] = {"type": Text(), "metavar": kind.form}
     if kind.words == ("no", "yes"):  # a flag
         default, values = "", {"type": Text(), "is_flag": True, "flag_value": "yes"}
-    elif kind.words:
+    elif kind.words and kind.form == "|".join(kind.words):  # nothing but one of them
         values = {"type": OneOf(kind.words, parameter.name)}
     unit = _UNITS.get(kind.form)
     if unit is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.errors import SpecError, setting
 from conv3d_cli.kernels.grammar import parse_parameters
 from conv3d_cli.model.missing import Missing
-from conv3d_cli.model.volume import VolumeHeader
+from conv3d_cli.model.volume import VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.operations import find_operation
@@ -21,7 +21,8 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.request import Job, Stage, Step, inputs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from conv3d_cli.model.grid import Grid
 
@@ -98,13 +99,20 @@ def check_tables(text: str, roles: Sequence[str]) -> None:
             )
 
 
-def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job:
+def compose(
+    job: Job,
+    header: VolumeHeader,
+    grid: Grid,
+    notes: list[str],
+    reopened: Callable[[], AbstractContextManager[VolumeReader]],
+) -> Job:
     """The job with the stages that its operation makes of a volume.
 
     header : VolumeHeader   of the volume
     grid : Grid             by which lengths are converted to voxels
     notes : list of str     extended by what the user should know
-    Raises: SpecError, ShapeError.
+    reopened : callable     opens the volume once more, unless it comes from a pipe
+    Raises: SpecError, ShapeError; what reading the volume raises.
     """
     assert job.operation is not None
     operation = find_operation(job.operation)
@@ -120,6 +128,7 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         precision=job.precision,
         missing=job.missing,
         kernel=kernel,
+        reopened=None if job.source == "-" else reopened,
         writes_table=job.path_of(operation.table) is not None,
         notes=notes,
     )
@@ -142,6 +151,7 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         composed_from=first,
         channel_names=made.channel_names,
         peak_rules=made.peaks,
+        found=made.found,
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -348,6 +348,7 @@ class Job:
                                 is the operation's, if it takes one
     channel_names : tuple       names of the channels that an operation makes of each of the input's
     peak_rules : PeakRules or None  what the peaks of the output are, for the table of them
+    found : mapping             numbers that an operation chose by looking at the volume, by name
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -395,6 +396,7 @@ class Job:
     composed_from: Stage | None = None
     channel_names: tuple[str, ...] = ()
     peak_rules: PeakRules | None = None
+    found: Mapping[str, float] = field(default_factory=dict)
 
     @contextmanager
     def limits(self) -> Iterator[None]:

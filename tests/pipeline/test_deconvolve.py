@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,74 @@ def test_a_wiener_filter_undoes_the_blur(shape: tuple[int, int, int]) -> None:
         conv3d(x, kernel, padding="same", boundary="wrap"), found, padding="same", boundary="wrap"
     )
     np.testing.assert_allclose(np.asarray(back).reshape(x.shape), x, rtol=0, atol=2e-3)
+
+
+def noisy(noise: float, size: tuple[int, int, int] = (24, 30, 36)) -> tuple[Any, Any]:
+    """Balls, and their blur with noise."""
+    rng = np.random.default_rng(8)
+    x, places = np.full(size, 10.0, np.float32), np.indices(size)
+    for _ in range(20):
+        centre = [rng.uniform(0, n) for n in size]
+        apart = sum((p - c) ** 2 for p, c in zip(places, centre, strict=True))
+        x[apart < rng.uniform(2, 5) ** 2] += rng.uniform(20, 100)
+    return x, blurred(x) + noise * rng.standard_normal(size).astype(np.float32)
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0, 12.0])
+def test_cross_validation_is_near_the_best_ratio(noise: float) -> None:
+    x, y = noisy(noise)
+
+    def off(snr: object) -> float:
+        found = operate(y, f"deconvolve:method=wiener:snr={snr}", PSF)
+        return float(np.sqrt(np.mean((found - x) ** 2)))
+
+    best = min(off(snr) for snr in (1, 2, 3, 5, 8, 12, 20, 30))
+    with pytest.warns(UserWarning, match="--snr gcv|snr='gcv' found"):
+        found = off("gcv")
+    assert found < 1.2 * best
+
+
+def test_the_ratio_that_was_found_is_told_and_recorded(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, y = noisy(3.0)
+    write_volume(str(tmp_path / "y.nii.gz"), Volume(y, "zyx", Grid((0.3, 0.1, 0.1), "um")))
+    monkeypatch.setattr("conv3d_cli.pipeline.sampling.BLOCK_VOXELS", 3000)
+    line = ["deconvolve", tmp_path / "y.nii.gz", "-k", PSF, "--method", "wiener", "--snr"]
+    told = run(*line, "gcv", "-o", tmp_path / "o.npy", "--sidecar").stderr
+    found = json.loads((tmp_path / "o.json").read_text())["Conv3D"]["Found"]["snr"]
+    assert f"--snr gcv found --snr {found:g} by generalized cross-validation" in told
+    assert 2 < found < 20
+    run(*line, found, "-o", tmp_path / "p.npy")
+    assert (tmp_path / "o.npy").read_bytes() == (tmp_path / "p.npy").read_bytes()
+    assert "every byte" in run("rerun", tmp_path / "o.json", "-o", tmp_path / "q.npy").output
+    # other units of the same volume
+    scaled = ["--normalize-input", "zscore", "-o", tmp_path / "r.npy"]
+    assert f"found --snr {found:g} " in run(*line, "gcv", *scaled).stderr
+
+
+def test_cross_validation_leaves_out_blocks_with_nan(
+    tmp_path: Path, run: Any, error_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, y = noisy(3.0)
+    y[3, 4, 5] = np.nan
+    np.save(tmp_path / "y.npy", y)
+    line = ["deconvolve", tmp_path / "y.npy", "-k", PSF, "--method", "wiener", "--snr", "gcv"]
+    result = run(*line, "-o", tmp_path / "o.npy", code=4)
+    assert "pass a number, as in --snr 30" in error_line(result.stderr)
+    run(*line, "-o", tmp_path / "zero.npy", "--nan", "zero")
+    monkeypatch.setattr("conv3d_cli.pipeline.sampling.BLOCK_VOXELS", 3000)
+    run(*line, "-o", tmp_path / "o.npy")
+    assert np.isnan(np.load(tmp_path / "o.npy")).any()
+
+
+def test_hardly_any_noise_is_told(tmp_path: Path, run: Any) -> None:
+    _, y = noisy(0.0, (6, 12, 30))
+    np.save(tmp_path / "y.npy", y.astype(np.float64))
+    psf = "gaussian:sigma=0,0,0.5vox"
+    line = ["deconvolve", tmp_path / "y.npy", "-k", psf, "--method", "wiener", "--snr", "gcv"]
+    told = run(*line, "-o", tmp_path / "o.npy").stderr
+    assert "found --snr 1000 by generalized cross-validation, the highest that is tried" in told
 
 
 def test_two_iterations_of_butterworth_go_as_far_as_many_of_richardson_lucy() -> None:
@@ -258,7 +327,9 @@ def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:
         (["-k", PSF, "--background", "-1"], 2, "--background must not be negative"),
         (["-k", PSF, "--snr", "3"], 2, "--snr is for method wiener"),
         (["-k", PSF, "--method", "wiener"], 2, "as in --snr 30"),
-        (["-k", PSF, "--method", "wiener", "--snr", "0"], 2, "as in --snr 30, received 0"),
+        (["-k", PSF, "--method", "wiener", "--snr", "0"], 2, "as in --snr 30, or"),
+        (["-k", PSF, "--method", "wiener", "--snr", "gvc"], 2, "a number or gcv, received"),
+        (["-k", "identity", "--method", "wiener", "--snr", "gcv"], 2, "one voxel does not"),
         (["-k", PSF, "--method", "wiener", "--snr", "3", "--tv", "0.1"], 2, "--tv is for methods"),
         (["-k", PSF, "--method", "wiener", "--snr", "3", "--accelerate"], 2, "--accelerate is"),
         (["-k", PSF, "--boundary", "renormalize"], 2, "--boundary renormalize is for means"),

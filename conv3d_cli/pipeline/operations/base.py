@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.spec import Boundary
+from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.network.graph import Node
 from conv3d_cli.network.operations.base import Shape
 from conv3d_cli.pipeline.outputs import PeakRules
@@ -39,6 +41,9 @@ class Composition:
                                 voxels count alike
     channel_names : tuple       names of the channels that it makes of each channel of the
                                 volume, in order; (): it keeps the channels
+    reopened : callable or None opens the volume once more, to look at it before the job begins;
+                                None: it comes from a pipe, which is read once
+    found : dict                what was found by looking at it, by name, for the record
     writes_table : bool         whether the table that it may have is asked for
     peaks : PeakRules or None   what its peaks are, if it has a table of them
     notes : list of str         for the user
@@ -62,6 +67,8 @@ class Composition:
     volume: int = -1
     certainty: int | None = None
     channel_names: tuple[str, ...] = ()
+    reopened: Callable[[], AbstractContextManager[VolumeReader]] | None = None
+    found: dict[str, float] = field(default_factory=dict)
     writes_table: bool = False
     peaks: PeakRules | None = None
     notes: list[str] = field(default_factory=list)
