@@ -20,7 +20,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec, triple
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
-from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output, PeakRules
+from conv3d_cli.pipeline.outputs import VOLUME, Output, PeakRules, role_of
 from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.room import ceiling_of_memory
@@ -474,7 +474,7 @@ class Job:
             )
         boundary = self.convolutions[-1].spec(is_layer=False).boundary
         self._check_beside()
-        for role in (ROLES[output.role] for output in self.beside):
+        for role in (role_of(output.role) for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
                     f"{role.flag} {role.purpose}, and this job takes none; pass {setting('mask')}, "
@@ -555,13 +555,13 @@ class Job:
 
     def _check_beside(self) -> None:
         """Check that the job can have what it writes beside its output. Raises: SpecError."""
-        for role in (ROLES[output.role] for output in self.beside):
+        for role in (role_of(output.role) for output in self.beside):
             if role.is_table and self.operation is None:
                 raise SpecError(
                     f"{role.flag} {role.purpose}, which only conv3d match computes: leave it out, "
                     f"or pass {setting('operation', 'match')} and a template as {setting('kernel')}"
                 )
-            if not role.is_table and self.operation is not None:
+            if role.values is not None and self.operation is not None:
                 raise SpecError(
                     f"{role.flag} {role.purpose} of a convolution, which an operation does not "
                     "have: leave it out"
@@ -579,7 +579,7 @@ class Job:
     @property
     def needs_coverage(self) -> bool:
         """Whether an additional volume is computed from the coverage of means."""
-        return any(ROLES[output.role].of_means for output in self.beside)
+        return any(role_of(output.role).of_means for output in self.beside)
 
     @property
     def channels_first(self) -> bool:

@@ -20,6 +20,7 @@ from conv3d_cli import (
     read_volume,
     write_volume,
 )
+from conv3d_cli.errors import SpecError
 from conv3d_cli.kernels.inverse import back_projector, wiener
 
 PSF = "gaussian:sigma=1.5,1,1vox:truncate=2"
@@ -254,6 +255,85 @@ def test_estimates_are_saved(volume: Path, tmp_path: Path, run: Any) -> None:
     run(*line, "-o", tmp_path / "o.tif", code=5)  # an estimate exists
     assert not (tmp_path / "o.tif").exists()
     assert (tmp_path / "o_iter05.tif").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["clip", "keep", "extend"])
+def test_estimates_have_the_mask_of_the_output(
+    mode: str, volume: Path, tmp_path: Path, run: Any
+) -> None:
+    mask = np.zeros((20, 30, 40), np.uint8)
+    mask[5:15, 6:20, 7:30] = 1
+    write_volume(str(tmp_path / "m.tif"), Volume(mask, "zyx", Grid((0.3, 0.1, 0.1), "um")))
+    line = ["deconvolve", volume, "-k", PSF, "--mask", tmp_path / "m.tif", "--mask-mode", mode]
+    run(*line, "--iterations", 5, "--save-every", 3, "-o", tmp_path / "o.npy")
+    run(*line, "--iterations", 3, "-o", tmp_path / "three.npy")
+    saved, three = (np.load(tmp_path / name) for name in ("o_iter3.npy", "three.npy"))
+    np.testing.assert_array_equal(saved, three)
+    assert (saved[mask == 0] == 0).all() == (mode == "clip")
+
+
+def test_estimates_after_a_stop_hold_the_last_one(volume: Path, tmp_path: Path, run: Any) -> None:
+    one = np.rint(blurred(beads((10, 16, 18), 3))).astype(np.float32)
+    write_volume(str(tmp_path / "two.npy"), Volume(np.stack([one, 0 * one + 7]), "czyx"))
+    psf = "gaussian:sigma=1vox:truncate=2"
+    run("deconvolve", tmp_path / "two.npy", "--axes", "czyx", "-k", psf, "--iterations", 9,
+        "--stop", 0.1, "--save-every", 4, "-o", tmp_path / "o.npy")  # fmt: skip
+    found = np.load(tmp_path / "o.npy")
+    for number in (4, 8):
+        estimate = np.load(tmp_path / f"o_iter{number}.npy")
+        assert estimate[1].min() > 6.9  # the constant channel is done at once
+        if number == 8:
+            np.testing.assert_array_equal(estimate, found)
+
+
+def test_estimates_belong_to_the_output(volume: Path, tmp_path: Path, run: Any) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 5, "--save-every", 2]
+    kept = ["--resume", "--sidecar", "-o", out / "o.tif"]
+    told = run(*line, "-o", out / "o.tif", "--dry-run", "--json").stdout
+    names = ["o.tif", "o_iter2.tif", "o_iter4.tif"]
+    paths = [str(out / name) for name in names]
+    assert json.loads(told)["estimates"] == paths[1:]
+    run(*line, *kept, "--depfile", tmp_path / "o.d")
+    assert (tmp_path / "o.d").read_text().startswith(" ".join(paths) + ":")
+    record = json.loads((out / "o.json").read_text())["Conv3D"]
+    assert sorted((one["Role"], one["Path"]) for one in record["Outputs"]) == [
+        ("iteration 2", "o_iter2.tif"),
+        ("iteration 4", "o_iter4.tif"),
+        ("volume", "o.tif"),
+    ]
+    assert "every byte" in run("rerun", out / "o.json").output
+    made = (out / "o.tif").stat().st_mtime_ns
+    run(*line, *kept)
+    assert (out / "o.tif").stat().st_mtime_ns == made
+    # one that is gone is made again
+    before = [Path(path).read_bytes() for path in paths]
+    Path(paths[2]).unlink()
+    run(*line, *kept, code=5)  # the output is there, and not all of it
+    run(*line, *kept, "--overwrite")
+    assert [Path(path).read_bytes() for path in paths] == before
+    # all of them, or none
+    result = run(*line, "-o", out / "o.tif", code=5)
+    assert "exists" in result.stderr
+    run(*line, "-o", out / "o.tif", "--overwrite", "--iterations", 5)
+    assert sorted(path.name for path in out.glob("*.tif")) == sorted(names)
+
+
+def test_estimates_that_replace_the_input_are_refused(
+    volume: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    line = ["deconvolve", tmp_path / "o_iter2.tif", "-k", PSF, "--iterations", 4]
+    (tmp_path / "o_iter2.tif").write_bytes(volume.read_bytes())
+    result = run(*line, "--save-every", 2, "-o", tmp_path / "o.tif", "--overwrite", code=2)
+    assert "o_iter2.tif is also an input" in error_line(result.stderr)
+    result = run(*line, "--save-every", 2, "-o", "-", code=2)
+    assert "--save-every writes files beside the output" in error_line(result.stderr)
+
+
+def test_an_array_has_no_files() -> None:
+    with pytest.raises(SpecError, match="save_every writes files"):
+        operate(np.ones((9, 9, 9), np.float32), "deconvolve:iterations=3:save_every=2", PSF)
 
 
 def test_stop_is_told(volume: Path, tmp_path: Path, run: Any) -> None:

@@ -241,6 +241,21 @@ def test_neither_output_appears_without_the_other(planted: Path, run: Any, error
     assert not out.exists()
 
 
+def test_rules_for_make_and_resume_know_the_table(planted: Path, run: Any) -> None:
+    out, listed = planted / "o.nii", planted / "p.tsv"
+    line = ["match", planted / "x.nii", "-k", planted / "t.nii", "-o", out, "--peaks", listed,
+            "--resume"]  # fmt: skip
+    run(*line, "--depfile", planted / "o.d")
+    assert (planted / "o.d").read_text().startswith(f"{out} {listed}:")
+    made, before = out.stat().st_mtime_ns, listed.read_bytes()
+    run(*line)
+    assert out.stat().st_mtime_ns == made
+    listed.unlink()
+    run(*line, "--overwrite")
+    assert listed.read_bytes() == before
+    run(*line, "--threshold", "0.4", code=5)  # another table
+
+
 def test_a_record_repeats_the_table(planted: Path, run: Any) -> None:
     out, listed = planted / "o.nii", planted / "p.tsv"
     run(

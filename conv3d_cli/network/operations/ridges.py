@@ -466,8 +466,8 @@ class Ridges(HessianOperation):
                     highest.append(value + apart + np.finfo(np.float32).tiny)
             found.append(np.where(np.isnan(bound), np.inf, bound))
             if self.lengths:
-                arrays = map(np.array, (answers, lowest, highest))
-                found.append(self._scale_bound(*arrays, rounding))
+                each = np.array(answers), np.array(lowest), np.array(highest)
+                found.append(self._scale_bound(*each, rounding))
         return np.stack(found, axis=-1)
 
     def _scale_bound(self, answers: Reals, lowest: Reals, highest: Reals, rounding: float) -> Reals:
