@@ -362,6 +362,7 @@ def frozen_job(prepared: PreparedJob) -> Job:
         stages=stages,
         label_names=None,
         normalize_mask=None,
+        template_mask=None,
         threads=1,
     )
 

@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, setting
+from conv3d_cli.kernels import is_builtin, read_kernel
 from conv3d_cli.kernels.grammar import parse_parameters
+from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.volume import VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape
@@ -85,6 +87,19 @@ def check_operation(text: str, given: Sequence[str], missing: Missing) -> str:
     return normal
 
 
+def check_template_mask(path: str, text: str | None) -> None:
+    """Check that a template mask belongs to an operation that has a template.
+
+    text : str or None      of the operation
+    Raises: SpecError.
+    """
+    if text is None or not find_operation(text).takes_template_mask:
+        raise SpecError(
+            f"{setting('template_mask', path)} belongs to the template of conv3d match: leave it "
+            f"out, or pass {setting('operation', 'match')}"
+        )
+
+
 def check_tables(text: str, roles: Sequence[str]) -> None:
     """Check that an operation has the tables that are asked for beside its output.
 
@@ -128,6 +143,7 @@ def compose(
         precision=job.precision,
         missing=job.missing,
         kernel=kernel,
+        template_mask=_template_mask(job, first),
         reopened=None if job.source == "-" else reopened,
         writes_table=job.path_of(operation.table) is not None,
         notes=notes,
@@ -153,6 +169,32 @@ def compose(
         peak_rules=made.peaks,
         found=made.found,
     )
+
+
+def _template_mask(job: Job, stage: Stage) -> Kernel | None:
+    """The volume that tells which voxels of a template count, turned as the template is.
+
+    stage : Stage       of the template
+    Raises: FormatError, ShapeError, SpecError.
+    """
+    if job.template_mask is None:
+        return None
+    asked = setting("template_mask", job.template_mask)
+    adaptation = stage.adaptation
+    changed = {
+        setting("crop_kernel"): adaptation.crop is not None,
+        setting("kernel_spacing", "resample"): adaptation.spacing == "resample",
+    }
+    for other, is_given in changed.items():
+        if is_given:
+            raise SpecError(
+                f"{asked} has the shape of the template's file, which {other} changes: leave one "
+                "of them out"
+            )
+    if is_builtin(job.template_mask):
+        raise SpecError(f"{asked} names a built-in kernel: pass a file")
+    found = read_kernel(job.template_mask)
+    return found.flipped() if stage.flip else found
 
 
 def _replace_missing(

@@ -38,6 +38,10 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
 
         settings = _with_operation(settings, settings.run.operation, missing)
         beside += saved_outputs(str(settings.run.operation), target)
+    if settings.run.template_mask is not None:
+        from conv3d_cli.pipeline.composing import check_template_mask  # few jobs have one
+
+        check_template_mask(settings.run.template_mask, settings.run.operation)
     if network is not None:
         network = select_in_network(network, settings.run)
     return Job(

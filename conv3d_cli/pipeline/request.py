@@ -300,6 +300,7 @@ class Job:
     data_format : str           "channels_last" or "channels_first"
     normalize_input : str       how the input is scaled first, see `read_normalization`
     normalize_mask : str or None    mask of the voxels whose statistics count for that
+    template_mask : str or None     volume that tells which voxels of a template are matched
     output_name : str or None   the output of a network that has several
     channels : tuple or None    positions of the channels that are written, in order; the last step
                                 takes them (`selection.py`). None: all are
@@ -363,6 +364,7 @@ class Job:
     data_format: str = "channels_last"
     normalize_input: str = "none"
     normalize_mask: str | None = None
+    template_mask: str | None = None
     output_name: str | None = None
     channels: str | int | Sequence[int] | None = None
     argmax: bool = False

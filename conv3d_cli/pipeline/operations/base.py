@@ -34,6 +34,7 @@ class Composition:
     precision : str             of the arithmetic, "float32" or "float64"
     missing : Missing           policy for missing voxels
     kernel : Kernel or None     the kernel of an operation that takes one, ready to be applied
+    template_mask : Kernel or None      volume that tells which voxels of the kernel count
     volume : int                the position of the volume: -1, or of the step that replaced its
                                 missing voxels by 0
     certainty : int or None     the position of the voxels' certainties, from 0 for a missing voxel
@@ -64,6 +65,7 @@ class Composition:
     precision: str = "float32"
     missing: Missing = field(default_factory=Missing)
     kernel: Kernel | None = None
+    template_mask: Kernel | None = None
     volume: int = -1
     certainty: int | None = None
     channel_names: tuple[str, ...] = ()
@@ -124,6 +126,7 @@ class ComposedOperation:
                             are written to files of their own
     takes_missing : bool    it leaves out missing voxels and weights the others, by
                             `Composition.certainty`; else a mask only says where outputs are written
+    takes_template_mask : bool      a volume may tell which voxels of its kernel count
     table : str             the role of a table that it may write beside its output; "": none
     """
 
@@ -131,6 +134,7 @@ class ComposedOperation:
     takes_kernel: bool = False
     saves: Callable[[Mapping[str, Any]], Sequence[int]] | None = None
     takes_missing: bool = False
+    takes_template_mask: bool = False
     table: str = ""
 
     @property
