@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, setting
 from conv3d_cli.kernels import is_builtin, read_kernel
-from conv3d_cli.kernels.grammar import parse_parameters
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.volume import VolumeHeader, VolumeReader
@@ -149,7 +148,7 @@ def compose(
         notes=notes,
     )
     _replace_missing(made, operation, header.scale)
-    values = parse_parameters(job.operation, operation.function, grid)
+    values = operation.values(job.operation, grid)
     last = _limit_to_mask(made, operation.function(made, **values))
     if not others and not (
         last == len(made.stages) - 1 and isinstance(made.stages[last], Stage)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.fields import Field
 from conv3d_cli.errors import SpecError, setting
-from conv3d_cli.kernels.grammar import parse_parameters
 from conv3d_cli.pipeline.operations import find_operation
 from conv3d_cli.pipeline.outputs import Output, estimate_output
 from conv3d_cli.system.atomic import sent_to, suffix_of
@@ -32,7 +31,7 @@ def saved_numbers(text: str) -> Sequence[int]:
     operation = find_operation(text)
     if operation.saves is None:
         return ()
-    return operation.saves(parse_parameters(text, operation.function))
+    return operation.saves(operation.values(text))
 
 
 def saved_outputs(text: str, target: str) -> tuple[Output, ...]:

@@ -292,7 +292,7 @@ def test_coherence_tells_lines_from_isotropic_noise() -> None:
         ("ridges:scales=abc", "one length or several with a unit"),
         ("ridges:scales=1vox:method=sato:shape=plate", "sato measures tubes only; for a plate"),
         ("ridges:scales=1vox:method=sato:c=1", "sato takes no c"),
-        ("ridges:scales=1vox:tau=0.5", "tau is for method=jerman, and frangi takes none"),
+        ("ridges:scales=1vox:tau=0.5", "tau is for method='jerman', and frangi takes none"),
         ("ridges:scales=1vox:method=jerman:tau=2", "above 0 and at most 1"),
         ("ridges:scales=1vox:alpha=0", "alpha must be above 0"),
         ("ridges:scales=1vox:c=-1", "c must be above 0"),

@@ -149,5 +149,5 @@ def test_a_wrong_value_is_one_line(
     result = run("apply", volume, *arguments(wrong, kernel), "-o", out, code=2)
     assert result.output.startswith("Error: ")
     assert result.output.count("\n") == 1
-    assert parameter in result.output
+    assert f"--{parameter.replace('_', '-')}" in result.output
     assert not out.exists()

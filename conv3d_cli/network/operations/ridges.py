@@ -283,7 +283,7 @@ class HessianOperation(GaussianOperation):
         self.method = self.choice("method", "frangi", list(MEASURES))
         self.measure = MEASURES[self.method]
         self.bright = bool(self.argument("bright", True))
-        self.scales = [self.sigma_of(sigma, "scale") for sigma in self.argument("scales", ())]
+        self.scales = [self.sigma_of(sigma, "scales") for sigma in self.argument("scales", ())]
         if not self.scales:
             raise SpecError(f"{self.where} needs at least one scale")
         self.read_boundary()

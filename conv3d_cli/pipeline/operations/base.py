@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from conv3d_cli.kernels.grammar import Described, check_parameters, describe, lower_names
+from conv3d_cli.errors import named
+from conv3d_cli.kernels.grammar import (
+    Described,
+    check_parameters,
+    describe,
+    lower_names,
+    parse_parameters,
+)
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
@@ -152,3 +159,10 @@ class ComposedOperation:
         lower = lower_names(text)
         check_parameters(lower, self.described)
         return lower
+
+    def values(self, text: str, grid: Grid | None = None) -> dict[str, Any]:
+        """The values of the parameters that a normal text gives; messages call them options.
+
+        Raises: as `grammar.parse_parameters`.
+        """
+        return parse_parameters(text, self.function, grid, named)

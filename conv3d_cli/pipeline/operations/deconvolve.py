@@ -21,6 +21,7 @@ from conv3d_cli.pipeline.sampling import block_size, sampled_blocks
 
 Method = Literal["richardson-lucy", "butterworth", "wiener"]
 GCV = "gcv"
+LEAST_SNR, MOST_SNR = 1e-3, 1e6
 ITERATIONS = {"richardson-lucy": 10, "butterworth": 2}
 
 
@@ -98,9 +99,10 @@ def deconvolve(
                 f"{setting(given[0])} is for methods that iterate, and wiener is one filter: "
                 "leave it out"
             )
-        if snr is None or (not isinstance(snr, str) and snr <= 0):
+        if snr is None or (not isinstance(snr, str) and not LEAST_SNR <= snr <= MOST_SNR):
             raise SpecError(
-                "method wiener needs the ratio of signal to noise above 0, as in "
+                f"method wiener needs the ratio of signal to noise, from {LEAST_SNR:g} to "
+                f"{MOST_SNR:g}, as in "
                 f"{setting('snr', '30')}, or {setting('snr', GCV)} to find it by the volume"
                 + ("" if snr is None else f", received {snr:g}")
             )
@@ -118,6 +120,11 @@ def deconvolve(
     for name, number in (("stop", stop), ("tv", tv), ("background", background)):
         if number is not None and not (number >= 0 and math.isfinite(number)):
             raise SpecError(f"{setting(name)} must not be negative, received {number:g}")
+    if stop is not None and stop >= 1:
+        raise SpecError(
+            f"{setting('stop')} is a part of the sum of all voxels, below 1, as in "
+            f"{setting('stop', '1e-3')}, received {stop:g}"
+        )
     if tv is not None and tv >= MOST_VARIATION:
         raise SpecError(
             f"{setting('tv')} must be below 1/6, and is mostly 0.001 to 0.01, received {tv:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, named, setting
 from conv3d_cli.kernels.lengths import PhysicalLengths, Scales
 from conv3d_cli.network.operations.ridges import MEASURES
 from conv3d_cli.pipeline.operations.base import ComposedOperation, Composition
@@ -57,14 +57,17 @@ def ridges(
     for owner, names in _OWN.items():
         for name in names:
             if given[name] is not None and owner != method:
-                raise SpecError(f"{name} is for method={owner}, and {method} takes none")
+                raise SpecError(
+                    f"{named(name)} is for {setting('method', owner)}, and {method} takes none: "
+                    "leave it out"
+                )
     for name, value in {"alpha": alpha, "beta": beta, "c": c}.items():
         if value is not None and not value > 0:
-            raise SpecError(f"{name} must be above 0, received {name}={value:g}")
+            raise SpecError(f"{named(name)} must be above 0, received {value:g}")
     if tau is not None and not 0 < tau <= 1:
-        raise SpecError(f"tau is above 0 and at most 1, received tau={tau:g}")
+        raise SpecError(f"{named('tau')} must be above 0 and at most 1, received {tau:g}")
     if c is not None and measure.of_largest is None:
-        raise SpecError(f"{method} takes no c; leave it out")
+        raise SpecError(f"{method} takes no {named('c')}: leave it out")
     shared: dict[str, Any] = {
         "method": method,
         "bright": polarity == "bright",
