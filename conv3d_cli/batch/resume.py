@@ -65,6 +65,7 @@ NO_SETTINGS = {
     "given",
     "checks",
     "share_of_start",
+    "found",  # it follows from the input
     "network",  # its stages are compared
     "label_names",  # the bytes of its file are
     "normalize_mask",

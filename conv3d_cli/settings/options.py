@@ -604,8 +604,8 @@ class Settings:
         metavar="MASK",
         file=File.READ,
         config=Value((str,), "a file's name"),
-        help="Of conv3d match: match only the voxels of the template where this volume, which has "
-        "its shape, is above 0.",
+        help="Compare only the voxels of the template of `conv3d match` where this volume, which "
+        "has its shape, is above 0.",
     )
     output_name: str | None = option(
         TEXT,

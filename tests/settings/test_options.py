@@ -51,6 +51,7 @@ NO_OPTIONS = {
         "composed_from",
         "channel_names",
         "peak_rules",
+        "found",
         "beside",
         "preset",
         "history",
