@@ -11,6 +11,7 @@ CASES: dict[str, list[tuple[str, str | None]]] = {
         ("deconvolve:iterations=2:tv=0.005:start=data", PSF),
         ("deconvolve:method=butterworth", PSF),
         ("deconvolve:method=wiener:snr=20", PSF),
+        ("deconvolve:method=wiener:snr=gcv", PSF),
     ],
     "local": [
         ("local:size=3", None),
@@ -24,6 +25,7 @@ CASES: dict[str, list[tuple[str, str | None]]] = {
         ("ridges:scales=3mm:method=jerman:tau=0.6", None),
         ("ridges:scales=0.8vox:method=meijering:c=120", None),
         ("ridges:scales=2mm:shape=plate:c=60:beta=0.7", None),
+        ("ridges:scales=2,2.7,4mm:best_scale=yes", None),
     ],
     "tensor": [
         ("tensor:sigma=2mm:window=4mm", None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from conv3d_cli.api.arrays import axis_letters, checked_mask
 from conv3d_cli.api.containers import Result, contents
 from conv3d_cli.api.kernels import KernelLike, kernel_of_array
 from conv3d_cli.engine import kept_team
-from conv3d_cli.errors import ShapeError
+from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import MIN_COVERAGE, Missing
@@ -20,6 +20,7 @@ from conv3d_cli.model.spec import Boundary
 from conv3d_cli.model.volume import ArrayReader, ArrayWriter, Axes, VolumeHeader
 from conv3d_cli.pipeline.composing import PLACEHOLDER, check_operation
 from conv3d_cli.pipeline.flow import reader_of_last
+from conv3d_cli.pipeline.iterations import saved_numbers
 from conv3d_cli.pipeline.memory import UNLIMITED
 from conv3d_cli.pipeline.prepare import prepare_opened
 from conv3d_cli.pipeline.request import Job, Stage
@@ -74,6 +75,8 @@ def operate(
     policy = Missing(nan, missing, None if mask is None else "mask", mask_mode, False, min_coverage)
     given = ["boundary"] if kernel is None else ["boundary", "kernel"]
     text = check_operation(operation, given, policy)
+    if saved_numbers(text):
+        raise SpecError("save_every writes files, and operate() writes none: leave it out")
     used: str | Kernel = PLACEHOLDER
     if kernel is not None:
         used = kernel if isinstance(kernel, (str, Kernel)) else kernel_of_array(kernel, "keras")
@@ -96,7 +99,10 @@ def operate(
     reader = ArrayReader(values, header)
     with ExitStack() as stack:
         prepared = prepare_opened(
-            job, reader, None if mask is None else checked_mask(mask, header, False)
+            job,
+            reader,
+            None if mask is None else checked_mask(mask, header, False),
+            lambda: nullcontext(ArrayReader(values, header)),
         )
         for note in prepared.notes:
             warnings.warn(note, stacklevel=2)

@@ -14,7 +14,7 @@ from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import triple_text
 from conv3d_cli.model.missing import NOTHING, Missing
-from conv3d_cli.pipeline.outputs import ROLES
+from conv3d_cli.pipeline.outputs import ROLES, role_of
 from conv3d_cli.pipeline.prepare import PreparedStage
 from conv3d_cli.pipeline.request import stage_names
 from conv3d_cli.pipeline.run import JobReport, KernelFwhm, kernel_fwhm
@@ -130,6 +130,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "voxel_offset": list(prepared.header.transform.offset),
         "missing": asdict(job.missing) if job.missing != NOTHING else None,
         **{role: job.path_of(role) for role in ROLES},
+        "estimates": [one.path for one in job.beside if role_of(one.role).iteration],
         "threads": prepared.threads,
         "passes": prepared.passes,
         "slab_depth": prepared.stream_plan.slab_depth,

@@ -65,9 +65,11 @@ NO_SETTINGS = {
     "given",
     "checks",
     "share_of_start",
+    "found",  # it follows from the input
     "network",  # its stages are compared
     "label_names",  # the bytes of its file are
     "normalize_mask",
+    "template_mask",
     *fields_not_compared(Place.JOB),
 }
 NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}
@@ -436,7 +438,7 @@ def settings_of(job: Job) -> Record:
     missing = _differing(job.missing, {"mask"})
     if missing or job.missing.mask is not None:
         result["missing"] = {**missing, "mask": _part(job.missing.mask)}
-    for name in ("label_names", "normalize_mask"):
+    for name in ("label_names", "normalize_mask", "template_mask"):
         if getattr(job, name) is not None:
             result[name] = _part(getattr(job, name)) or True
     if (part := _part(job.source)) is not None:

@@ -28,6 +28,7 @@ _NOT_TAKEN = (
     "include_discrete",
     "normalize_input",
     "normalize_mask",
+    "template_mask",
     "output_name",
     "channels",
     "argmax",

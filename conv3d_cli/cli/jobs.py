@@ -131,6 +131,7 @@ class MergedSettings:
             *run.files,
             run.mask,
             run.normalize_mask,
+            run.template_mask,
             run.label_names,
             *(getattr(run, option) for option in OUTPUT_OPTIONS),
         ]

@@ -98,7 +98,8 @@ class OperationCommand(ShortHelpCommand):
         inputs = click.Argument(["inputs"], nargs=-1, metavar="INPUT...", type=FileName(File.READ))
         table = list(reversed(made.__click_params__))  # type: ignore[attr-defined]
         for option in table:
-            if option.name in OUTPUT_OPTIONS:  # its own, which the short help shows
+            # its own, which the short help shows
+            if option.name in (*OUTPUT_OPTIONS, "template_mask"):
                 option.row = replace(option.row, common=True)
         return [inputs, *own, *table, help_json_option(hidden=True)]
 
@@ -130,6 +131,8 @@ def _takes(operation: ComposedOperation, row: Option) -> bool:
         return row.name in options_taken(operation)
     if row.name in OUTPUT_OPTIONS:
         return ROLES[operation.table].option == row.name if operation.table else False
+    if row.name == "template_mask":
+        return operation.takes_template_mask
     return row.name not in _NOT_TAKEN + (() if operation.takes_missing else _OF_MEANS)
 
 
@@ -140,7 +143,7 @@ def _option(parameter: Parameter, text: str) -> click.Option:
     values: dict[str, Any] = {"type": Text(), "metavar": kind.form}
     if kind.words == ("no", "yes"):  # a flag
         default, values = "", {"type": Text(), "is_flag": True, "flag_value": "yes"}
-    elif kind.words:
+    elif kind.words and kind.form == "|".join(kind.words):  # nothing but one of them
         values = {"type": OneOf(kind.words, parameter.name)}
     unit = _UNITS.get(kind.form)
     if unit is not None:

@@ -16,7 +16,7 @@ from conv3d_cli.cli.parameters import refuse_both
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.cli.usage import called
 from conv3d_cli.errors import Conv3DError, SpecError
-from conv3d_cli.pipeline.outputs import ROLES, VOLUME
+from conv3d_cli.pipeline.outputs import VOLUME, role_of
 from conv3d_cli.settings.needs import no_effect
 from conv3d_cli.system.words import count_of
 
@@ -123,7 +123,7 @@ def _check_conflicts(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> N
         )
     for output in (output for job in jobs for output in job.outputs):
         if asked.as_json and output.path == "-":
-            flag = "-o" if output.role == VOLUME else ROLES[output.role].flag
+            flag = "-o" if output.role == VOLUME else role_of(output.role).flag
             raise SpecError(
                 f"{flag} - writes the volume to stdout, where --json would mix with it; "
                 "leave out one of them"

@@ -32,7 +32,7 @@ from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box
 from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, work_by_axis
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, take_checks
 from conv3d_cli.pipeline.flow import whole_nodes
-from conv3d_cli.pipeline.outputs import ROLES
+from conv3d_cli.pipeline.outputs import role_of
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import (
@@ -341,7 +341,7 @@ def check_suited(prepared: PreparedJob) -> None:
                 "leave out --scheduler"
             )
     for output in job.beside:
-        raise SpecError(f"--scheduler does not take {ROLES[output.role].flag} yet: leave it out")
+        raise SpecError(f"--scheduler does not take {role_of(output.role).flag} yet: leave it out")
 
 
 def frozen_job(prepared: PreparedJob) -> Job:
@@ -362,6 +362,7 @@ def frozen_job(prepared: PreparedJob) -> Job:
         stages=stages,
         label_names=None,
         normalize_mask=None,
+        template_mask=None,
         threads=1,
     )
 

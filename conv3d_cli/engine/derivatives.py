@@ -204,7 +204,7 @@ def compute_formula(
 
     source : Extended       its channels are the fields that the bank takes
     taps : of each scale; where there are several, the largest number over all scales stays, and
-        NaN if one is NaN
+        NaN if one is NaN; with "+scale" the number of the scale that comes after it stays, too
     parameters : (scales, n)        of the formula, float64
     out : (d, h, w, numbers)        of the dtype of the voxels
     """

@@ -131,12 +131,16 @@ def build_kernel(
 
 
 def parse_parameters(
-    text: str, function: Callable[..., Any], grid: Grid | None = None
+    text: str,
+    function: Callable[..., Any],
+    grid: Grid | None = None,
+    called: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """The arguments that `name:key=value:...` gives to a function.
 
     text : str              with names in lower case, see `lower_names`
     grid : Grid or None     see `build_kernel`
+    called : callable       (name of a parameter) -> what messages call it
 
     Raises: as `build_kernel`, but for the name.
 
@@ -147,12 +151,12 @@ def parse_parameters(
     described = describe(function)
     name, texts = described.name, check_parameters(text, described)
     values = {
-        p.name: p.kind.read(texts[p.name], p.name, grid)
+        p.name: p.kind.read(texts[p.name], called(p.name), grid)
         for p in described.parameters
         if p.name in texts
     }
     if not any(parameter.kind.read is read_orient for parameter in described.parameters):
-        _refuse_sheared_lengths(name, texts, values)
+        _refuse_sheared_lengths(name, texts, values, called)
     return values
 
 
@@ -176,7 +180,9 @@ def check_parameters(text: str, described: Described[Any]) -> dict[str, str]:
     return texts
 
 
-def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, Any]) -> None:
+def _refuse_sheared_lengths(
+    name: str, texts: dict[str, str], values: dict[str, Any], called: Callable[[str], str]
+) -> None:
     """Refuse lengths in mm on a sheared grid, where the kernel would be sheared too.
 
     Raises: ShapeError.
@@ -189,8 +195,9 @@ def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, 
                 example = d if several else f"{d},{h},{w}"
                 raise ShapeError(
                     f"{name} measures along the voxel axes only, and here "
-                    f"{shear_text(one.steps)}; give {parameter} in voxels, as in "
-                    f"{parameter}={example}{VOXEL}, received {parameter}={texts[parameter]}"
+                    f"{shear_text(one.steps)}; give {called(parameter)} in voxels, as in "
+                    f"{called(parameter)}={example}{VOXEL}, received "
+                    f"{called(parameter)}={texts[parameter]}"
                 )
 
 

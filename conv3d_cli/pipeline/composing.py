@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, setting
-from conv3d_cli.kernels.grammar import parse_parameters
+from conv3d_cli.kernels import is_builtin, read_kernel
+from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
-from conv3d_cli.model.volume import VolumeHeader
+from conv3d_cli.model.volume import VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.operations import find_operation
@@ -21,7 +22,8 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.request import Job, Stage, Step, inputs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from conv3d_cli.model.grid import Grid
 
@@ -84,6 +86,19 @@ def check_operation(text: str, given: Sequence[str], missing: Missing) -> str:
     return normal
 
 
+def check_template_mask(path: str, text: str | None) -> None:
+    """Check that a template mask belongs to an operation that has a template.
+
+    text : str or None      of the operation
+    Raises: SpecError.
+    """
+    if text is None or not find_operation(text).takes_template_mask:
+        raise SpecError(
+            f"{setting('template_mask', path)} belongs to the template of conv3d match: leave it "
+            f"out, or pass {setting('operation', 'match')}"
+        )
+
+
 def check_tables(text: str, roles: Sequence[str]) -> None:
     """Check that an operation has the tables that are asked for beside its output.
 
@@ -98,13 +113,20 @@ def check_tables(text: str, roles: Sequence[str]) -> None:
             )
 
 
-def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job:
+def compose(
+    job: Job,
+    header: VolumeHeader,
+    grid: Grid,
+    notes: list[str],
+    reopened: Callable[[], AbstractContextManager[VolumeReader]],
+) -> Job:
     """The job with the stages that its operation makes of a volume.
 
     header : VolumeHeader   of the volume
     grid : Grid             by which lengths are converted to voxels
     notes : list of str     extended by what the user should know
-    Raises: SpecError, ShapeError.
+    reopened : callable     opens the volume once more, unless it comes from a pipe
+    Raises: SpecError, ShapeError; what reading the volume raises.
     """
     assert job.operation is not None
     operation = find_operation(job.operation)
@@ -120,11 +142,13 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         precision=job.precision,
         missing=job.missing,
         kernel=kernel,
+        template_mask=_template_mask(job, first),
+        reopened=None if job.source == "-" else reopened,
         writes_table=job.path_of(operation.table) is not None,
         notes=notes,
     )
     _replace_missing(made, operation, header.scale)
-    values = parse_parameters(job.operation, operation.function, grid)
+    values = operation.values(job.operation, grid)
     last = _limit_to_mask(made, operation.function(made, **values))
     if not others and not (
         last == len(made.stages) - 1 and isinstance(made.stages[last], Stage)
@@ -142,7 +166,34 @@ def compose(job: Job, header: VolumeHeader, grid: Grid, notes: list[str]) -> Job
         composed_from=first,
         channel_names=made.channel_names,
         peak_rules=made.peaks,
+        found=made.found,
     )
+
+
+def _template_mask(job: Job, stage: Stage) -> Kernel | None:
+    """The volume that tells which voxels of a template count, turned as the template is.
+
+    stage : Stage       of the template
+    Raises: FormatError, ShapeError, SpecError.
+    """
+    if job.template_mask is None:
+        return None
+    asked = setting("template_mask", job.template_mask)
+    adaptation = stage.adaptation
+    changed = {
+        setting("crop_kernel"): adaptation.crop is not None,
+        setting("kernel_spacing", "resample"): adaptation.spacing == "resample",
+    }
+    for other, is_given in changed.items():
+        if is_given:
+            raise SpecError(
+                f"{asked} has the shape of the template's file, which {other} changes: leave one "
+                "of them out"
+            )
+    if is_builtin(job.template_mask):
+        raise SpecError(f"{asked} names a built-in kernel: pass a file")
+    found = read_kernel(job.template_mask)
+    return found.flipped() if stage.flip else found
 
 
 def _replace_missing(

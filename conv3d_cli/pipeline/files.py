@@ -12,7 +12,7 @@ from conv3d_cli.pipeline.request import Job, Stage
 
 def input_files(job: Job) -> dict[str, tuple[str, ...]]:
     """The files that a running job reads, by role: "input", "mask",
-    "normalization mask", "label names", "kernel".
+    "normalization mask", "template mask", "label names", "kernel".
 
     A Zarr store counts as one folder. Files that were read to make the job (weights, biases,
     configs) are listed by `settings_files`.
@@ -23,6 +23,8 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
         files["mask"] = volume_files(job.missing.mask)
     if job.normalize_mask is not None:
         files["normalization mask"] = volume_files(job.normalize_mask)
+    if job.template_mask is not None:
+        files["template mask"] = volume_files(job.template_mask)
     if job.label_names is not None:
         files["label names"] = (job.label_names,)
     for number, stage in enumerate(job.stages, 1):

@@ -281,9 +281,9 @@ class IteratedReader(VolumeReader):
             reserve_space(file, math.prod(size) * real.itemsize)
             return FileField(file, size, real)
 
-        def told(channel: int, number: int, field: Field) -> None:
+        def told(channel: int, number: int, field: Field, data: Field) -> None:
             if operation.watch is not None:
-                operation.watch(n, channel, number, field)
+                operation.watch(n, channel, number, field, data)
 
         with write_errors(where):
             return operation.iterate(read, new, real, self.team, told)

@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from conv3d_cli.engine.fields import Field
 from conv3d_cli.errors import SpecError, setting
-from conv3d_cli.kernels.grammar import parse_parameters
 from conv3d_cli.pipeline.operations import find_operation
-from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.pipeline.outputs import Output, estimate_output
+from conv3d_cli.system.atomic import sent_to, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from conv3d_cli.model.volume import VolumeWriter
     from conv3d_cli.pipeline.prepare import PreparedJob
-    from conv3d_cli.pipeline.request import Job
 
 Progress = Callable[[int, int], None]
 MOST_SAVED = 1000  # files of estimates
 PLANES = 8  # of an estimate that are written at once
 
 
-def saved_paths(job: Job) -> dict[int, str]:
-    """The files that estimates are written to, by iteration: `out_iter5.nii.gz`.
-
-    Raises: SpecError if the output is no file, for too many estimates, and for wrong parameters.
-    """
-    if job.operation is None:
-        return {}
-    operation = find_operation(job.operation)
+def saved_numbers(text: str) -> Sequence[int]:
+    """The iterations whose estimates an operation writes. Raises: SpecError for its parameters."""
+    operation = find_operation(text)
     if operation.saves is None:
-        return {}
-    numbers = operation.saves(parse_parameters(job.operation, operation.function))
-    if numbers and job.target == "-":
+        return ()
+    return operation.saves(operation.values(text))
+
+
+def saved_outputs(text: str, target: str) -> tuple[Output, ...]:
+    """The files that an operation's estimates are written to, in order: `out_iter5.nii.gz`.
+
+    target : str    the path of the output
+    Raises: SpecError if the output is no file, for too many estimates, and for wrong parameters.
+
+    >>> [one.path for one in saved_outputs("deconvolve:iterations=12:save_every=5", "o.tif")]
+    ['o_iter05.tif', 'o_iter10.tif']
+    """
+    numbers = saved_numbers(text)
+    if numbers and sent_to(target):
         raise SpecError(
             f"{setting('save_every')} writes files beside the output: name an output file"
         )
@@ -45,27 +53,25 @@ def saved_paths(job: Job) -> dict[int, str]:
             f"{setting('save_every')} would write {len(numbers):,} files, and at most "
             f"{MOST_SAVED:,} are written: pass a larger number"
         )
-    suffix = suffix_of(job.target)
-    name = Path(job.target).name
+    name = target.rstrip("/")
+    suffix = suffix_of(name)
     stem = name[: len(name) - len(suffix)]
     digits = len(str(max(numbers, default=0)))
-    return {
-        number: str(Path(job.target).with_name(f"{stem}_iter{number:0{digits}d}{suffix}"))
-        for number in numbers
-    }
+    return tuple(
+        estimate_output(number, f"{stem}_iter{number:0{digits}d}{suffix}") for number in numbers
+    )
 
 
 def watch_iterations(
     prepared: PreparedJob, progress: Progress | None, writers: Mapping[int, VolumeWriter]
-) -> tuple[Progress | None, set[int]]:
+) -> Progress | None:
     """Let a job's operations tell their iterations.
 
     progress : callable or None     called with (values finished, values in all)
     writers : mapping               iteration -> writer of its estimate
-    Returns the progress for the values of the output, which come after those of the iterations, and
-    a set that is filled with the numbers of the iterations that were written.
+    Estimates are limited to the job's mask as its output is.
+    Returns the progress for the values of the output, which come after those of the iterations.
     """
-    written: set[int] = set()
     iterated = [operation for operation in prepared.graph.operations if operation.iterates]
     count = prepared.reader.header.shape[0]
     own = math.prod(prepared.header.shape)
@@ -82,6 +88,7 @@ def watch_iterations(
             channel: int,
             number: int,
             field: Field,
+            data: Field,
             rounds: int = operation.rounds,
             channels: int = operation.shape.channels,
             voxels: int = voxels,
@@ -91,14 +98,27 @@ def watch_iterations(
                 done = (n * channels + channel) * rounds + number
                 progress(first + done * voxels, all_rounds + own)
             if number in writers:
-                written.add(number)
                 depth = prepared.header.shape[1]
                 for start in range(0, depth, PLANES):
-                    planes = field.read(start, min(start + PLANES, depth))
+                    stop = min(start + PLANES, depth)
+                    planes = _limited(prepared, start, stop, field, data)
                     block = planes.astype("float32")[..., None]
                     writers[number].write(n, start, channel, block)
 
         operation.watch = watch
     if progress is None or not all_rounds:
-        return progress, written
-    return lambda done, total: progress(all_rounds + done, all_rounds + total), written
+        return progress
+    return lambda done, total: progress(all_rounds + done, all_rounds + total)
+
+
+def _limited(
+    prepared: PreparedJob, start: int, stop: int, estimate: Field, data: Field
+) -> NDArray[np.floating]:
+    """Planes (d, H, W) of an estimate, and what the mask rules want outside the mask."""
+    planes, missing = estimate.read(start, stop), prepared.job.missing
+    if prepared.mask is None or missing.mask_mode == "extend":
+        return planes
+    _, height, width = planes.shape
+    box = slice(start, stop), slice(0, height), slice(0, width)
+    inside = prepared.mask.inside(prepared.mask.reader.read_box(0, *box, slice(0, 1))[..., 0])
+    return np.where(inside, planes, data.read(start, stop) if missing.mask_mode == "keep" else 0)

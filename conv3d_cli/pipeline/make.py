@@ -31,9 +31,17 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
     >>> job.stages[0].kernel, job.missing.nan, job.gz_level
     ('box:size=3', 'ignore', 2)
     """
+    beside = outputs_beside(settings.run.given())
     network, missing = settings.network, Missing(**settings.run.arguments(Place.MISSING))
     if settings.run.operation is not None:
+        from conv3d_cli.pipeline.iterations import saved_outputs  # few jobs have one
+
         settings = _with_operation(settings, settings.run.operation, missing)
+        beside += saved_outputs(str(settings.run.operation), target)
+    if settings.run.template_mask is not None:
+        from conv3d_cli.pipeline.composing import check_template_mask  # few jobs have one
+
+        check_template_mask(settings.run.template_mask, settings.run.operation)
     if network is not None:
         network = select_in_network(network, settings.run)
     return Job(
@@ -42,7 +50,7 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
         stages=_stages(settings, network),
         network=network,
         missing=missing,
-        beside=outputs_beside(settings.run.given()),
+        beside=beside,
         preset=settings.preset,
         files=settings.run.files,
         given=settings.given,

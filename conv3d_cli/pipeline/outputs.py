@@ -39,7 +39,7 @@ class PeakRules(NamedTuple):
 class Output:
     """A volume or a table that a job writes.
 
-    role : str      "volume", or a name in `ROLES`
+    role : str      "volume", a name in `ROLES`, or "iteration N" (see `role_of`)
     path : str      "-" for a .npy stream on standard output
     """
 
@@ -53,21 +53,26 @@ class OutputRole:
     table.
 
     name : str              name in records and messages
-    values : callable       (convolution) -> values for the last slab, (d, h, w, c or 1)
+    values : callable or None   (convolution) -> values for the last slab, (d, h, w, c or 1); None:
+                            it is not computed slab by slab
     of_means : bool         only jobs that take means have it, as it is computed from coverage
     purpose : str           predicate for messages that start with the option's name
     is_table : bool         it is no volume
+    iteration : int         whose estimate it is, of an operation that iterates; 0: another volume
     """
 
     name: str
-    values: Callable[[Convolution], Array]
+    values: Callable[[Convolution], Array] | None
     of_means: bool
     purpose: str
     is_table: bool = False
+    iteration: int = 0
 
     @property
     def option(self) -> str:
         """The name of the option for its path, with underscores."""
+        if self.iteration:
+            return "save_every"
         return self.name if self.is_table else f"{self.name}_out"
 
     @property
@@ -83,21 +88,37 @@ def _coverage(convolution: Convolution) -> Array:
     return np.ones((), np.float32) if convolution.coverage is None else convolution.coverage
 
 
-def _no_values(convolution: Convolution) -> Array:
-    """A table has none; its writer sees the output itself."""
-    raise NotImplementedError
-
-
 ROLES = {
     role.name: role
     for role in (
         OutputRole("coverage", _coverage, of_means=True, purpose="writes the coverage of means"),
-        OutputRole(
-            PEAKS, _no_values, of_means=False, purpose="lists the peaks of scores", is_table=True
-        ),
+        OutputRole(PEAKS, None, of_means=False, purpose="lists the peaks of scores", is_table=True),
     )
 }
 OUTPUT_OPTIONS = tuple(role.option for role in ROLES.values())
+
+
+ITERATION = "iteration"
+
+
+def estimate_output(number: int, path: str) -> Output:
+    """The output that an estimate is written to.
+
+    number : int        of the iteration, from 1
+
+    >>> role_of(estimate_output(5, "o_iter05.tif").role).iteration
+    5
+    """
+    return Output(f"{ITERATION} {number}", path)
+
+
+def role_of(name: str) -> OutputRole:
+    """The kind of an additional output, by the role of its `Output`."""
+    if name in ROLES:
+        return ROLES[name]
+    number = int(name.removeprefix(f"{ITERATION} "))
+    purpose = "writes estimates of iterations"
+    return OutputRole(name, None, of_means=False, purpose=purpose, iteration=number)
 
 
 def outputs_beside(paths: dict[str, str | None]) -> tuple[Output, ...]:

@@ -7,8 +7,8 @@ makes the output's header, and chooses slabs or boxes under the memory ceiling.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -215,26 +215,37 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
         yield prepared
 
 
-def prepare_opened(job: Job, reader: VolumeReader, mask: Mask | None = None) -> PreparedJob:
+def prepare_opened(
+    job: Job,
+    reader: VolumeReader,
+    mask: Mask | None = None,
+    reopened: Callable[[], AbstractContextManager[VolumeReader]] | None = None,
+) -> PreparedJob:
     """Decide everything about a job whose volume and mask are open.
 
+    reopened : callable or None     opens the volume once more; None: by its path
     Raises: as `prepare_job`, but for files.
     """
     normalized = None
     notes: list[str] = []
     if job.operation is not None and not job.is_composed:
-        job = _compose(job, reader.header, notes)
+        job = _compose(job, reader.header, notes, reopened or partial(open_source, job))
     if job.normalize_input != "none" and not job.is_normalized:
         job, normalized = _normalize(job, reader)
     return _prepare(job, reader, mask, normalized, notes)
 
 
-def _compose(job: Job, header: VolumeHeader, notes: list[str]) -> Job:
+def _compose(
+    job: Job,
+    header: VolumeHeader,
+    notes: list[str],
+    reopened: Callable[[], AbstractContextManager[VolumeReader]],
+) -> Job:
     """The job with the stages of its operation. Raises: as `composing.compose`."""
     from conv3d_cli.pipeline.composing import compose  # few jobs have one
 
     with ceiling_of_memory(_ceiling(job)):
-        return compose(job, header, _grid_of(job, header, notes), notes)
+        return compose(job, header, _grid_of(job, header, notes), notes, reopened)
 
 
 def _normalize(job: Job, reader: VolumeReader) -> tuple[Job, Normalized]:

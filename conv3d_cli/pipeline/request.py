@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec, triple
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
-from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output, PeakRules
+from conv3d_cli.pipeline.outputs import VOLUME, Output, PeakRules, role_of
 from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.room import ceiling_of_memory
@@ -300,6 +300,7 @@ class Job:
     data_format : str           "channels_last" or "channels_first"
     normalize_input : str       how the input is scaled first, see `read_normalization`
     normalize_mask : str or None    mask of the voxels whose statistics count for that
+    template_mask : str or None     volume that tells which voxels of a template are matched
     output_name : str or None   the output of a network that has several
     channels : tuple or None    positions of the channels that are written, in order; the last step
                                 takes them (`selection.py`). None: all are
@@ -348,6 +349,7 @@ class Job:
                                 is the operation's, if it takes one
     channel_names : tuple       names of the channels that an operation makes of each of the input's
     peak_rules : PeakRules or None  what the peaks of the output are, for the table of them
+    found : mapping             numbers that an operation chose by looking at the volume, by name
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -362,6 +364,7 @@ class Job:
     data_format: str = "channels_last"
     normalize_input: str = "none"
     normalize_mask: str | None = None
+    template_mask: str | None = None
     output_name: str | None = None
     channels: str | int | Sequence[int] | None = None
     argmax: bool = False
@@ -395,6 +398,7 @@ class Job:
     composed_from: Stage | None = None
     channel_names: tuple[str, ...] = ()
     peak_rules: PeakRules | None = None
+    found: Mapping[str, float] = field(default_factory=dict)
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -472,7 +476,7 @@ class Job:
             )
         boundary = self.convolutions[-1].spec(is_layer=False).boundary
         self._check_beside()
-        for role in (ROLES[output.role] for output in self.beside):
+        for role in (role_of(output.role) for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
                     f"{role.flag} {role.purpose}, and this job takes none; pass {setting('mask')}, "
@@ -553,13 +557,13 @@ class Job:
 
     def _check_beside(self) -> None:
         """Check that the job can have what it writes beside its output. Raises: SpecError."""
-        for role in (ROLES[output.role] for output in self.beside):
+        for role in (role_of(output.role) for output in self.beside):
             if role.is_table and self.operation is None:
                 raise SpecError(
                     f"{role.flag} {role.purpose}, which only conv3d match computes: leave it out, "
                     f"or pass {setting('operation', 'match')} and a template as {setting('kernel')}"
                 )
-            if not role.is_table and self.operation is not None:
+            if role.values is not None and self.operation is not None:
                 raise SpecError(
                     f"{role.flag} {role.purpose} of a convolution, which an operation does not "
                     "have: leave it out"
@@ -577,7 +581,7 @@ class Job:
     @property
     def needs_coverage(self) -> bool:
         """Whether an additional volume is computed from the coverage of means."""
-        return any(ROLES[output.role].of_means for output in self.beside)
+        return any(role_of(output.role).of_means for output in self.beside)
 
     @property
     def channels_first(self) -> bool:

@@ -34,8 +34,8 @@ from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
 from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.flow import reader_of_last
-from conv3d_cli.pipeline.iterations import saved_paths, watch_iterations
-from conv3d_cli.pipeline.outputs import PEAKS, ROLES, TABLE_SUFFIX, Output
+from conv3d_cli.pipeline.iterations import watch_iterations
+from conv3d_cli.pipeline.outputs import PEAKS, TABLE_SUFFIX, Output, role_of
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
     PreparedStage,
@@ -142,13 +142,11 @@ def _check_paths(job: Job, make_folder: bool) -> None:
             raise OutputExistsError(
                 f"cannot write {output.path}: it is the input or the output; name another file"
             )
-        if ROLES[output.role].is_table:
+        if role_of(output.role).is_table:
             _check_table(output, job.overwrite, make_folder)
         else:
             check_output(output.path, overwrite=job.overwrite, make_folder=make_folder)
         taken |= paths
-    for path in saved_paths(job).values():
-        check_output(path, overwrite=job.overwrite, make_folder=make_folder)
 
 
 def _check_table(output: Output, overwrite: bool, make_folder: bool) -> None:
@@ -156,8 +154,8 @@ def _check_table(output: Output, overwrite: bool, make_folder: bool) -> None:
     is_file = output.path != "-" and special_kind(output.path) is None
     if output.path == "-" or (is_file and suffix_of(output.path).lower() != TABLE_SUFFIX):
         raise SpecError(
-            f"{ROLES[output.role].flag} is a table of tab-separated values: name a file that ends "
-            f"in {TABLE_SUFFIX}, received {output.path}"
+            f"{role_of(output.role).flag} is a table of tab-separated values: name a file that "
+            f"ends in {TABLE_SUFFIX}, received {output.path}"
         )
     check_target(output.path, overwrite, make_folder)
 
@@ -256,17 +254,15 @@ def run_job(
         with writer, naming(prepared.reader), faults_noticed():
             load_loops(graph, prepared.reader.header, writer.header.dtype)
             beside = [
-                (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
+                (role_of(o.role), stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
-                if not ROLES[o.role].is_table
+                if not role_of(o.role).is_table
             ]
-            saved = {
-                number: stack.enter_context(_additional_writer(path, prepared))
-                for number, path in saved_paths(job).items()
-            }
-            progress, written = watch_iterations(prepared, progress, saved)
+            streams = [(role, other) for role, other in beside if role.values is not None]
+            saved = {role.iteration: other for role, other in beside if role.iteration}
+            progress = watch_iterations(prepared, progress, saved)
             if prepared.boxes is None:
-                times = stream(prepared.stream_plan, reader, streamed, team, progress, beside)
+                times = stream(prepared.stream_plan, reader, streamed, team, progress, streams)
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # few jobs need boxes
 
@@ -304,8 +300,6 @@ def run_job(
             with committed_together():
                 for _, other in beside:
                     other.commit()
-                for number in sorted(written):
-                    saved[number].commit()
                 if table is not None:
                     _write_table(table, job)
                 writer.commit()

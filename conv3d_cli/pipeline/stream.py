@@ -93,7 +93,7 @@ def stream(
     """Move every slab from reader to writer through the engine: one read ahead, two writes behind.
 
     progress : callable or None     called with (values finished, values in all), from any thread
-    beside : sequence               role and writer of each additional volume
+    beside : sequence               role and writer of each additional volume that has values
     in_turn : bool                  read, compute and write in the calling thread, one after another
     Returns the times. Raises: whatever reader, convolution or writer raise.
     """
@@ -133,7 +133,7 @@ def stream(
         sources[part].release(stop)
         if stop == size:
             del sources[part]
-        values = [role.values(convolution) for role, _ in beside]
+        values = [role.values(convolution) for role, _ in beside if role.values is not None]
 
         def write() -> None:
             writer.write(n, start, stored.start, block)

@@ -16,8 +16,8 @@ from conv3d_cli.settings.options import Settings
 class InputFile:
     """A file that a run reads, or the folder of a Zarr store.
 
-    role : str      "volume", "mask", "normalization mask", "label names", "config", "weights",
-                    "kernel" or "bias"
+    role : str      "volume", "mask", "normalization mask", "template mask", "label names",
+                    "config", "weights", "kernel" or "bias"
     """
 
     role: str

@@ -137,6 +137,8 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
     }
     if job.operation is not None:
         found["Operation"] = job.operation
+    if job.found:
+        found["Found"] = dict(job.found)
     if prepared.normalized is not None:
         found["Input"]["Normalization"] = prepared.normalized.record()
     if prepared.label_names:

@@ -9,7 +9,7 @@ from typing import Any
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, setting
 from conv3d_cli.formats import written_files
-from conv3d_cli.pipeline.outputs import ROLES, VOLUME
+from conv3d_cli.pipeline.outputs import VOLUME, role_of
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport
@@ -123,7 +123,7 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
         )
     for output in job.beside:
         if what := sent_to(output.path):
-            flag = ROLES[output.role].flag
+            flag = role_of(output.role).flag
             raise SpecError(
                 f"{setting('sidecar')} records the {output.role}, and {what} leaves no file: pass "
                 f"{flag} FILE"

@@ -596,6 +596,17 @@ class Settings:
         help="Take the statistics of --normalize-input from the voxels where this volume is above "
         "0.",
     )
+    template_mask: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="MASK",
+        file=File.READ,
+        config=Value((str,), "a file's name"),
+        help="Compare only the voxels of the template of `conv3d match` where this volume, which "
+        "has its shape, is above 0.",
+    )
     output_name: str | None = option(
         TEXT,
         Place.JOB,

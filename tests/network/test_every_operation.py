@@ -165,6 +165,13 @@ def at_best_scale(
     return found
 
 
+def and_best_scale(x: Array, scales: Any, of: Any, sign: int, lengths: list[float]) -> Array:
+    """The largest of a measure and the length of its scale, channel by channel."""
+    each = np.stack([at_best_scale(x, [scale], of, sign) for scale in scales])
+    best = np.where(each.max(axis=0) > 0, np.array(lengths)[each.argmax(axis=0)], 0)
+    return np.stack([each.max(axis=0), best], axis=-1).reshape(*x.shape[:3], -1)
+
+
 def frangi(v: Any, largest: float) -> float:
     if v[1] <= 0 or v[2] <= 0:
         return 0.0
@@ -417,6 +424,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
         lambda x, m: at_best_scale(x, SCALES, neurite, -1, m)),
     "lines": ("Ridges", {"method": "sato", "scales": SCALES}, {}, [(5, 6, 7, 2)],
         lambda x: at_best_scale(x, SCALES, sato, -1)),
+    "lines and scales": ("Ridges", {"method": "sato", "scales": SCALES, "lengths": [0.25, 3.5]}, {}, [(5, 6, 7, 2)],
+        lambda x: and_best_scale(x, SCALES, sato, -1, [0.25, 3.5])),
     "sheets": ("Ridges", {"scales": SCALES, "shape": "plate", "c": 1.5}, {}, [(5, 6, 7, 2)],
         lambda x: at_best_scale(x, SCALES, sheet, -1, 1.5)),
     "blobs": ("Ridges", {"scales": SCALES, "shape": "blob", "c": 0.5}, {}, [(5, 6, 7, 2)],

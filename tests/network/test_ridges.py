@@ -125,6 +125,38 @@ def test_a_tube_answers_most_at_its_scale() -> None:
     assert best == answers.max()
 
 
+@pytest.mark.parametrize("unit", ["vox", "mm"])
+def test_the_best_scale_tells_the_radius(unit: str) -> None:
+    """Of tubes with sharp edges it is r / √2; in the unit of the scales."""
+    spacing = 0.5 if unit == "mm" else 1.0
+    scales = spacing * np.arange(1, 6.5, 0.5)
+    text = f"ridges:method=sato:scales={','.join(map(str, scales))}{unit}:best_scale=yes"
+    for radius in (2.0, 4.0, 6.0):
+        volume = Volume(tube(2, radius).astype(np.float32), "zyx", Grid((0.5, 0.5, 0.5), "mm"))
+        found = operate(volume, text)
+        assert found.components == ("response", "scale")
+        response, scale = np.moveaxis(found.data, found.axes.find("c"), 0)
+        assert abs(centre(scale) - spacing * radius / math.sqrt(2)) <= 0.26 * spacing
+        alone = operate(volume, text.replace(":best_scale=yes", "")).data
+        np.testing.assert_array_equal(response, alone.reshape(response.shape))
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_best_scale_is_the_first_with_the_largest_response(method: str, real: Any) -> None:
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((12, 13, 45)).astype(real)
+    x[0, 0, 0] = np.nan
+    scales = (1.0, 0.6, 2.2)
+    alone = np.stack([ridges(x, f"{s}vox", method=method) for s in scales])
+    best = np.where(alone.max(axis=0) > 0, np.array(scales)[alone.argmax(axis=0)], 0)
+    best = np.where(np.isnan(alone).any(axis=0), np.nan, best).astype(real)
+    assert len(np.unique(best[np.isfinite(best)])) == 4
+    found = ridges(x, "1,0.6,2.2vox", method=method, best_scale="yes")
+    np.testing.assert_array_equal(found[..., 1], best)
+    np.testing.assert_array_equal(found[..., 0], alone.max(axis=0))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_tubes_answer_and_plates_and_blobs_do_not(method: str) -> None:
     d, h, w = axes()
@@ -260,7 +292,7 @@ def test_coherence_tells_lines_from_isotropic_noise() -> None:
         ("ridges:scales=abc", "one length or several with a unit"),
         ("ridges:scales=1vox:method=sato:shape=plate", "sato measures tubes only; for a plate"),
         ("ridges:scales=1vox:method=sato:c=1", "sato takes no c"),
-        ("ridges:scales=1vox:tau=0.5", "tau is for method=jerman, and frangi takes none"),
+        ("ridges:scales=1vox:tau=0.5", "tau is for method='jerman', and frangi takes none"),
         ("ridges:scales=1vox:method=jerman:tau=2", "above 0 and at most 1"),
         ("ridges:scales=1vox:alpha=0", "alpha must be above 0"),
         ("ridges:scales=1vox:c=-1", "c must be above 0"),

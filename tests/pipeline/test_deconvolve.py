@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from conv3d_cli import (
     read_volume,
     write_volume,
 )
+from conv3d_cli.errors import SpecError
 from conv3d_cli.kernels.inverse import back_projector, wiener
 
 PSF = "gaussian:sigma=1.5,1,1vox:truncate=2"
@@ -120,6 +122,74 @@ def test_a_wiener_filter_undoes_the_blur(shape: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(np.asarray(back).reshape(x.shape), x, rtol=0, atol=2e-3)
 
 
+def noisy(noise: float, size: tuple[int, int, int] = (24, 30, 36)) -> tuple[Any, Any]:
+    """Balls, and their blur with noise."""
+    rng = np.random.default_rng(8)
+    x, places = np.full(size, 10.0, np.float32), np.indices(size)
+    for _ in range(20):
+        centre = [rng.uniform(0, n) for n in size]
+        apart = sum((p - c) ** 2 for p, c in zip(places, centre, strict=True))
+        x[apart < rng.uniform(2, 5) ** 2] += rng.uniform(20, 100)
+    return x, blurred(x) + noise * rng.standard_normal(size).astype(np.float32)
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0, 12.0])
+def test_cross_validation_is_near_the_best_ratio(noise: float) -> None:
+    x, y = noisy(noise)
+
+    def off(snr: object) -> float:
+        found = operate(y, f"deconvolve:method=wiener:snr={snr}", PSF)
+        return float(np.sqrt(np.mean((found - x) ** 2)))
+
+    best = min(off(snr) for snr in (1, 2, 3, 5, 8, 12, 20, 30))
+    with pytest.warns(UserWarning, match="--snr gcv|snr='gcv' found"):
+        found = off("gcv")
+    assert found < 1.2 * best
+
+
+def test_the_ratio_that_was_found_is_told_and_recorded(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, y = noisy(3.0)
+    write_volume(str(tmp_path / "y.nii.gz"), Volume(y, "zyx", Grid((0.3, 0.1, 0.1), "um")))
+    monkeypatch.setattr("conv3d_cli.pipeline.sampling.BLOCK_VOXELS", 3000)
+    line = ["deconvolve", tmp_path / "y.nii.gz", "-k", PSF, "--method", "wiener", "--snr"]
+    told = run(*line, "gcv", "-o", tmp_path / "o.npy", "--sidecar").stderr
+    found = json.loads((tmp_path / "o.json").read_text())["Conv3D"]["Found"]["snr"]
+    assert f"--snr gcv found --snr {found:g} by generalized cross-validation" in told
+    assert 2 < found < 20
+    run(*line, found, "-o", tmp_path / "p.npy")
+    assert (tmp_path / "o.npy").read_bytes() == (tmp_path / "p.npy").read_bytes()
+    assert "every byte" in run("rerun", tmp_path / "o.json", "-o", tmp_path / "q.npy").output
+    # other units of the same volume
+    scaled = ["--normalize-input", "zscore", "-o", tmp_path / "r.npy"]
+    assert f"found --snr {found:g} " in run(*line, "gcv", *scaled).stderr
+
+
+def test_cross_validation_leaves_out_blocks_with_nan(
+    tmp_path: Path, run: Any, error_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, y = noisy(3.0)
+    y[3, 4, 5] = np.nan
+    np.save(tmp_path / "y.npy", y)
+    line = ["deconvolve", tmp_path / "y.npy", "-k", PSF, "--method", "wiener", "--snr", "gcv"]
+    result = run(*line, "-o", tmp_path / "o.npy", code=4)
+    assert "pass a number, as in --snr 30" in error_line(result.stderr)
+    run(*line, "-o", tmp_path / "zero.npy", "--nan", "zero")
+    monkeypatch.setattr("conv3d_cli.pipeline.sampling.BLOCK_VOXELS", 3000)
+    run(*line, "-o", tmp_path / "o.npy")
+    assert np.isnan(np.load(tmp_path / "o.npy")).any()
+
+
+def test_hardly_any_noise_is_told(tmp_path: Path, run: Any) -> None:
+    _, y = noisy(0.0, (6, 12, 30))
+    np.save(tmp_path / "y.npy", y.astype(np.float64))
+    psf = "gaussian:sigma=0,0,0.5vox"
+    line = ["deconvolve", tmp_path / "y.npy", "-k", psf, "--method", "wiener", "--snr", "gcv"]
+    told = run(*line, "-o", tmp_path / "o.npy").stderr
+    assert "found --snr 1000 by generalized cross-validation, the highest that is tried" in told
+
+
 def test_two_iterations_of_butterworth_go_as_far_as_many_of_richardson_lucy() -> None:
     y = blurred(beads())
     few, many = (
@@ -185,6 +255,85 @@ def test_estimates_are_saved(volume: Path, tmp_path: Path, run: Any) -> None:
     run(*line, "-o", tmp_path / "o.tif", code=5)  # an estimate exists
     assert not (tmp_path / "o.tif").exists()
     assert (tmp_path / "o_iter05.tif").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["clip", "keep", "extend"])
+def test_estimates_have_the_mask_of_the_output(
+    mode: str, volume: Path, tmp_path: Path, run: Any
+) -> None:
+    mask = np.zeros((20, 30, 40), np.uint8)
+    mask[5:15, 6:20, 7:30] = 1
+    write_volume(str(tmp_path / "m.tif"), Volume(mask, "zyx", Grid((0.3, 0.1, 0.1), "um")))
+    line = ["deconvolve", volume, "-k", PSF, "--mask", tmp_path / "m.tif", "--mask-mode", mode]
+    run(*line, "--iterations", 5, "--save-every", 3, "-o", tmp_path / "o.npy")
+    run(*line, "--iterations", 3, "-o", tmp_path / "three.npy")
+    saved, three = (np.load(tmp_path / name) for name in ("o_iter3.npy", "three.npy"))
+    np.testing.assert_array_equal(saved, three)
+    assert (saved[mask == 0] == 0).all() == (mode == "clip")
+
+
+def test_estimates_after_a_stop_hold_the_last_one(volume: Path, tmp_path: Path, run: Any) -> None:
+    one = np.rint(blurred(beads((10, 16, 18), 3))).astype(np.float32)
+    write_volume(str(tmp_path / "two.npy"), Volume(np.stack([one, 0 * one + 7]), "czyx"))
+    psf = "gaussian:sigma=1vox:truncate=2"
+    run("deconvolve", tmp_path / "two.npy", "--axes", "czyx", "-k", psf, "--iterations", 9,
+        "--stop", 0.1, "--save-every", 4, "-o", tmp_path / "o.npy")  # fmt: skip
+    found = np.load(tmp_path / "o.npy")
+    for number in (4, 8):
+        estimate = np.load(tmp_path / f"o_iter{number}.npy")
+        assert estimate[1].min() > 6.9  # the constant channel is done at once
+        if number == 8:
+            np.testing.assert_array_equal(estimate, found)
+
+
+def test_estimates_belong_to_the_output(volume: Path, tmp_path: Path, run: Any) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 5, "--save-every", 2]
+    kept = ["--resume", "--sidecar", "-o", out / "o.tif"]
+    told = run(*line, "-o", out / "o.tif", "--dry-run", "--json").stdout
+    names = ["o.tif", "o_iter2.tif", "o_iter4.tif"]
+    paths = [str(out / name) for name in names]
+    assert json.loads(told)["estimates"] == paths[1:]
+    run(*line, *kept, "--depfile", tmp_path / "o.d")
+    assert (tmp_path / "o.d").read_text().startswith(" ".join(paths) + ":")
+    record = json.loads((out / "o.json").read_text())["Conv3D"]
+    assert sorted((one["Role"], one["Path"]) for one in record["Outputs"]) == [
+        ("iteration 2", "o_iter2.tif"),
+        ("iteration 4", "o_iter4.tif"),
+        ("volume", "o.tif"),
+    ]
+    assert "every byte" in run("rerun", out / "o.json").output
+    made = (out / "o.tif").stat().st_mtime_ns
+    run(*line, *kept)
+    assert (out / "o.tif").stat().st_mtime_ns == made
+    # one that is gone is made again
+    before = [Path(path).read_bytes() for path in paths]
+    Path(paths[2]).unlink()
+    run(*line, *kept, code=5)  # the output is there, and not all of it
+    run(*line, *kept, "--overwrite")
+    assert [Path(path).read_bytes() for path in paths] == before
+    # all of them, or none
+    result = run(*line, "-o", out / "o.tif", code=5)
+    assert "exists" in result.stderr
+    run(*line, "-o", out / "o.tif", "--overwrite", "--iterations", 5)
+    assert sorted(path.name for path in out.glob("*.tif")) == sorted(names)
+
+
+def test_estimates_that_replace_the_input_are_refused(
+    volume: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    line = ["deconvolve", tmp_path / "o_iter2.tif", "-k", PSF, "--iterations", 4]
+    (tmp_path / "o_iter2.tif").write_bytes(volume.read_bytes())
+    result = run(*line, "--save-every", 2, "-o", tmp_path / "o.tif", "--overwrite", code=2)
+    assert "o_iter2.tif is also an input" in error_line(result.stderr)
+    result = run(*line, "--save-every", 2, "-o", "-", code=2)
+    assert "--save-every writes files beside the output" in error_line(result.stderr)
+
+
+def test_an_array_has_no_files() -> None:
+    with pytest.raises(SpecError, match="save_every writes files"):
+        operate(np.ones((9, 9, 9), np.float32), "deconvolve:iterations=3:save_every=2", PSF)
 
 
 def test_stop_is_told(volume: Path, tmp_path: Path, run: Any) -> None:
@@ -256,9 +405,14 @@ def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:
         (["-k", PSF, "--save-every", "1", "--iterations", "2000000000"], 2, "at most 1,000"),
         (["-k", PSF, "--tv", "0.5"], 2, "--tv must be below 1/6"),
         (["-k", PSF, "--background", "-1"], 2, "--background must not be negative"),
+        (["-k", PSF, "--stop", "2"], 2, "--stop is a part of the sum of all voxels, below 1"),
+        (["-k", PSF, "--method", "wiener", "--snr", "1e200"], 2, "from 0.001 to 1e+06, as in"),
+        (["-k", PSF, "--method", "wiener", "--snr", "1e-200"], 2, "from 0.001 to 1e+06, as in"),
         (["-k", PSF, "--snr", "3"], 2, "--snr is for method wiener"),
         (["-k", PSF, "--method", "wiener"], 2, "as in --snr 30"),
-        (["-k", PSF, "--method", "wiener", "--snr", "0"], 2, "as in --snr 30, received 0"),
+        (["-k", PSF, "--method", "wiener", "--snr", "0"], 2, "as in --snr 30, or"),
+        (["-k", PSF, "--method", "wiener", "--snr", "gvc"], 2, "a number or gcv, received"),
+        (["-k", "identity", "--method", "wiener", "--snr", "gcv"], 2, "one voxel does not"),
         (["-k", PSF, "--method", "wiener", "--snr", "3", "--tv", "0.1"], 2, "--tv is for methods"),
         (["-k", PSF, "--method", "wiener", "--snr", "3", "--accelerate"], 2, "--accelerate is"),
         (["-k", PSF, "--boundary", "renormalize"], 2, "--boundary renormalize is for means"),

@@ -52,6 +52,85 @@ def test_voxels_that_are_left_out_do_not_matter() -> None:
     assert operate(x, "match", Kernel(template))[4, 5, 8] < 0.5
 
 
+@pytest.fixture
+def masked(tmp_path: Path) -> Path:
+    """A folder with a volume, a template, and the part of it that counts."""
+    np.save(tmp_path / "x.npy", GOLDEN["volume"])
+    np.save(tmp_path / "t.npy", GOLDEN["odd_template"])
+    np.save(tmp_path / "m.npy", GOLDEN["inside"].astype(np.uint8))
+    return tmp_path
+
+
+def with_mask(folder: Path) -> list[Any]:
+    return ["match", folder / "x.npy", "-k", folder / "t.npy", "--template-mask", folder / "m.npy"]
+
+
+def test_a_template_mask_is_that_of_padfield(masked: Path, run: Any) -> None:
+    run(*with_mask(masked), "-o", masked / "o.npy", "--verify", 100)
+    found = np.load(masked / "o.npy")
+    x, template, inside = GOLDEN["volume"], GOLDEN["odd_template"], GOLDEN["inside"]
+    np.testing.assert_allclose(found, score(x, template, inside), rtol=0, atol=1e-6)
+    # scikit-image leaves out what is beyond the edges
+    inner = tuple(slice(n // 2, -(n // 2)) for n in template.shape)
+    expected = GOLDEN["masked_scores"]
+    np.testing.assert_allclose(found[inner], expected[inner], rtol=0, atol=1e-6)
+
+
+def test_a_template_mask_and_a_number_that_is_left_out(masked: Path, run: Any) -> None:
+    template, inside = np.rint(GOLDEN["odd_template"]), GOLDEN["inside"]
+    np.save(masked / "t.npy", template)
+    run(*with_mask(masked), "--ignore", 0, "-o", masked / "o.npy")
+    both = score(GOLDEN["volume"], template, inside & (template != 0))
+    np.testing.assert_allclose(np.load(masked / "o.npy"), both, rtol=0, atol=1e-6)
+
+
+def test_a_template_mask_is_an_input(masked: Path, run: Any) -> None:
+    (masked / "o").mkdir()
+    out, record = masked / "o" / "o.npy", masked / "o" / "o.json"
+    line = [*with_mask(masked), "-o", out, "--sidecar", "--resume"]
+    run(*line, "--depfile", masked / "o.d")
+    assert str(masked / "m.npy") in (masked / "o.d").read_text()
+    assert '"template mask"' in record.read_text()
+    assert "every byte" in run("rerun", record).output
+    np.save(masked / "m.npy", ~GOLDEN["inside"])
+    run(*line, code=5)
+    assert "template mask" in run("rerun", record, code=None).stderr
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "told"),
+    [
+        (np.ones((5, 3, 6)), [], "has 5x3x6 voxels, and the template"),
+        (np.zeros((5, 3, 7)), [], "is above 0, so nothing of the template is left"),
+        (np.ones((5, 3, 7)), ["--crop-kernel", "0"], "leave one of them out"),
+    ],
+    ids=["shape", "empty", "crop"],
+)
+def test_a_template_mask_that_does_not_fit(
+    mask: Array, options: list[str], told: str, masked: Path, run: Any, error_line: Any
+) -> None:
+    np.save(masked / "m.npy", mask)
+    result = run(*with_mask(masked), *options, "-o", masked / "o.npy", code=None)
+    assert result.exit_code in (2, 4)
+    assert told in error_line(result.stderr)
+    assert not (masked / "o.npy").exists()
+
+
+def test_only_templates_have_a_mask(masked: Path, run: Any, error_line: Any) -> None:
+    line = ["apply", masked / "x.npy", "--template-mask", masked / "m.npy", "-o", masked / "o.npy"]
+    for given in (["-k", "box:size=3"], ["--operation", "local:size=3"]):
+        told = error_line(run(*line, *given, code=2).stderr)
+        assert "belongs to the template of conv3d match" in told
+
+
+@pytest.mark.parametrize("threshold", ["2", "-1.5"])
+def test_a_threshold_is_a_score(threshold: str, masked: Path, run: Any, error_line: Any) -> None:
+    line = ["match", masked / "x.npy", "-k", masked / "t.npy", "-o", masked / "o.npy"]
+    result = run(*line, "--peaks", masked / "p.tsv", "--threshold", threshold, code=2)
+    assert f"--threshold {threshold}: scores are from -1 to 1" in error_line(result.stderr)
+    assert not (masked / "p.tsv").exists()
+
+
 def test_an_even_template_lies_between_voxels() -> None:
     template = numbers.standard_normal((2, 4, 3))
     x = Volume(
@@ -239,6 +318,21 @@ def test_neither_output_appears_without_the_other(planted: Path, run: Any, error
     )
     assert "which only conv3d match computes" in error_line(result.stderr)
     assert not out.exists()
+
+
+def test_rules_for_make_and_resume_know_the_table(planted: Path, run: Any) -> None:
+    out, listed = planted / "o.nii", planted / "p.tsv"
+    line = ["match", planted / "x.nii", "-k", planted / "t.nii", "-o", out, "--peaks", listed,
+            "--resume"]  # fmt: skip
+    run(*line, "--depfile", planted / "o.d")
+    assert (planted / "o.d").read_text().startswith(f"{out} {listed}:")
+    made, before = out.stat().st_mtime_ns, listed.read_bytes()
+    run(*line)
+    assert out.stat().st_mtime_ns == made
+    listed.unlink()
+    run(*line, "--overwrite")
+    assert listed.read_bytes() == before
+    run(*line, "--threshold", "0.4", code=5)  # another table
 
 
 def test_a_record_repeats_the_table(planted: Path, run: Any) -> None:

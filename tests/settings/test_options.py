@@ -51,6 +51,7 @@ NO_OPTIONS = {
         "composed_from",
         "channel_names",
         "peak_rules",
+        "found",
         "beside",
         "preset",
         "history",
@@ -352,7 +353,9 @@ def test_a_config_says_what_an_option_would(tmp_path: Path, row: Option) -> None
     config = read_config(str(tmp_path / "c.json"))
     found = getattr(config.stages[0] if row.place is Place.STAGE else config.job, row.name)
     assert found == (
-        str(tmp_path / value) if row.name in ("mask", "label_names", "normalize_mask") else value
+        str(tmp_path / value)
+        if row.name in ("mask", "label_names", "normalize_mask", "template_mask")
+        else value
     )
 
 

@@ -404,14 +404,31 @@ FORMULAS: dict[str, tuple[Formula, int, int]] = {
     "largest-neurite": (_largest_neurite, 6, 1),
     "products": (_products, 3, 6),
 }
+WITH_SCALE = "+scale"
 # numbers that `_features` makes
 SIZES = {"eigenvalues": 3, "orientation": 3, "normal": 3}
 
 
+def _with_scale(formula: Formula) -> Formula:
+    """A formula's number, and parameter 0 where it is above 0; else 0. The others come after it."""
+
+    def both(entries: Sequence[Lanes], parameter: Any, double: bool) -> list[Lanes]:
+        (value,) = formula(entries, lambda n: parameter(n + 1), double)
+        return [value, value.times(0.0, parameter(0).where(value > 0, 0.0))]
+
+    return both
+
+
 def formula_of(name: str) -> tuple[Formula, int, int]:
-    """A formula by its name: one of `FORMULAS`, or hessian+FEATURE+..., structure+FEATURE+..."""
+    """A formula by its name: one of `FORMULAS`, or hessian+FEATURE+..., structure+FEATURE+...
+
+    With "+scale" one of `FORMULAS` makes two numbers, see `_with_scale`.
+    """
     if name in FORMULAS:
         return FORMULAS[name]
+    if name.endswith(WITH_SCALE):
+        formula, fields, _ = FORMULAS[name[: -len(WITH_SCALE)]]
+        return _with_scale(formula), fields, 2
     kind, *features = name.split("+")
     count = sum(SIZES.get(feature, 1) for feature in features)
     return _features(features, kind == "hessian"), 6, count
@@ -462,8 +479,11 @@ def _apply(name: str, lanes: int, real: str) -> Any:
 def store(name, lanes, real):
     """Compute a formula at a row of `count` planes, and write it, or what exceeds earlier scales.
 
+    Where a scale is written, too, it follows the number that it belongs to.
+
     lanes : int     float64 numbers of a vector
     """
+    follows = name.endswith(WITH_SCALE)
     kind, size = np.dtype(real).type, 8 if real == "float64" else 4
     apply = _apply(name, lanes, real)
     numbers = formula_of(name)[2]
@@ -493,12 +513,24 @@ def store(name, lanes, real):
                     for x in range(columns):
                         for n in range(numbers):
                             out[x * numbers + n] = found[x + n * pitch]
+                elif follows:
+                    for x in range(columns):
+                        value, best = found[x], out[x * numbers]
+                        if value > best or value != value:
+                            for n in range(numbers):
+                                out[x * numbers + n] = found[x + n * pitch]
                 else:
                     for x in range(columns):
                         for n in range(numbers):
                             value, best = found[x + n * pitch], out[x * numbers + n]
                             value = value if value > best or value != value else best
                             out[x * numbers + n] = value
+            elif follows:
+                for x in range(columns):
+                    value, best = found[x], out[x * apart]
+                    if p[AT.scale] == 0 or value > best or value != value:
+                        for n in range(numbers):
+                            out[x * apart + n * p[AT.out_number]] = found[x + n * pitch]
             else:
                 for n in range(numbers):
                     for x in range(columns):

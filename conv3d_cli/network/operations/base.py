@@ -81,7 +81,8 @@ class Operation:
     lost : int              voxels that `compute` has met so far whose output means nothing
     rounds : int            iterations of `iterate` for each channel, at most
     on_disk : bool          `iterate` keeps its volumes in temporary files, as the job has decided
-    watch : callable or None    called with (n, channel, iteration, field) after each iteration
+    watch : callable or None    called with (n, channel, iteration, outputs, inputs) after each
+                                iteration; both are fields
 
     Raises: SpecError for arguments, weights and numbers of inputs that the operation does not take;
         ShapeError for inputs of such a shape.
@@ -99,7 +100,7 @@ class Operation:
         self.lost = 0
         self.rounds = 0
         self.on_disk = False
-        self.watch: Callable[[int, int, int, Field], None] | None = None
+        self.watch: Callable[[int, int, int, Field, Field], None] | None = None
         self._check_names()
         self.shape = self.resolve()
 
@@ -177,13 +178,14 @@ class Operation:
         new: Callable[[], Field],
         real: np.dtype[Any],
         team: Team,
-        told: Callable[[int, int, Field], None],
+        told: Callable[[int, int, Field, Field], None],
     ) -> list[Field]:
         """The outputs of the whole volume, a field for each channel.
 
         read : callable     (start, stop) -> planes of the input (d, H, W, c), in order
         new : callable      makes a field of the volume's size, in memory or in a file
-        told : callable     called after each iteration with channel, iteration, and its outputs
+        told : callable     called after each iteration with channel, iteration, its outputs, and
+                            the channel's inputs; also for iterations that were not needed
         """
         raise NotImplementedError
 

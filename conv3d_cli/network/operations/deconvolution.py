@@ -173,7 +173,7 @@ class RichardsonLucy(Operation):
         new: Callable[[], Field],
         real: np.dtype[Any],
         team: Team,
-        told: Callable[[int, int, Field], None],
+        told: Callable[[int, int, Field, Field], None],
     ) -> list[Field]:
         from conv3d_cli.engine.deconvolution import Blur
         from conv3d_cli.engine.richardson_lucy import richardson_lucy
@@ -184,13 +184,17 @@ class RichardsonLucy(Operation):
         blur = Blur(size, self.kernel, self.boundary, real, team, self.backward)
         for channel, field in enumerate(data):
 
-            def done(number: int, estimate: Field, channel: int = channel) -> None:
-                told(channel, number, estimate)
+            def done(
+                number: int, estimate: Field, channel: int = channel, data: Field = field
+            ) -> None:
+                told(channel, number, estimate, data)
 
             estimate, count = richardson_lucy(
                 blur, field, new, self.rules(), means[channel], largest[channel], done
             )
             self.counted.append(count)
+            for number in range(count + 1, self.iterations + 1):  # it has come to rest
+                done(number, estimate)
             field.close()
             data[channel] = estimate
         return data

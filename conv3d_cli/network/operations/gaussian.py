@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, named
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import AXIS_NAMES, Boundary
 from conv3d_cli.network.operations.base import Array, Operation, Reals, Window
@@ -98,7 +98,7 @@ class GaussianOperation(Operation):
                     f"a scale is at {'least' if few else 'most'} "
                     f"{LEAST_SIGMA if few else MOST_SIGMA:g} voxels along every axis, received "
                     f"{one:.3g} along {AXIS_NAMES[axis]}; give a "
-                    f"{'larger' if few else 'smaller'} {name}"
+                    f"{'larger' if few else 'smaller'} {named(name)}"
                 )
         return found
 

@@ -283,7 +283,7 @@ class HessianOperation(GaussianOperation):
         self.method = self.choice("method", "frangi", list(MEASURES))
         self.measure = MEASURES[self.method]
         self.bright = bool(self.argument("bright", True))
-        self.scales = [self.sigma_of(sigma, "scale") for sigma in self.argument("scales", ())]
+        self.scales = [self.sigma_of(sigma, "scales") for sigma in self.argument("scales", ())]
         if not self.scales:
             raise SpecError(f"{self.where} needs at least one scale")
         self.read_boundary()
@@ -334,7 +334,7 @@ class HessianOperation(GaussianOperation):
         """Bytes that each thread takes for its rings of filtered planes."""
         from conv3d_cli.engine.derivatives import scratch_bytes
 
-        return scratch_bytes("hessian", 1, self.taps, self.inputs[0].size, real.itemsize)
+        return scratch_bytes("hessian", 2, self.taps, self.inputs[0].size, real.itemsize)
 
     @property
     def sign(self) -> float:
@@ -349,7 +349,7 @@ def tuple_of(values: Any) -> Floats:
 
 
 class Ridges(HessianOperation):
-    """A measure of ridges, the largest over all scales, for each channel.
+    """A measure of ridges, the largest over all scales, for each channel; and that scale.
 
     shape : tube, plate or blob         what is looked for; plates and blobs only by frangi
     c : float or None           frangi: a norm of the Hessian that counts as structure; jerman: the
@@ -358,10 +358,20 @@ class Ridges(HessianOperation):
     given : dict                the arguments of measures: `shape`; `alpha` and `beta`, how soon
                                 frangi leaves out plates and blobs; `tau`, jerman's least λ3 in
                                 parts of the largest in the volume
+    lengths : of each scale: what a second channel says of the scale with the largest response, of
+        several the first; 0 where no response is above 0. None: there is no such channel
     """
 
     arity = (1, 2)
-    attributes = (*HessianOperation.attributes, "shape", "alpha", "beta", "tau", "c")
+    attributes = (
+        *HessianOperation.attributes,
+        "shape",
+        "alpha",
+        "beta",
+        "tau",
+        "c",
+        "lengths",
+    )
 
     def resolve(self) -> Shape:
         shape = super().resolve()
@@ -379,7 +389,15 @@ class Ridges(HessianOperation):
         needs = self.measure.of_largest is not None and self.c is None
         if needs != (len(self.inputs) == 2):
             raise SpecError(f"{self.where} needs {'' if needs else 'no '}maxima of its volume")
-        return shape
+        self.lengths = [float(one) for one in self.argument("lengths", ())]
+        if self.lengths and len(self.lengths) != len(self.scales):
+            raise SpecError(f"{self.where} needs a length for each scale")
+        return shape._replace(channels=shape.channels * self.made_of_each)
+
+    @property
+    def made_of_each(self) -> int:
+        """Channels that it makes of each of the input's."""
+        return 2 if self.lengths else 1
 
     def constants(self, windows: Sequence[Window], channel: int) -> list[float]:
         """The constant of each scale."""
@@ -396,26 +414,34 @@ class Ridges(HessianOperation):
         return np.asarray(windows[1].voxels[0, 0, 0, channel * count : (channel + 1) * count])
 
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
-        out = np.empty((*box.size, self.shape.channels))
-        for channel in range(self.shape.channels):
+        found = []
+        for channel in range(self.inputs[0].channels):
             constants = self.constants(windows, channel)
             with np.errstate(all="ignore"):
-                out[..., channel] = np.max(
+                answers = np.array(
                     [
                         self.measure.of(values, constant, self.given)
                         for values, constant in zip(
                             self.eigenvalues(windows[0], box, channel), constants, strict=True
                         )
-                    ],
-                    axis=0,
+                    ]
                 )
-        return out
+            found.append(answers.max(axis=0))
+            if self.lengths:
+                found.append(self._scale_of(answers))
+        return np.stack(found, axis=-1)
+
+    def _scale_of(self, answers: Reals) -> Reals:
+        """The length of the best scale of answers (scales, ...)."""
+        response = answers.max(axis=0)
+        best = np.array(self.lengths)[answers.argmax(axis=0)]
+        return np.where(np.isnan(response), np.nan, np.where(response > 0, best, 0.0))
 
     def bounds(
         self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
     ) -> Reals:
-        out = np.empty((*box.size, self.shape.channels))
-        for channel in range(self.shape.channels):
+        found = []
+        for channel in range(self.inputs[0].channels):
             constants = np.array(self.constants(windows, channel))
             off = np.zeros_like(constants)
             if len(windows) == 2 and self.measure.of_largest is not None:
@@ -425,6 +451,7 @@ class Ridges(HessianOperation):
             values = self.eigenvalues(windows[0], box, channel)
             spreads = self.eigenvalue_errors(windows[0], errors[0], box, channel, rounding)
             bound = np.zeros(box.size)
+            answers, lowest, highest = [], [], []
             with np.errstate(all="ignore"):
                 for own, spread, c, change in zip(values, spreads, constants, off, strict=True):
                     spread = spread + rounding * np.abs(own).max(axis=-1)
@@ -433,26 +460,47 @@ class Ridges(HessianOperation):
                     low, high = self.measure.range(own, spread, about, self.given)
                     apart = np.maximum(value - low, high - value) + 4 * rounding * np.abs(high)
                     bound = np.maximum(bound, apart)
-            out[..., channel] = np.where(np.isnan(bound), np.inf, bound)
-        return out
+                    answers.append(value)
+                    # what is smaller yet becomes 0 in float32
+                    lowest.append(value - apart - np.finfo(np.float32).tiny)
+                    highest.append(value + apart + np.finfo(np.float32).tiny)
+            found.append(np.where(np.isnan(bound), np.inf, bound))
+            if self.lengths:
+                each = np.array(answers), np.array(lowest), np.array(highest)
+                found.append(self._scale_bound(*each, rounding))
+        return np.stack(found, axis=-1)
+
+    def _scale_bound(self, answers: Reals, lowest: Reals, highest: Reals, rounding: float) -> Reals:
+        """How far the best scale may be off, if answers (scales, ...) are between two others."""
+        named = self._scale_of(answers)
+        least = lowest.max(axis=0)
+        bound = np.where(least > 0, 0.0, np.abs(named))  # perhaps there is no response
+        for length, most in zip(self.lengths, highest, strict=True):
+            may_be = (most >= least) & (most > 0)
+            bound = np.where(may_be, np.maximum(bound, np.abs(length - named)), bound)
+        return np.where(np.isnan(bound), np.inf, bound + rounding * np.abs(named))
 
     @property
     def formula(self) -> str:
         """The name of its formula in the engine."""
-        return f"frangi-{self.given['shape']}" if self.method == "frangi" else self.method
+        name = f"frangi-{self.given['shape']}" if self.method == "frangi" else self.method
+        return f"{name}+scale" if self.lengths else name
 
     def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
         from conv3d_cli.engine.derivatives import compute_formula
 
-        for channel in range(self.shape.channels):
-            own = slice(channel, channel + 1)
+        made = self.made_of_each
+        for channel in range(self.inputs[0].channels):
             numbers = [
                 [self.sign, *self.measure.numbers(c, self.given)]
                 for c in self.constants(windows, channel)
             ]
-            source = self.extended(windows[0], box, own)
+            if self.lengths:
+                numbers = [[n, *own] for n, own in zip(self.lengths, numbers, strict=True)]
+            source = self.extended(windows[0], box, slice(channel, channel + 1))
+            target = out[..., made * channel : made * (channel + 1)]
             compute_formula(
-                "hessian", self.formula, source, self.taps, np.array(numbers), out[..., own], team
+                "hessian", self.formula, source, self.taps, np.array(numbers), target, team
             )
 
     def loops(self, real: np.dtype[Any]) -> list[MachineCode]:

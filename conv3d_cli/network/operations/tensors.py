@@ -54,9 +54,10 @@ class TensorOperation(GaussianOperation):
     of_hessian: ClassVar[bool]
     bank: ClassVar[str]
     fields: ClassVar[int]  # channels that make a matrix
+    sigma_called: ClassVar[str] = "sigma"
 
     def resolve(self) -> Shape:
-        self.sigma = self.sigma_of(self.argument("sigma"))
+        self.sigma = self.sigma_of(self.argument("sigma"), self.sigma_called)
         self.read_boundary()
         self.set_reach([self.sigma])
         self.outputs = tuple(self.argument("outputs", ("eigenvalues",)))
@@ -249,6 +250,7 @@ class WindowedTensor(TensorOperation):
     """
 
     of_hessian, bank, fields = False, "window", 6
+    sigma_called = "window"
 
     def entry(self, padded: Reals, place: int) -> Reals:
         return filtered(padded[..., place], self.sigma, (0, 0, 0), self.reach)

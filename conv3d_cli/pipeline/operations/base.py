@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from conv3d_cli.kernels.grammar import Described, check_parameters, describe, lower_names
+from conv3d_cli.errors import named
+from conv3d_cli.kernels.grammar import (
+    Described,
+    check_parameters,
+    describe,
+    lower_names,
+    parse_parameters,
+)
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.model.spec import Boundary
+from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.network.graph import Node
 from conv3d_cli.network.operations.base import Shape
 from conv3d_cli.pipeline.outputs import PeakRules
@@ -32,6 +41,7 @@ class Composition:
     precision : str             of the arithmetic, "float32" or "float64"
     missing : Missing           policy for missing voxels
     kernel : Kernel or None     the kernel of an operation that takes one, ready to be applied
+    template_mask : Kernel or None      volume that tells which voxels of the kernel count
     volume : int                the position of the volume: -1, or of the step that replaced its
                                 missing voxels by 0
     certainty : int or None     the position of the voxels' certainties, from 0 for a missing voxel
@@ -39,6 +49,9 @@ class Composition:
                                 voxels count alike
     channel_names : tuple       names of the channels that it makes of each channel of the
                                 volume, in order; (): it keeps the channels
+    reopened : callable or None opens the volume once more, to look at it before the job begins;
+                                None: it comes from a pipe, which is read once
+    found : dict                what was found by looking at it, by name, for the record
     writes_table : bool         whether the table that it may have is asked for
     peaks : PeakRules or None   what its peaks are, if it has a table of them
     notes : list of str         for the user
@@ -59,9 +72,12 @@ class Composition:
     precision: str = "float32"
     missing: Missing = field(default_factory=Missing)
     kernel: Kernel | None = None
+    template_mask: Kernel | None = None
     volume: int = -1
     certainty: int | None = None
     channel_names: tuple[str, ...] = ()
+    reopened: Callable[[], AbstractContextManager[VolumeReader]] | None = None
+    found: dict[str, float] = field(default_factory=dict)
     writes_table: bool = False
     peaks: PeakRules | None = None
     notes: list[str] = field(default_factory=list)
@@ -117,6 +133,7 @@ class ComposedOperation:
                             are written to files of their own
     takes_missing : bool    it leaves out missing voxels and weights the others, by
                             `Composition.certainty`; else a mask only says where outputs are written
+    takes_template_mask : bool      a volume may tell which voxels of its kernel count
     table : str             the role of a table that it may write beside its output; "": none
     """
 
@@ -124,6 +141,7 @@ class ComposedOperation:
     takes_kernel: bool = False
     saves: Callable[[Mapping[str, Any]], Sequence[int]] | None = None
     takes_missing: bool = False
+    takes_template_mask: bool = False
     table: str = ""
 
     @property
@@ -141,3 +159,10 @@ class ComposedOperation:
         lower = lower_names(text)
         check_parameters(lower, self.described)
         return lower
+
+    def values(self, text: str, grid: Grid | None = None) -> dict[str, Any]:
+        """The values of the parameters that a normal text gives; messages call them options.
+
+        Raises: as `grammar.parse_parameters`.
+        """
+        return parse_parameters(text, self.function, grid, named)

@@ -5,18 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.kernels.cross_validation import BYTES_EACH, LEAST, MOST, CrossValidation
 from conv3d_cli.kernels.inverse import back_projector, wiener
+from conv3d_cli.kernels.lengths import Kind, read_number
+from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel, Weights
 from conv3d_cli.network.operations.deconvolution import MOST_VARIATION, check_psf
 from conv3d_cli.pipeline.operations.base import ComposedOperation, Composition
+from conv3d_cli.pipeline.sampling import block_size, sampled_blocks
 
 Method = Literal["richardson-lucy", "butterworth", "wiener"]
+GCV = "gcv"
+LEAST_SNR, MOST_SNR = 1e-3, 1e6
 ITERATIONS = {"richardson-lucy": 10, "butterworth": 2}
+
+
+def read_ratio(text: str, name: str, grid: Grid | None = None) -> float | str:
+    """Parse a finite number, or the word gcv. Raises: SpecError.
+
+    >>> read_ratio("30", "snr"), read_ratio("GCV", "snr")
+    (30.0, 'gcv')
+    """
+    if text.lower() == GCV:
+        return GCV
+    try:
+        return read_number(text, name)
+    except SpecError:
+        raise SpecError(f"{name} is a number or {GCV}, received {name}={text}") from None
+
+
+Ratio = Annotated[float | str, Kind(read_ratio, f"NUMBER|{GCV}", "30", (GCV,))]
 
 
 def deconvolve(
@@ -30,7 +53,7 @@ def deconvolve(
     accelerate: Literal["no", "yes"] = "no",
     start: Literal["flat", "data"] = "flat",
     save_every: int | None = None,
-    snr: float | None = None,
+    snr: Ratio | None = None,
 ) -> int:
     """Undo the blur of a point spread function: what the object looked like before.
 
@@ -50,7 +73,8 @@ def deconvolve(
     accelerate : yes or no      extrapolate each iteration, so that fewer are needed
     start : flat or data        begin with a constant, or with the volume itself
     save_every : count          write the estimate after every so many iterations, too
-    snr : number                ratio of signal to noise, for method wiener
+    snr : number or gcv         ratio of signal to noise, for method wiener; gcv finds it by
+                                generalized cross-validation of the volume
     """
     if made.kernel is None:
         raise SpecError(f"deconvolve needs the image of a point: pass {setting('kernel')}")
@@ -75,12 +99,15 @@ def deconvolve(
                 f"{setting(given[0])} is for methods that iterate, and wiener is one filter: "
                 "leave it out"
             )
-        if snr is None or not (snr > 0 and math.isfinite(snr)):
+        if snr is None or (not isinstance(snr, str) and not LEAST_SNR <= snr <= MOST_SNR):
             raise SpecError(
-                "method wiener needs the ratio of signal to noise above 0, as in "
-                f"{setting('snr', '30')}" + ("" if snr is None else f", received {snr:g}")
+                f"method wiener needs the ratio of signal to noise, from {LEAST_SNR:g} to "
+                f"{MOST_SNR:g}, as in "
+                f"{setting('snr', '30')}, or {setting('snr', GCV)} to find it by the volume"
+                + ("" if snr is None else f", received {snr:g}")
             )
-        found, note = wiener(kernel, 1 / snr**2)
+        ratio = _cross_validated(made, kernel) if isinstance(snr, str) else snr
+        found, note = wiener(kernel, 1 / ratio**2)
         if note:
             made.notes.append(note)
         return made.convolve(Kernel(found, name=f"wiener of {made.kernel.name}"))
@@ -93,6 +120,11 @@ def deconvolve(
     for name, number in (("stop", stop), ("tv", tv), ("background", background)):
         if number is not None and not (number >= 0 and math.isfinite(number)):
             raise SpecError(f"{setting(name)} must not be negative, received {number:g}")
+    if stop is not None and stop >= 1:
+        raise SpecError(
+            f"{setting('stop')} is a part of the sum of all voxels, below 1, as in "
+            f"{setting('stop', '1e-3')}, received {stop:g}"
+        )
     if tv is not None and tv >= MOST_VARIATION:
         raise SpecError(
             f"{setting('tv')} must be below 1/6, and is mostly 0.001 to 0.01, received {tv:g}"
@@ -112,6 +144,47 @@ def deconvolve(
         accelerate=accelerate == "yes",
         from_data=start == "data",
     )
+
+
+def _cross_validated(made: Composition, kernel: Weights) -> float:
+    """The ratio of signal to noise that generalized cross-validation finds, of 4 digits.
+
+    Whoever passes it as a number gets the same output.
+    Raises: SpecError, ShapeError.
+    """
+    asked = setting("snr", GCV)
+    if made.reopened is None:
+        raise SpecError(f"{asked} reads the input twice, and a pipe is read once: name a file")
+    if kernel.size == 1:
+        raise SpecError(
+            f"{asked} needs a blur to tell noise from signal, and a kernel of one voxel does not "
+            f"blur: pass a number, as in {setting('snr', '30')}"
+        )
+    size = block_size(made.shape.size, kernel.shape)
+    validation = CrossValidation(kernel, size)
+    with made.reopened() as reader:
+        for stored in sampled_blocks(reader, size, BYTES_EACH):
+            block = stored.astype(np.float64)
+            if made.missing.nan == "zero":
+                block[~np.isfinite(block)] = 0
+            if np.isfinite(block).all():
+                validation.add(block)
+    if not validation.varies:
+        raise ShapeError(
+            f"{asked} finds no voxels that vary and have no NaN around them: pass a number, as in "
+            f"{setting('snr', '30')}, or repair them"
+        )
+    noise = validation.noise()
+    snr = float(f"{1 / math.sqrt(noise):.4g}")
+    edge = {
+        LEAST: ", the highest that is tried: there is hardly any noise",
+        MOST: ", the lowest that is tried: there is hardly more than noise",
+    }.get(noise, "")
+    made.found["snr"] = snr
+    made.notes.append(
+        f"{asked} found {setting('snr', f'{snr:g}')} by generalized cross-validation{edge}"
+    )
+    return snr
 
 
 def _correlated(kernel: Kernel, size: tuple[int, int, int]) -> Weights:

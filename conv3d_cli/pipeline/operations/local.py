@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from conv3d_cli.errors import SpecError, named
+from conv3d_cli.errors import SpecError, named, setting
 from conv3d_cli.kernels.builtin import ball, box, gaussian
 from conv3d_cli.kernels.lengths import Lengths, Sizes
 from conv3d_cli.kernels.world import VOXEL_AXES, OrientKind
@@ -52,8 +52,8 @@ def local(
     window = _window(size, radius, sigma, truncate, orient)
     if ddof and window.weights.size == 1:
         raise SpecError(
-            "ddof=1 divides by one voxel less than the window has, and it has one; take a larger "
-            "window, or ddof=0"
+            f"{setting('ddof', 1)} divides by one voxel less than the window has, and it has one: "
+            f"take a larger window, or {setting('ddof', 0)}"
         )
     masked = made.missing.mask is not None
     taken = (made.volume,) if made.certainty is None else (made.volume, made.certainty)
@@ -87,7 +87,10 @@ def _window(
             f"around a voxel, as in local:size=7, received {received}"
         )
     if truncate != 4 and sigma is None:
-        raise SpecError(f"truncate={truncate:g} is for sigma; leave it out with {names[0]}")
+        raise SpecError(
+            f"{setting('truncate', f'{truncate:g}')} is for {named('sigma')}: leave it out with "
+            f"{named(names[0])}"
+        )
     if radius is not None:
         return ball(radius, orient)
     if sigma is not None:
@@ -96,8 +99,8 @@ def _window(
     edges = triple(size, "size")
     if any(edge % 2 == 0 for edge in edges):
         raise SpecError(
-            "size must be odd on every axis, so that a voxel is in the middle, received "
-            f"size={','.join(map(str, edges))}"
+            f"{named('size')} must be odd on every axis, so that a voxel is in the middle, "
+            f"received {','.join(map(str, edges))}"
         )
     return box(edges)
 

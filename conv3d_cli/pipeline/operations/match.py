@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, named, setting
+from conv3d_cli.errors import ShapeError, SpecError, named, setting
 from conv3d_cli.kernels.lengths import Lengths, voxels
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import AXIS_NAMES
@@ -31,6 +32,7 @@ def match(
     conv3d match head.nii.gz -k t.nii.gz -o score.nii.gz --peaks peaks.tsv
     conv3d match head.nii.gz -k log:sigma=2vox -o score.nii.gz --boundary zeros
     conv3d match stack.tif -k ball.npy --ignore 0 -o score.tif
+    conv3d match stack.tif -k cell.tif --template-mask cell_mask.tif -o score.tif
 
     The template is the kernel (-k), of any format; its centre is where it fits. Scores are
     between -1 and 1, whatever the volume's brightness and contrast: 1 where its voxels are a
@@ -46,10 +48,16 @@ def match(
     min_distance : lengths  of two peaks the lower one is left out if it is nearer than this; by
                             default half the template's size along each axis
 
-    Source: J. P. Lewis, Fast normalized cross-correlation, Vision Interface (1995) 120-123;
+    Source: J. P. Lewis, Fast normalized cross-correlation, Vision Interface (1995) 120-123; with
+    masks: D. Padfield, Masked object registration in the Fourier domain, IEEE TIP 21 (2012);
     scikit-image's match_template with pad_input=True and --boundary zeros.
     """
     assert made.kernel is not None
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise SpecError(
+            f"{setting('threshold', f'{threshold:g}')}: scores are from -1 to 1, so pass a number "
+            "in this range"
+        )
     template, inside = _template(made.kernel, made, ignore)
     if not made.writes_table:
         given = {"threshold": threshold, "min_distance": min_distance}
@@ -96,10 +104,12 @@ def _template(
                 f"the template {kernel.name} of {sizes[0]} voxels is larger than the volume of "
                 f"{sizes[1]} along {AXIS_NAMES[axis]}; crop it, or exchange the two"
             )
-    inside = np.ones(values.shape, bool) if ignore is None else values != ignore
+    inside = _inside(values, kernel, made.template_mask)
+    if ignore is not None:
+        inside &= values != ignore
     if not inside.any():
         raise ShapeError(
-            f"all voxels of the template {kernel.name} are {ignore:g}, which "
+            f"all voxels of the template {kernel.name} that count are {ignore:g}, which "
             f"{setting('ignore', ignore)} leaves out; pass another number"
         )
     own = values[inside]
@@ -115,4 +125,23 @@ def _template(
     return weights, inside.astype(np.float64)
 
 
-OPERATION = ComposedOperation(match, takes_kernel=True, table=PEAKS)
+def _inside(values: NDArray[np.float64], kernel: Kernel, mask: Kernel | None) -> NDArray[np.bool_]:
+    """Where a template is. Raises: ShapeError for a mask that does not fit, or has no voxel."""
+    if mask is None:
+        return np.ones(values.shape, bool)
+    if mask.weights.shape != values.shape:
+        own, wanted = ("x".join(map(str, one)) for one in (mask.weights.shape, values.shape))
+        raise ShapeError(
+            f"the template mask {mask.name} has {own} voxels, and the template {kernel.name} has "
+            f"{wanted}: pass a mask of the template's shape"
+        )
+    inside = np.asarray(mask.weights > 0)
+    if not inside.any():
+        raise ShapeError(
+            f"no voxel of the template mask {mask.name} is above 0, so nothing of the template is "
+            "left: pass another mask"
+        )
+    return inside
+
+
+OPERATION = ComposedOperation(match, takes_kernel=True, takes_template_mask=True, table=PEAKS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from conv3d_cli.errors import SpecError
-from conv3d_cli.kernels.lengths import Scales
+from conv3d_cli.errors import SpecError, named, setting
+from conv3d_cli.kernels.lengths import PhysicalLengths, Scales
 from conv3d_cli.network.operations.ridges import MEASURES
 from conv3d_cli.pipeline.operations.base import ComposedOperation, Composition
 
@@ -24,12 +24,14 @@ def ridges(
     beta: float | None = None,
     tau: float | None = None,
     c: float | None = None,
+    best_scale: Literal["no", "yes"] = "no",
 ) -> int:
     """Vessels, fibres and other ridges: how much each voxel looks like a tube, at its best scale.
 
     conv3d ridges angio.nii.gz --scales 1,2,4mm -o vessels.nii.gz
     conv3d ridges cells.tif --method sato --scales 2,4vox --polarity dark -o out.tif
     conv3d ridges bone.nii.gz --shape plate --scales 1mm -o sheets.nii.gz
+    conv3d ridges angio.nii.gz --scales 1,2mm --best-scale -o both.nii.gz
 
     The measures are made of the eigenvalues of the Hessian, the second derivatives of the volume
     smoothed by a Gaussian of each scale and normalised by it. A tube of radius r answers most at a
@@ -47,20 +49,25 @@ def ridges(
                                 of the largest in the volume, at each scale]; jerman: least
                                 eigenvalue [default: tau times the largest]; meijering: what counts
                                 as 1 [default: the largest]
+    best_scale : yes or no      write the scale of the largest response, too, as a second channel:
+                                in the unit of scales, 0 where there is no response
     """
     measure = MEASURES[method]
     given = {"alpha": alpha, "beta": beta, "tau": tau}
     for owner, names in _OWN.items():
         for name in names:
             if given[name] is not None and owner != method:
-                raise SpecError(f"{name} is for method={owner}, and {method} takes none")
+                raise SpecError(
+                    f"{named(name)} is for {setting('method', owner)}, and {method} takes none: "
+                    "leave it out"
+                )
     for name, value in {"alpha": alpha, "beta": beta, "c": c}.items():
         if value is not None and not value > 0:
-            raise SpecError(f"{name} must be above 0, received {name}={value:g}")
+            raise SpecError(f"{named(name)} must be above 0, received {value:g}")
     if tau is not None and not 0 < tau <= 1:
-        raise SpecError(f"tau is above 0 and at most 1, received tau={tau:g}")
+        raise SpecError(f"{named('tau')} must be above 0 and at most 1, received {tau:g}")
     if c is not None and measure.of_largest is None:
-        raise SpecError(f"{method} takes no c; leave it out")
+        raise SpecError(f"{method} takes no {named('c')}: leave it out")
     shared: dict[str, Any] = {
         "method": method,
         "bright": polarity == "bright",
@@ -73,6 +80,11 @@ def ridges(
         taken.append(made.step("GlobalMaxPooling3D", planes))
     numbers = {**given, "c": c}
     own: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
+    if best_scale == "yes":
+        made.channel_names = ("response", "scale")
+        own["lengths"] = [
+            (one.lengths if isinstance(one, PhysicalLengths) else one)[0] for one in scales
+        ]
     return made.step("Ridges", *taken, **shared, shape=shape, **own)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from conv3d_cli.errors import ShapeError, SpecError, unknown_name
+from conv3d_cli.errors import ShapeError, SpecError, named, setting, unknown_name
 from conv3d_cli.kernels.lengths import Floats, Kind, Lengths, PhysicalLengths
 from conv3d_cli.kernels.world import VOXEL_AXES, OrientKind, shear_text
 from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear, unit_steps
@@ -63,12 +63,18 @@ def tensor(
     """
     output = features or ("eigenvalues",)
     if of == "structure" and window is None:
-        raise SpecError("tensor needs window for a structure tensor, as in window=3mm")
+        raise SpecError(
+            f"a structure tensor needs {named('window')}, as in {setting('window', '3mm')}"
+        )
     if of == "hessian" and window is not None:
-        raise SpecError("window is for a structure tensor; of=hessian takes none")
+        raise SpecError(
+            f"{named('window')} is for a structure tensor, and {setting('of', 'hessian')} takes "
+            "none: leave it out"
+        )
     if of == "hessian" and (wrong := [name for name in output if name not in OF_HESSIAN]):
         raise SpecError(
-            f"{wrong[0]} is of a structure tensor; of=hessian has {', '.join(OF_HESSIAN)}"
+            f"{wrong[0]} is of a structure tensor, and {setting('of', 'hessian')} has "
+            f"{', '.join(OF_HESSIAN)}: leave it out"
         )
     for lengths in (sigma, window):
         if isinstance(lengths, PhysicalLengths) and shear(lengths.steps) > ORTHOGONAL:
@@ -81,8 +87,8 @@ def tensor(
     if orient.steps is not None:
         if not isinstance(sigma, PhysicalLengths):
             raise SpecError(
-                "orient=world takes directions in space, so it needs sigma in a unit of length, "
-                "such as 1mm"
+                f"{setting('orient', 'world')} takes directions in space: give {named('sigma')} in "
+                "a unit of length, as 1mm"
             )
         axes, letters = unit_steps(orient.steps)[::-1], "xyz"  # rows are z, y, x
     own: dict[str, Any] = {"outputs": list(output), "axes": axes.tolist()}
