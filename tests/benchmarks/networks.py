@@ -58,7 +58,11 @@ class Net:
         weights = [self._weight(kernel), self._weight(self.rng.standard_normal(after) * 0.1)]
         reach = dilation * (size // 2)
         return self._node(
-            "Conv", [x, *weights], kernel_shape=[size] * 3, dilations=[dilation] * 3, pads=[reach] * 6
+            "Conv",
+            [x, *weights],
+            kernel_shape=[size] * 3,
+            dilations=[dilation] * 3,
+            pads=[reach] * 6,
         )
 
     def normalized(self, x: str, channels: int) -> str:
@@ -142,7 +146,9 @@ def run_torch(model: str, source: str, target: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     f, graph = torch.nn.functional, onnx.load(model).graph
-    known = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    known = {
+        one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer
+    }
     known["x"] = torch.from_numpy(np.load(source))
     last = {name: place for place, node in enumerate(graph.node) for name in node.input}
     with torch.inference_mode():
