@@ -14,6 +14,7 @@ from conv3d_cli.convolution.losses import Losses
 from conv3d_cli.convolution.slabs import SlabInput
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.kernel import require_finite_in
+from conv3d_cli.model.ramp import Ramp
 from conv3d_cli.model.spec import ConvProblem, Triple
 from conv3d_cli.model.volume import Array
 
@@ -114,7 +115,9 @@ class Convolution:
         """
         stored = self.plan.dtype if self.on_slabs else out
         numerators = self.plan.loops_to_load(source, stored, scale, self._policy)
-        return [*numerators, *self._finishing(out)]
+        activation = self._tile_activation
+        ramps = [self.plan.ramp_code(activation)] if isinstance(activation, Ramp) else []
+        return [*numerators, *ramps, *self._finishing(out)]
 
     def _finishing(self, out: np.dtype[Any]) -> list[MachineCode]:
         """The functions that `_finish` calls."""
@@ -255,8 +258,7 @@ class Convolution:
         """
         if not self.runs_plan_alone or self.on_slabs or self.losses is not None:
             return None
-        activate = self._activate if self._in_tiles else None
-        return self.plan.repetition(slab.source, out, slab.planes, self.bias, activate)
+        return self.plan.repetition(slab.source, out, slab.planes, self.bias, self._tile_activation)
 
     def _results(
         self,
@@ -303,7 +305,7 @@ class Convolution:
             columns=slab.columns,
             scale=scale,
             bias=bias,
-            activation=self._activate if self._in_tiles else None,
+            activation=self._tile_activation,
             progress=progress,
             flags_incomplete=flags_incomplete,
             certainty=certainty,
@@ -333,6 +335,12 @@ class Convolution:
     def on_slabs(self) -> bool:
         """Whether a step runs on whole slabs, for which their sums are kept in the plan's dtype."""
         return bool(self._on_slabs) or self.magnitude or self.activity is not None
+
+    @property
+    def _tile_activation(self) -> Ramp | Callable[[Array], None] | None:
+        """What the engine applies to tiles: compiled, if it is one activation of two parts."""
+        ramp = self._in_tiles[0].ramp if len(self._in_tiles) == 1 else None
+        return ramp or (self._activate if self._in_tiles else None)
 
     def _activate(self, tile: NDArray[Any]) -> None:
         for activation in self._in_tiles:

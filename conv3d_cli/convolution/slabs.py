@@ -8,9 +8,9 @@ need.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -68,12 +68,42 @@ class SlabInput:
     mask: SlabInput | None = None
 
 
-SHRINKS = 4  # planes are copied where the array that they are a part of has so many times as many
+class HeldPlanes:
+    """Consecutive planes of an input, in memory that is used again: fresh pages cost much time.
 
+    room : callable     (planes) -> an uninitialised array for so many
+    fill : callable     (slice, array) -> None; fills the array with these planes of the input
+    start, stop : int   the planes that are held
 
-def shrunk(left: Array, whole: Array) -> Array:
-    """The planes that are left of an array: a copy where that frees much more than it takes."""
-    return left.copy() if SHRINKS * len(left) <= len(whole) else left
+    >>> held = HeldPlanes(np.zeros, lambda depth, out: np.copyto(out, range(99)[depth]))
+    >>> held.read(0, 3).tolist(), held.read(2, 5).tolist()
+    ([0.0, 1.0, 2.0], [2.0, 3.0, 4.0])
+    """
+
+    def __init__(self, room: Callable[[int], Array], fill: Callable[[slice, Array], None]) -> None:
+        self.room, self.fill = room, fill
+        self.forget()
+
+    def forget(self) -> None:
+        """Hold no planes, and no memory."""
+        self.start = self.stop = 0
+        self._memory: Array | None = None
+
+    def read(self, start: int, stop: int) -> Array:
+        """Planes start to stop - 1, in memory that the next call changes; neither ever falls."""
+        have, memory = max(start, self.stop), self._memory
+        if stop > self.stop:
+            target = memory
+            if target is None or len(target) < stop - start:
+                target = self._memory = self.room(stop - start)
+            if memory is not None and (target is not memory or start > self.start):
+                for plane in range(start, self.stop):  # one by one, since they may overlap
+                    target[plane - start] = memory[plane - self.start]
+            memory = None
+            self.start, self.stop = start, stop
+            self.fill(slice(have, stop), target[have - start : stop - start])
+        assert self._memory is not None
+        return self._memory[start - self.start : stop - self.start]
 
 
 class SlabSource:
@@ -82,12 +112,22 @@ class SlabSource:
     reader : VolumeReader       a sequential one is read forward once; planes that the next slab
                                 needs are kept in memory
     n, channels : int, slice    the part: volume n of the batch, and some of its channels
+    reuses : bool               each slab of a sequential reader, which gives all channels, is done
+                                with before the next is read, into the same memory
     """
 
-    def __init__(self, reader: VolumeReader, n: int, channels: slice, problem: ConvProblem) -> None:
+    def __init__(
+        self,
+        reader: VolumeReader,
+        n: int,
+        channels: slice,
+        problem: ConvProblem,
+        reuses: bool = False,
+    ) -> None:
         self.reader, self.n, self.channels, self.problem = reader, n, channels, problem
         self._buffer: Array | None = None
         self._buffer_start = 0
+        self._held = HeldPlanes(reader.empty, partial(reader.read_into, n)) if reuses else None
 
     def read(self, start: int, stop: int) -> SlabInput:
         """The input of output planes start to stop - 1; a sequential reader takes them in order."""
@@ -106,6 +146,9 @@ class SlabSource:
 
     def _read_forward(self, planes: list[int], start: int, stop: int) -> SlabInput:
         """The input planes start to stop - 1, of which the buffer may hold the first ones."""
+        if self._held is not None:
+            source = self._held.read(start, stop)
+            return SlabInput(source, [p - start if p >= 0 else -1 for p in planes])
         pieces: list[Array] = []
         buffered_to = start
         if self._buffer is not None:
@@ -118,16 +161,6 @@ class SlabSource:
         self._buffer = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         self._buffer_start = start
         return SlabInput(self._buffer, [p - start if p >= 0 else -1 for p in planes])
-
-    def shrink(self, stop: int) -> None:
-        """Drop the buffered planes that only output planes before `stop` need; see `shrunk`."""
-        if self._buffer is None:
-            return
-        needed = first_needed(self.problem)
-        first = needed[stop] if stop < len(needed) else self.problem.in_size[0]
-        left = self._buffer[max(0, first - self._buffer_start) :]
-        self._buffer_start = max(first, self._buffer_start)
-        self._buffer = shrunk(left, self._buffer) if len(left) else None
 
     def release(self, stop: int) -> None:
         """Let the reader drop the input planes that only output planes before `stop` need."""

@@ -86,6 +86,7 @@ from conv3d_cli.engine.views import (
 from conv3d_cli.engine.weighting import Certainty, Division
 from conv3d_cli.errors import FaultError, ShapeError, unknown_name
 from conv3d_cli.model.box import Box, Size
+from conv3d_cli.model.ramp import Ramp
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference if predicted times are equal. `direct` accepts everything and comes last.
@@ -101,7 +102,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     direct.ALGORITHM,
 )
 
-Activation = Callable[[NDArray[Any]], None]  # changes the array in place
+# compiled, or a function that changes the array in place
+Activation = Ramp | Callable[[NDArray[Any]], None]
 Tables = tuple[list[int], list[int], list[int]]  # source indices: planes, rows, columns
 # the same as offsets in memory
 Offsets = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -434,7 +436,8 @@ class Plan:
         team : Team                         runs the tasks
         scale : (slope, intercept)          of the source
         bias : (filters,) or None           added before the activation
-        activation : callable or None       changes sums (filters, d, h, w) in place, in any thread
+        activation : Ramp, callable or None     a function changes sums (filters, d, h, w) in
+                                            place, in any thread
         progress : callable or None         is called with the number of output values of each batch
                                             of tasks, when the batch is finished, in any thread
         flags_incomplete : bool             report the outputs whose windows contain a certainty
@@ -752,7 +755,9 @@ class Plan:
         """Fill a worker's `Epilogue`. Returns the objects that must live as long as the run."""
         callback = None
         epilogue = Epilogue(bias=run.bias, has_bias=run.bias is not None)
-        if run.activation is not None:
+        if isinstance(run.activation, Ramp):
+            epilogue = self._ramp_fields(run.activation, run.bias)
+        elif run.activation is not None:
             callback = self._callback(worker, run.bias, run.activation, failures)
             epilogue = Epilogue(ctypes.cast(callback, ctypes.c_void_p).value or 0, run.bias)
         fill([worker.step], epilogue)
@@ -961,11 +966,29 @@ class Plan:
         )
         return _Worker(step, accumulator)
 
+    def ramp_code(self, ramp: Ramp) -> MachineCode:
+        """The loop that adds the bias and applies an activation of two straight parts."""
+        return machine_code("ramp", "ramp", self.dtype.name, ramp.form)
+
+    def _ramp_fields(self, ramp: Ramp, bias: NDArray[Any] | None) -> Epilogue:
+        """The bias as the loop reads it, and the numbers of an activation of two straight parts."""
+        filter_step, *_, column_step = self.prepared.layout.sums
+        count = self.problem.filters_per_group * self.prepared.groups_together
+        step = column_step if filter_step == 1 and column_step > count else count
+        padded = np.full((self.problem.filters // count, step), -0.0, self.dtype)
+        if bias is not None:
+            padded[:, :count] = bias.reshape(-1, count)
+        code = self.ramp_code(ramp)
+        load([code])
+        return Epilogue(
+            code.address, padded, 0, step, ramp.threshold, ramp.floor, ramp.ceiling, ramp.slope
+        )
+
     def _callback(
         self,
         worker: _Worker,
         bias: NDArray[Any] | None,
-        activation: Activation,
+        activation: Callable[[NDArray[Any]], None],
         failures: list[BaseException],
     ) -> Any:
         """A C function that adds the bias and applies an activation written in Python."""

@@ -96,11 +96,16 @@ class Functions(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class Epilogue(FieldGroup):
-    """The last operations on sums before the store: a bias, then a Python activation."""
+    """The last operations on sums before the store: a bias, then an activation."""
 
-    activate: int = 0  # address of a callback that adds the bias and applies the activation
+    activate: int = 0  # address of a function that adds the bias and applies the activation
     bias: Memory = None
     has_bias: int = 0  # 1 if the store adds the bias
+    bias_group_step: int = 0  # these are for `loops/ramp.py`; see `model.ramp.Ramp`
+    threshold: float = 0.0
+    floor: float = 0.0
+    ceiling: float = 0.0
+    ramp_slope: float = 0.0
 
 
 @dataclass(eq=False, repr=False)

@@ -37,6 +37,7 @@ from conv3d_cli.layer._catalogue import (
     require_number,
     write_text,
 )
+from conv3d_cli.model.ramp import Ramp
 from conv3d_cli.system.normal import normal_cdf
 
 Array = NDArray[Any]
@@ -685,6 +686,22 @@ class Activation:
     def is_linear(self) -> bool:
         """Whether this is the identity function."""
         return self.function is linear
+
+    @property
+    def ramp(self) -> Ramp | None:
+        """The numbers of relu, leaky_relu and relu6, which the engine computes; None for others.
+
+        >>> get("relu:max_value=6").ramp == get("relu6").ramp
+        True
+        """
+        slope = self.config.get("negative_slope")
+        if self.function is leaky_relu:
+            return Ramp(slope=0.2 if slope is None else slope, signs_zeros=True)
+        if self.function not in (relu, relu6):
+            return None
+        ceiling = 6.0 if self.function is relu6 else self.config.get("max_value")
+        bounds = (-math.inf, math.inf) if ceiling is None else (0.0, ceiling)
+        return Ramp(self.config.get("threshold", 0.0), *bounds, slope or 0.0)
 
     @property
     def halves(self) -> bool:

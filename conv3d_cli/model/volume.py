@@ -466,6 +466,18 @@ class VolumeReader(abc.ABC):
         Raises: FormatError if the file is truncated or corrupt.
         """
 
+    def read_into(self, n: int, depth: slice, out: Array) -> None:
+        """Fill `out` with planes of all channels, as `read` returns them.
+
+        out : (d, H, W, C)      of the stored dtype, with any strides
+        A reader that computes its planes computes them there.
+        """
+        out[...] = self.read(n, depth, slice(0, self.header.shape[4]))
+
+    def empty(self, planes: int) -> Array:
+        """An uninitialised array for `read_into`, in the memory order that suits the reader."""
+        return np.empty((planes, *self.header.shape[2:]), self.header.dtype)
+
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         """Stored voxels of some rows and columns, (d, h, w, c); else as `read`.
 

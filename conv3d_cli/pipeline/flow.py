@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conv3d_cli.convolution.prepared import Convolution
-from conv3d_cli.convolution.slabs import SlabSource, shrunk
+from conv3d_cli.convolution.slabs import HeldPlanes, SlabSource
 from conv3d_cli.engine.fields import Field, FileField
 from conv3d_cli.formats.base import reserve_space, spool_reader
 from conv3d_cli.model.box import Box
@@ -24,7 +24,7 @@ from conv3d_cli.model.grid import grid_after
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape, Window
 from conv3d_cli.network.operations.statistics import GATHERING
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
+from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, GraphNode, OperationNode
 from conv3d_cli.system.atomic import write_errors
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
@@ -38,41 +38,53 @@ WHOLE_PLANES = 8
 class _ComputedReader(VolumeReader):
     """A node's output as a volume to read: planes are computed on request, forward only.
 
-    step : int      planes that are computed together, so that any requests group them alike
+    node : GraphNode    says how many planes are computed together and at once
+    team : Team
     """
 
     sequential = True
     header: VolumeHeader
-    step: int
+    node: GraphNode
+    team: Team
     _n: int | None = None
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
+        planes = self.empty(depth.stop - depth.start)
+        self.read_into(n, depth, planes)
+        return planes[..., channels]
+
+    def read_into(self, n: int, depth: slice, out: Array) -> None:
         if n != self._n:
             self._n = n
             self._begin(n)
-            # planes computed beyond the last request, and their first one
-            self._surplus = np.empty((0, *self.header.shape[2:]), self.header.dtype)
-            self._surplus_start = 0
-        planes = self._surplus[max(depth.start - self._surplus_start, 0) :]
-        count = depth.stop - depth.start
-        if len(planes) < count:
-            step, size = self.step, self.header.shape[1]
-            start = max(depth.start, self._surplus_start + len(self._surplus))
-            first, last = start - start % step, min(-(-depth.stop // step) * step, size)
-            computed = self._compute(n, first, last)
-            if len(planes):
-                planes = np.concatenate([planes, computed])
-            else:
-                planes = computed[depth.start - first :]
-        self._surplus, self._surplus_start = planes[count:].copy(), depth.stop
-        return planes[:count, ..., channels]
+            # the planes of the last step, some of them beyond the last request
+            self._step: Array | None = None
+            self._first = self._computed = 0
+        start, stop = depth.start, depth.stop
+        while start < stop:
+            if start < self._computed:
+                assert self._step is not None
+                end = min(stop, self._computed)
+                part = self._step[start - self._first : end - self._first]
+                out[start - depth.start : end - depth.start] = part
+                start = end
+                continue
+            first, last = self.node.next_call(start, stop, self.team.threads)
+            if first == start and last <= stop:
+                self._compute(n, first, last, out[first - depth.start : last - depth.start])
+                start = last
+                continue
+            if self._step is None:
+                self._step = self.empty(self.node.step)
+            self._compute(n, first, last, self._step[: last - first])
+            self._first, self._computed = first, last
 
     def _begin(self, n: int) -> None:
         """Prepare for another volume."""
         raise NotImplementedError
 
-    def _compute(self, n: int, start: int, stop: int) -> Array:
-        """Planes start to stop - 1, (d, H, W, C)."""
+    def _compute(self, n: int, start: int, stop: int, out: Array) -> None:
+        """Fill `out` (d, H, W, C) with planes start to stop - 1."""
         raise NotImplementedError
 
 
@@ -82,9 +94,9 @@ class LayerReader(_ComputedReader):
     reader : VolumeReader       the convolution's input; the caller closes it
     """
 
-    def __init__(self, reader: VolumeReader, convolution: Convolution, team: Team) -> None:
-        self.reader, self.convolution, self.path = reader, convolution, reader.path
-        self.team, self.step = team, convolution.plan.depth_step
+    def __init__(self, reader: VolumeReader, node: ConvolutionNode, team: Team) -> None:
+        self.reader, self.convolution, self.path = reader, node.convolution, reader.path
+        self.team, self.node, convolution = team, node, node.convolution
         source, problem = reader.header, convolution.problem
         shape = Shape(*problem.out_size, convolution.channels_out)
         self.header = VolumeHeader(
@@ -99,19 +111,18 @@ class LayerReader(_ComputedReader):
 
     def _begin(self, n: int) -> None:
         all_channels = slice(0, self.reader.header.shape[4])
-        self._source = SlabSource(self.reader, n, all_channels, self.convolution.problem)
+        self._source = SlabSource(
+            self.reader, n, all_channels, self.convolution.problem, reuses=True
+        )
 
-    def _compute(self, n: int, start: int, stop: int) -> Array:
+    def _compute(self, n: int, start: int, stop: int, out: Array) -> None:
         assert self._source is not None
-        _, _, height, width, count = self.header.shape
         slab = self._source.read(start, stop)
-        out = np.empty((stop - start, height, width, count), self.header.dtype)
         outputs = slice(0, self.convolution.problem.filters)
         self.convolution.convolve(slab, out, self.team, self.reader.header.scale, outputs)
-        del slab
         self._source.release(stop)
-        self._source.shrink(stop)
-        return out
+        if stop == self.header.shape[1]:
+            self._source = None
 
     def finish(self) -> None:
         self.reader.finish()
@@ -125,42 +136,6 @@ def derived_header(source: VolumeHeader, shape: Shape, dtype: np.dtype[Any]) -> 
     letters = source.axes.batch_letters + "zyxc"
     sizes = {**dict(zip("zyx", shape.size, strict=True)), "c": shape.channels}
     return VolumeHeader(source.axes.renamed(letters, sizes), dtype, format=source.format)
-
-
-class _Planes:
-    """The planes of an input that an operation holds, of the arithmetic's dtype."""
-
-    def __init__(self, reader: VolumeReader, real: np.dtype[Any]) -> None:
-        self.reader, self.real = reader, real
-        self._kept: Array | None = None
-        self._start = 0
-
-    def forget(self) -> None:
-        self._kept, self._start = None, 0
-
-    def read(self, n: int, start: int, stop: int) -> Array:
-        """Planes start to stop - 1, of which some may be kept; neither ever falls."""
-        pieces: list[Array] = []
-        have = start
-        if self._kept is not None and (end := self._start + len(self._kept)) > start:
-            pieces, have = [self._kept[start - self._start : stop - self._start]], min(end, stop)
-        if stop > have:
-            header = self.reader.header
-            block = self.reader.read(n, slice(have, stop), slice(0, header.shape[4]))
-            pieces.append(real_values(block, header.scale, self.real))
-            del block
-        planes = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        if self._kept is None or stop > self._start + len(self._kept):
-            self._kept, self._start = planes, start
-        return planes
-
-    def drop(self, start: int) -> None:
-        """Let go of the planes before `start`."""
-        if self._kept is None:
-            return
-        left = self._kept[max(0, start - self._start) :]
-        self._start = max(start, self._start)
-        self._kept = shrunk(left, self._kept) if len(left) else None
 
 
 def real_values(block: Array, scale: tuple[float, float], real: np.dtype[Any]) -> Array:
@@ -178,36 +153,63 @@ class OperationReader(_ComputedReader):
 
     def __init__(self, readers: list[VolumeReader], node: OperationNode, team: Team) -> None:
         self.readers, self.operation, self.team = readers, node.operation, team
-        self.path, self.step = readers[0].path, node.step
+        self.path, self.node = readers[0].path, node
         self.header = derived_header(readers[0].header, node.operation.shape, node.real)
-        self._inputs = [_Planes(reader, node.real) for reader in readers]
+        self._inputs: list[HeldPlanes] = []
+
+    def empty(self, planes: int) -> Array:
+        if not self.operation.channels_apart:
+            return super().empty(planes)
+        height, width, count = self.header.shape[2:]
+        apart = np.empty((planes, count, height, width), self.header.dtype)
+        return apart.transpose(0, 2, 3, 1)
 
     def _begin(self, n: int) -> None:
-        for planes in self._inputs:
-            planes.forget()
+        self._inputs = [
+            HeldPlanes(partial(_room, reader, self.header.dtype), partial(_fill, reader, n))
+            for reader in self.readers
+        ]
 
-    def _compute(self, n: int, start: int, stop: int) -> Array:
-        operation = self.operation
+    def _compute(self, n: int, start: int, stop: int, out: Array) -> None:
+        operation, (height, width) = self.operation, self.header.shape[2:4]
+        if places := operation.places:
+            for reader, channels in zip(self.readers, places, strict=True):
+                _fill(reader, n, slice(start, stop), out[..., channels])
+            return
         windows = []
         for number, planes in enumerate(self._inputs):
             first, last = operation.span(number, 0, (start, stop))
-            windows.append(Window(planes.read(n, first, last), (first, 0, 0)))
-        size, height, width, count = self.header.shape[1:]
-        out = np.empty((stop - start, height, width, count), self.header.dtype)
-        if operation.channels_apart:
-            apart = np.empty((stop - start, count, height, width), self.header.dtype)
-            out = apart.transpose(0, 2, 3, 1)
+            windows.append(Window(planes.read(first, last), (first, 0, 0)))
         operation.compute(windows, Box((start, stop), (0, height), (0, width)), out, self.team)
-        windows.clear()
-        for number, planes in enumerate(self._inputs):
-            more = stop < size
-            needed = operation.span(number, 0, (stop, stop + 1))[0] if more else size
-            planes.drop(needed if more else planes.reader.header.shape[1])
-        return out
+        if stop == self.header.shape[1]:
+            windows.clear()
+            for planes in self._inputs:
+                planes.forget()
 
     def finish(self) -> None:
         for reader in self.readers:
             reader.finish()
+
+
+def _room(reader: VolumeReader, real: np.dtype[Any], planes: int) -> Array:
+    """An uninitialised array for `_fill`, of the arithmetic's dtype."""
+    stored = reader.header.dtype
+    return (
+        reader.empty(planes)
+        if stored == real
+        else np.empty((planes, *reader.header.shape[2:]), real)
+    )
+
+
+def _fill(reader: VolumeReader, n: int, depth: slice, out: Array) -> None:
+    """Fill `out` with the values of planes."""
+    header = reader.header
+    if header.dtype == out.dtype and header.scale == (1.0, 0.0):
+        reader.read_into(n, depth, out)
+    else:
+        out[...] = real_values(
+            reader.read(n, depth, slice(0, header.shape[4])), header.scale, out.dtype
+        )
 
 
 class WholeReader(VolumeReader):
@@ -309,8 +311,8 @@ class Tee:
         self._stop = 0  # planes read so far
         self._n = -1
 
-    def read(self, number: int, n: int, depth: slice) -> Array:
-        """Planes for one branch, with all channels."""
+    def read(self, number: int, n: int, depth: slice) -> list[Array]:
+        """Planes for one branch, with all channels, in pieces."""
         if n != self._n:
             self._n, self._blocks, self._stop = n, [], 0
             self._positions = [0] * len(self._positions)
@@ -326,13 +328,12 @@ class Tee:
             for first, block in self._blocks
             if first < depth.stop and first + len(block) > depth.start
         ]
-        planes = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         self._positions[number] = max(self._positions[number], depth.stop)
         lowest = min(self._positions)
         self._blocks = [
             (first, block) for first, block in self._blocks if first + len(block) > lowest
         ]
-        return planes
+        return pieces
 
     def _others(self, number: int) -> list[int]:
         return [p for other, p in enumerate(self._positions) if other != number] or [self._stop]
@@ -348,7 +349,18 @@ class Branch(VolumeReader):
         self.header, self.path = tee.reader.header, tee.reader.path
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
-        return self.tee.read(self.number, n, depth)[..., channels]
+        pieces = self.tee.read(self.number, n, depth)
+        planes = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return planes[..., channels]
+
+    def read_into(self, n: int, depth: slice, out: Array) -> None:
+        start = 0
+        for piece in self.tee.read(self.number, n, depth):
+            out[start : start + len(piece)] = piece
+            start += len(piece)
+
+    def empty(self, planes: int) -> Array:
+        return self.tee.reader.empty(planes)
 
     def finish(self) -> None:
         self.tee.reader.finish()
@@ -391,7 +403,7 @@ def reader_of_last(
         if position == len(graph.nodes) - 1:
             return taken[0]
         if isinstance(node, ConvolutionNode):
-            provide(position, LayerReader(taken[0], node.convolution, team))
+            provide(position, LayerReader(taken[0], node, team))
         else:
             assert isinstance(node, OperationNode)
             provide(position, _reader_of(node, taken, team, beside))

@@ -22,6 +22,9 @@ from conv3d_cli.network.operations.base import Operation
 from conv3d_cli.pipeline.boxes.partition import GAP, BoxGraph, BoxNode, input_runs
 
 VOLUME = -1  # the job's volume, as an input of a node
+# Planes that a node computes at once, unless fewer are asked for: at least this many, and so many
+# for each plane of the halo, which every call packs again; tasks for each thread.
+LEAST_AT_ONCE, HALOS_AT_ONCE, TASKS_AT_ONCE = 4, 4, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,22 @@ class GraphNode(abc.ABC):
     def step(self) -> int:
         """Output planes that are computed together."""
         return 1
+
+    def at_once(self, start: int, threads: int) -> int:
+        """The most output planes, in whole steps, that are computed at once from `start` on."""
+        return self.step
+
+    def next_call(self, start: int, stop: int, threads: int) -> tuple[int, int]:
+        """The planes that are computed first where planes start to stop - 1 are asked for.
+
+        Steps stay whole: where these begin before `start` or end after `stop`, they are one step.
+        """
+        step, size = self.step, self.size[0]
+        first = start - start % step
+        if first < start:
+            return first, min(first + step, size)
+        end = size if stop == size else max(stop - stop % step, first + step)
+        return first, min(first + self.at_once(first, threads), end, size)
 
     @abc.abstractmethod
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
@@ -96,6 +115,33 @@ class ConvolutionNode(GraphNode):
     def step(self) -> int:
         return self.convolution.plan.depth_step
 
+    def at_once(self, start: int, threads: int) -> int:
+        if threads not in self._at_once:
+            self._at_once[threads] = self._useful_depth(threads)
+        return self._at_once[threads]
+
+    @cached_property
+    def _at_once(self) -> dict[int, int]:
+        return {}  # by the number of threads
+
+    def _useful_depth(self, threads: int) -> int:
+        """Planes whose halo is not much beside them, and that give all threads something to do.
+
+        Tasks are no deeper in a deeper slab than in one of their depth, and pack their own halos.
+        """
+        plan, problem, step = self.convolution.plan, self.convolution.problem, self.step
+        halo = -(-max(0, problem.extent[0] - problem.strides[0]) // problem.strides[0])
+        wish = max(LEAST_AT_ONCE, min(HALOS_AT_ONCE * halo, plan.prepared.layout.tile.depth))
+        depth = -(-wish // step) * step
+        plane = problem.out_size[1:]
+        while (
+            depth < problem.out_size[0]
+            and threads > 1
+            and self.convolution.tasks_for((depth, *plane)) < TASKS_AT_ONCE * threads
+        ):
+            depth += step
+        return depth
+
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
         return input_runs(self.convolution.problem, axis, outputs)
 
@@ -129,6 +175,18 @@ class OperationNode(GraphNode):
     @property
     def step(self) -> int:
         return self.operation.planes_together
+
+    def at_once(self, start: int, threads: int) -> int:
+        operation, size = self.operation, self.size[0]
+        if start + 1 < size and not operation.needs_whole:
+            shared = max(
+                operation.span(number, 0, (start, start + 1))[1]
+                - operation.span(number, 0, (start + 1, start + 2))[0]
+                for number in range(len(operation.inputs))
+            )
+            if shared > 1:  # what several outputs have in common would be computed again
+                return -(-size // self.step) * self.step
+        return -(-max(LEAST_AT_ONCE, threads) // self.step) * self.step
 
     @property
     def scratch_bytes(self) -> int:

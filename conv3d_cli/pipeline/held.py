@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from conv3d_cli.convolution.slabs import SHRINKS, first_needed
 from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.pipeline.flow import WHOLE_PLANES
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
@@ -103,6 +102,8 @@ class _Count:
         )
         for position, node in enumerate(nodes):
             self.plane[position] = int(np.prod(node.size[1:])) * node.channels * node.dtype.itemsize
+        self.threads = graph.last.plan.threads
+        self.computed = [0] * len(nodes)  # planes up to here were computed, as steps, or gathered
         self.windows = [
             [_Window(self, position, number, source) for number, source in enumerate(node.inputs)]
             for position, node in enumerate(nodes)
@@ -126,15 +127,27 @@ class _Count:
                 with self.pass_by(MOST_PLANES * self.plane[position]):
                     self._compute(position, start, min(start + MOST_PLANES, size))
         last = len(nodes) - 1
-        window, size = self.windows[last][0], nodes[last].size[0]
+        size, plane = nodes[last].size[0], self.plane[nodes[last].inputs[0]]
+        computed = held_to = 0  # bytes of the slab that is computed meanwhile, and its last plane
         for start in range(0, size, depth):
             stop = min(start + depth, size)
-            with self.pass_by(window.bytes):  # the slab that is being computed meanwhile
-                self.kept -= window.bytes
-                self.held.computed[last] = max(self.held.computed[last], stop - start)
-                held = window.bytes
-                window.read(*nodes[last].planes(0, start, stop), from_slab=held)
-            self.held.windows = max(self.held.windows, window.bytes)
+            first, end = nodes[last].planes(0, start, stop)
+            have = max(first, held_to)
+            slab = (end - first) * plane
+            with self.pass_by(computed + max(0, end - have) * plane):
+                if end > have:
+                    self.requests[last, 0](have, end)
+                with self.pass_by(slab if first < have < end else 0):
+                    pass
+            computed, held_to = slab, max(end, held_to)
+            self.held.windows = max(self.held.windows, slab)
+            self.note(last, stop - start, end - first)
+
+    def note(self, position: int, computed: int, window: int = 0) -> None:
+        """Remember the planes that a node computes at once, and those of a window."""
+        held = self.held
+        held.computed[position] = max(held.computed[position], computed)
+        held.window_planes[position] = max(held.window_planes[position], window)
 
     def look(self) -> None:
         """Remember the bytes if they are more than ever."""
@@ -151,6 +164,13 @@ class _Count:
             yield
         finally:
             self.passing -= count
+
+    def computes(self, source: int) -> bool:
+        """Whether planes are computed where they are wanted; others are read, and copied there."""
+        if source == VOLUME or source in self.spooled:
+            return False
+        node = self.graph.nodes[source]
+        return not (isinstance(node, OperationNode) and node.operation.needs_whole)
 
     def _computer(self, source: int) -> Callable[[int, int], None]:
         """What happens when planes of a node are requested of its own reader."""
@@ -174,37 +194,38 @@ class _Count:
     def _layer(self, position: int, node: ConvolutionNode, start: int, stop: int) -> None:
         """See `LayerReader`."""
         (window,) = self.windows[position]
-        problem, size, plane = node.convolution.problem, node.size[0], self.plane[position]
 
         def compute(first: int, last: int) -> None:
             window.read(*node.planes(0, first, last))
-            self.held.computed[position] = max(self.held.computed[position], last - first)
-            more = sum(node.convolution.memory(window.planes, last - first).values())
-            with self.pass_by((last - first) * plane + more):
-                if last == size:
-                    window.drop_all()
-                else:
-                    window.shrink(first_needed(problem)[last])
+            self.note(position, last - first)
+            with self.pass_by(
+                sum(node.convolution.memory(window.stop - window.start, last - first).values())
+            ):
+                pass
+            if last == node.size[0]:
+                window.forget()
 
-        self._steps(position, start, stop, compute)
+        self._in_steps(position, start, stop, compute)
 
-    def _steps(
+    def _in_steps(
         self, position: int, start: int, stop: int, compute: Callable[[int, int], None]
     ) -> None:
         """See `flow._ComputedReader`."""
-        node, plane = self.graph.nodes[position], self.plane[position]
-        step, size, window = node.step, node.size[0], self.windows[position][0]
-        # planes start to window.computed - 1 are the surplus of the last request
-        left = max(0, window.computed - start)
-        if left < stop - start:
-            first = max(start, window.computed)
-            first, last = first - first % step, min(-(-stop // step) * step, size)
+        node = self.graph.nodes[position]
+        while start < stop:
+            if start < self.computed[position]:
+                start = min(stop, self.computed[position])
+                continue
+            first, last = node.next_call(start, stop, self.threads)
+            if first == start and last <= stop:
+                compute(first, last)
+                start = last
+                continue
+            if not self.computed[position]:
+                self.kept += node.step * self.plane[position]
+                self.look()
             compute(first, last)
-            surplus = max(0, last - stop)
-            with self.pass_by((last - first + left + surplus) * plane):
-                pass
-            self.kept += (surplus - window.surplus) * plane
-            window.surplus, window.computed = surplus, last
+            self.computed[position] = last
 
     def _operation(self, position: int, node: OperationNode, start: int, stop: int) -> None:
         """See `OperationReader`, `WholeReader` and `IteratedReader`."""
@@ -212,36 +233,35 @@ class _Count:
         windows = self.windows[position]
         if operation.needs_whole:
             whole = operation.inputs[0].depth
-            if not windows[0].computed:
-                windows[0].computed = whole
+            if not self.computed[position]:
+                self.computed[position] = whole
                 if operation.iterates:
-                    threads = self.graph.last.plan.threads
-                    self.kept += operation.held_bytes(node.real, threads, operation.on_disk)
+                    own = operation.held_bytes(node.real, self.threads, operation.on_disk)
+                    self.kept += own
                     self.look()
                 for first in range(0, whole, WHOLE_PLANES):
                     last = min(first + WHOLE_PLANES, whole)
-                    self.requests[position, 0](first, last)
                     with self.pass_by(2 * (last - first) * windows[0].plane):
-                        pass
+                        self.requests[position, 0](first, last)
                 self.held.gathered |= {tee.source for tee in self.tees if tee.is_behind}
             if operation.iterates:
-                self.held.computed[position] = max(self.held.computed[position], stop - start)
+                self.note(position, stop - start)
                 with self.pass_by(2 * (stop - start) * self.plane[position]):
                     pass
             return
 
         def compute(first: int, last: int) -> None:
+            self.note(position, last - first)
             for number, window in enumerate(windows):
-                window.read(*operation.span(number, 0, (first, last)))
-            self.held.computed[position] = max(self.held.computed[position], last - first)
-            with self.pass_by((last - first) * self.plane[position]):
-                for number, window in enumerate(windows):
-                    if last < size:
-                        window.shrink(operation.span(number, 0, (last, last + 1))[0])
-                    else:
-                        window.drop_all()
+                if operation.places:
+                    window.fill(first, last)
+                else:
+                    window.read(*operation.span(number, 0, (first, last)))
+            if last == size:
+                for window in windows:
+                    window.forget()
 
-        self._steps(position, start, stop, compute)
+        self._in_steps(position, start, stop, compute)
 
 
 def _depth_taken(graph: Graph, consumer: tuple[int, int]) -> int:
@@ -252,62 +272,47 @@ def _depth_taken(graph: Graph, consumer: tuple[int, int]) -> int:
 
 
 class _Window:
-    """The planes of an input that a reader keeps: see `SlabSource` and `flow._Planes`."""
+    """The planes of an input that a reader holds: see `HeldPlanes`.
+
+    plane : int     bytes of a plane as it is held
+    """
 
     def __init__(self, count: _Count, position: int, number: int, source: int) -> None:
         self.count, self.position, self.number = count, position, number
-        self.plane = count.plane[source]  # bytes
-        self.start = self.stop = 0
-        self.block = 0  # planes of the array that the kept ones are a part of
-        self.surplus = self.computed = 0  # of the planes of its node
+        node = count.graph.nodes[position]
+        self.plane = self.copied = count.plane[source]  # `copied`: of a plane on its way
+        if isinstance(node, OperationNode):
+            _, height, width, channels = node.operation.inputs[number]
+            self.plane = height * width * channels * node.real.itemsize
+        computes = count.computes(source) or len(count.graph.consumers[source]) > 1
+        if computes and self.plane == count.plane[source]:
+            self.copied = 0
+        self.start = self.stop = self.room = 0  # `room`: planes of the memory
 
-    @property
-    def bytes(self) -> int:
-        """Bytes that are kept."""
-        return self.block * self.plane
-
-    @property
-    def planes(self) -> int:
-        """Planes that are kept."""
-        return self.stop - self.start
-
-    def read(self, start: int, stop: int, from_slab: int = 0) -> None:
-        """Get planes start to stop - 1.
-
-        from_slab : int     bytes of the kept planes that something else holds, too
-        """
-        count, position = self.count, self.position
-        have = max(start, self.stop) if self.planes else start
-        before = self.bytes - from_slab
-        if stop > have:
-            count.requests[position, self.number](have, stop)
-            new = (stop - have) * self.plane
-            joins = self.planes > 0 and self.stop > start
-            with count.pass_by(new + ((stop - start) * self.plane if joins else 0)):
+    def read(self, start: int, stop: int) -> None:
+        """Get planes start to stop - 1."""
+        count = self.count
+        if stop > self.stop:
+            have, former = max(start, self.stop), 0
+            if self.room < stop - start:
+                former = self.room * self.plane
+                count.kept += (stop - start) * self.plane - former
+                self.room = stop - start
+            with count.pass_by(former):  # until its planes are copied
                 pass
-            count.kept += (stop - start) * self.plane - before
-            self.start, self.stop, self.block = start, stop, stop - start
-        else:
-            count.kept += from_slab
-        most = count.held.window_planes
-        most[position] = max(most[position], stop - start)
-        count.look()
+            self.fill(have, stop)
+            self.start, self.stop = start, stop
+        count.note(self.position, 0, stop - start)
 
-    def shrink(self, start: int) -> None:
-        """Let go of the planes before `start`; see `slabs.shrunk`."""
-        first = max(start, self.start)
-        left = max(0, self.stop - first)
-        block = left if SHRINKS * left <= self.block else self.block
-        self.count.kept -= (self.block - block) * self.plane
-        self.start, self.block = first, block
-        if not left:
-            self.stop = self.start
+    def fill(self, start: int, stop: int) -> None:
+        """Request planes, and copy them if their reader cannot fill this memory."""
+        with self.count.pass_by((stop - start) * self.copied):
+            self.count.requests[self.position, self.number](start, stop)
 
-    def drop_all(self) -> None:
-        """Let go of all planes; a new volume of the batch begins with none."""
-        self.count.kept -= self.bytes
-        self.start = self.stop
-        self.block = 0
+    def forget(self) -> None:
+        """Hold no memory; a new volume of the batch begins with none."""
+        self.count.kept -= self.room * self.plane
+        self.room = 0
 
 
 class _Tee:
@@ -336,11 +341,11 @@ class _Tee:
             plane = self.count.plane[self.source]
             if stop > self.stop:
                 first = max(self.stop, min(start, *others))
+                self.count.waiting += (stop - first) * plane
+                self.count.look()
                 self.whole(first, stop)
                 self.blocks.append((first, stop))
                 self.stop = stop
-                self.count.waiting += (stop - first) * plane
-                self.count.look()
             self.positions[number] = max(self.positions[number], stop)
             lowest = min(self.positions)
             most = self.count.held.most

@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "edges": {"boundary": "renormalize"},
     "edges of a mask": {"boundary": "renormalize", "mask": INSIDE},
     "an activation of slabs": {"activation": "softmax"},
+    "an activation in tiles": {"activation": "relu"},
 }
 
 

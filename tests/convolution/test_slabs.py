@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import BOUNDARIES, Geometry, geometries
 
 from conv3d_cli.convolution.slabs import (
+    HeldPlanes,
     SlabSource,
     cut_slabs,
     first_needed,
@@ -68,12 +69,14 @@ def walked_planes(problem: ConvProblem, start: int, stop: int) -> list[int | Non
     ]
 
 
-def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
+def check_all_slabs(
+    problem: ConvProblem, depth: int, sequential: bool, reuses: bool = False
+) -> None:
     slabs = cut_slabs(problem, depth)
     reader = WatchedReader(2, problem.in_size[0], problem.in_channels, sequential)
     for n in range(2):
         read_before = reader.planes_read
-        source = SlabSource(reader, n, slice(0, problem.in_channels), problem)
+        source = SlabSource(reader, n, slice(0, problem.in_channels), problem, reuses)
         for index, slab in enumerate(slabs):
             given_ = source.read(slab.start, slab.stop)
             expected = walked_planes(problem, slab.start, slab.stop)
@@ -110,6 +113,11 @@ def test_a_stream_is_read_forward_and_once(geometry: Geometry, depth: int) -> No
     check_all_slabs(geometry.problem, depth, sequential=True)
 
 
+@given(geometries(boundaries=tuple(b for b in BOUNDARIES if b != "wrap")), depths)
+def test_slabs_in_memory_that_is_used_again(geometry: Geometry, depth: int) -> None:
+    check_all_slabs(geometry.problem, depth, sequential=True, reuses=True)
+
+
 @given(geometries(), depths)
 def test_random_access_reads_the_right_planes(geometry: Geometry, depth: int) -> None:
     """And none again that was released, under wrap neither, where early planes serve late slabs."""
@@ -138,6 +146,25 @@ def test_one_slab_reads_a_stream_in_channels() -> None:
         [1, 11, 21],
         [11, 21, 31],
     ]
+
+
+def test_held_planes_move_within_their_memory() -> None:
+    rooms: list[int] = []
+    asked: list[tuple[int, int]] = []
+
+    def room(planes: int) -> Array:
+        rooms.append(planes)
+        return np.full((planes, 2), -1)
+
+    def fill(depth: slice, out: Array) -> None:
+        asked.append((depth.start, depth.stop))
+        out[...] = np.arange(depth.start, depth.stop)[:, None]
+
+    held = HeldPlanes(room, fill)
+    for start, stop in [(0, 3), (1, 5), (1, 4), (4, 8), (7, 8), (12, 14), (13, 17)]:
+        assert held.read(start, stop)[:, 1].tolist() == list(range(start, stop))
+    assert rooms == [3, 4]  # none for as many planes or fewer
+    assert asked == [(0, 3), (3, 5), (5, 8), (12, 14), (14, 17)]  # each once
 
 
 def test_a_slab_wholly_outside_reads_nothing() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conv3d_cli import conv3d as convolve
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan, planning_bytes
 from conv3d_cli.model.kernel import Kernel
@@ -206,6 +207,39 @@ def test_chains_hold_the_planes_that_were_counted(
     if len(stages) > 1:
         assert sorted(windows.values()) == counted
         assert math.prod(counted) < 64 ** len(stages)  # less than whole volumes
+
+
+def test_a_deep_slab_leaves_the_windows_before_it_shallow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last node asks for all planes at once; the others compute a few at a time."""
+    x = np.random.default_rng(1).standard_normal((64, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    weights = np.random.default_rng(2).standard_normal((3, 3, 3, 1, 1))
+    windows: dict[int, int] = {}
+    read = SlabSource.read
+
+    def spied(self: SlabSource, start: int, stop: int) -> SlabInput:
+        slab = read(self, start, stop)
+        kept.append(self)
+        windows[id(self)] = max(windows.get(id(self), 0), len(slab.source))
+        return slab
+
+    kept: list[Any] = []
+    monkeypatch.setattr(SlabSource, "read", spied)
+    stages = tuple(Stage(Kernel(weights), padding="same") for _ in range(4))
+    job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages, threads=1)
+    with prepare_job(job) as prepared:
+        graph, depth = prepared.graph, prepared.stream_plan.slab_depth
+    assert depth == 64
+    run_job(job)
+    assert sorted(windows.values()) == sorted(count_held(graph, 1, depth).window_planes)
+    assert sorted(windows.values())[-1] == 64
+    assert sorted(windows.values())[-2] <= 10
+    expected = x[None, ..., None]
+    for _ in range(4):
+        expected = convolve(expected, weights, padding="same", boundary="zeros")
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected[0, ..., 0])
 
 
 def test_explain_prints_the_terms(folder: Path) -> None:

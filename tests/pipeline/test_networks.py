@@ -96,6 +96,31 @@ def test_bits_do_not_depend_on_threads_memory_and_boxes(
     assert (tmp_path / "boxes.npy").read_bytes() == bits
 
 
+def test_a_concatenation_takes_planes_where_they_stand(tmp_path: Path, run: Any) -> None:
+    """Of the stored volume, of a node that others take too, and of nodes that compute there."""
+    draw = Draw(3)
+    model = functional(
+        [
+            volume(2),
+            layer("Conv3D", "a", "volume", filters=3, kernel_size=3, padding="same"),
+            layer("MaxPooling3D", "p", "a", pool_size=2),
+            layer("UpSampling3D", "u", "p", size=2),
+            layer("Conv3D", "b", "a", filters=2, kernel_size=3, padding="same"),
+            layer("Concatenate", "all", "volume", "u", "a", "b"),
+        ],
+        "all",
+    )
+    weights = {"a": draw.conv(3, 2, 3), "b": draw.conv(3, 3, 2)}
+    path = write_keras(tmp_path / "m.keras", model, weights)
+    x = np.random.default_rng(5).integers(-9, 9, (1, 12, 6, 8, 2)).astype(np.int16)
+    np.save(tmp_path / "x.npy", x)
+    run("apply", tmp_path / "x.npy", "-c", path, "-o", tmp_path / "y.npy")
+    got = np.load(tmp_path / "y.npy")[0]
+    expected = evaluated(network_of(path), x[0])
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(got[..., :2], x[0])
+
+
 @pytest.mark.parametrize("norm", ["BatchNormalization", "GroupNormalization"])
 def test_readers_hold_the_planes_that_were_counted(
     tmp_path: Path, norm: str, monkeypatch: pytest.MonkeyPatch

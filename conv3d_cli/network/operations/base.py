@@ -127,6 +127,11 @@ class Operation:
         """Output planes that are computed at once, if what it does twice for others is much."""
         return 1
 
+    @property
+    def places(self) -> tuple[slice, ...]:
+        """For each input its channels in the output, if it only stands there; () otherwise."""
+        return ()
+
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         """The outputs in a box (d, h, w, c), by the definition.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -220,6 +221,13 @@ class Concatenate(Join):
 
     def channels(self) -> int:
         return sum(shape.channels for shape in self.inputs)
+
+    @property
+    def places(self) -> tuple[slice, ...]:
+        ends = itertools.accumulate(shape.channels for shape in self.inputs)
+        return tuple(
+            slice(end - shape.channels, end) for end, shape in zip(ends, self.inputs, strict=True)
+        )
 
     def span(self, number: int, axis: int, outputs: Span) -> Span:
         return outputs
