@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
-from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.machine_code import MachineCode, machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
     PreparedAlgorithm,
@@ -53,6 +53,7 @@ MOST_FILTERS = 4  # per group; each filter needs its own planes in the ring
 CHUNK_TAPS, CHUNK_PAIRS = 32, 32
 # Bytes of a task's ring and of planes on their way into it, for an L2 of 1 MiB.
 TILE_BYTES = 3 << 18
+SPARE_COLUMNS = 16  # of the ring, whose columns lie in cache lines as those of the output do
 BLOCK_BYTES = 1 << 15  # sums of a block of rows that are computed and then stored
 
 
@@ -315,7 +316,7 @@ def _tiling(
     """
     kd, kh, kw = problem.kernel_size
     planes, rows, columns = packed_size(problem, tile)
-    pitch = -(-tile.width // 16) * 16
+    pitch = -(-tile.width // 16) * 16 + SPARE_COLUMNS
     block = max(1, BLOCK_BYTES // (step_depth * pitch * itemsize))
     layout = rows_layout(
         problem,
@@ -336,7 +337,7 @@ def _tiling(
     lines = 8 * max(full_height * problem.strides[1] + rows, ring)
     lines = -(-lines // 64) * 64
     planes_in_ring = filters * depth_terms * ring
-    workspace = lines + height_terms * half_rows + planes_in_ring * ring_plane + 256
+    workspace = 2 * lines + height_terms * half_rows + planes_in_ring * ring_plane + 256
 
     # vectors of a task: packed, filtered along height, along width, along depth
     packed = planes * rows * layout.row_step * itemsize / 64
@@ -420,7 +421,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     kd, kh, kw = problem.kernel_size
     along, stride = np.arange(kw) * problem.dilation_rate[2], problem.strides[2]
     offsets = (along % stride * layout.pitch + along // stride) * dtype.itemsize
-    ring_at = tiling.lines + factors.height_terms * tiling.half_rows
+    half_at = 2 * tiling.lines  # behind two tables
+    ring_at = half_at + factors.height_terms * tiling.half_rows
     ring_row = layout.sums[2] * dtype.itemsize
     parameters = np.array(
         [
@@ -431,27 +433,33 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             problem.dilation_rate[1],
             factors.height_terms,
             factors.depth_terms,
-            tiling.lines,
+            half_at,
             tiling.half_rows,
             ring_at,
             tiling.ring_plane,
             tiling.ring,
             ring_row,
             offsets.ctypes.data,
+            tiling.lines,
         ],
         np.int64,
     )
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
-    common = CHUNK_TAPS, CHUNK_PAIRS, lanes, dtype.name
-    filter_plane = sums, int(fold_h), unit_h, *common
-    filter_depth = layout.step_depth, int(fold_d), unit_d, *common
+    chunks = CHUNK_TAPS, CHUNK_PAIRS, lanes
+
+    def filter_plane(bits: int) -> MachineCode:
+        constants = sums, int(fold_h), unit_h, *chunks, bits, dtype.name
+        return machine_code("separable", "filter_plane", *constants)
+
+    filter_depth = layout.step_depth, int(fold_d), unit_d, *chunks, dtype.name
     return PreparedAlgorithm(
         layout=layout,
         convolve=machine_code("separable", "filter_depth", *filter_depth),
         pack_weights=lambda: packed,
         parameters=parameters,
-        absorb=machine_code("separable", "filter_plane", *filter_plane),
+        absorb=filter_plane(0),
+        in_place=None if several or problem.strides[2] > 1 else filter_plane,
         spreads_nonfinite=several,
         keep=[offsets],
         rows=sums,

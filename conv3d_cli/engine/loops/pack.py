@@ -102,7 +102,7 @@ def pack_rows(source_dtype, real, check):
         height, width, first_row, first_column, run_start, run_stop = positions(step)
         columns = memory(step[F.columns] + 8 * first_column, np.int64)
         plane = planes[step[F.position]]
-        in_place, over = step[F.packed_stop] > 0, step[F.extent_w] - 1
+        in_place, over = step[F.packed_stop] > 0, step[F.row_reach]
         lines = memory(step[F.source_lines] + 8 * step[F.slot] * step[F.lines_step], np.int64)
         for c in range(step[F.channels]):
             origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
