@@ -255,6 +255,7 @@ class _Tiling(NamedTuple):
 # Nanoseconds of one core per vector of 64 bytes: to pack and to store it, and per tap of each pass
 # (True: folded). Fitted to measurements of kernels of 3 to 41 taps per axis, Zen 4, 2026-11.
 PACK, STORE = 4.0, 8.0
+ROW = 30.0  # of each packed and each stored row: short rows are short pieces of memory
 HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, 0.34, {True: 0.25, False: 0.33}
 # additional nanoseconds per packed or stored vector: with 2 to 8 interleaved channels; with more;
 # with more than 8 groups
@@ -346,7 +347,7 @@ def _tiling(
     along_depth = tile.depth * full_height * pitch * itemsize / 64
     fold_d, fold_h = folds
     task_bytes = workspace + rows * layout.row_step * itemsize
-    slower = 1.0 if task_bytes <= TILE_BYTES else 1.2 if task_bytes <= 4 * TILE_BYTES else 2.0
+    slower = 1.0 if task_bytes <= TILE_BYTES else 1.4 if task_bytes <= 4 * TILE_BYTES else 3.0
     strided_in, strided_out = (
         (0.0 if channels == 1 else INTERLEAVED if channels <= 8 else MANY_CHANNELS)
         + (MANY_GROUPS if problem.groups > 8 else 0.0)
@@ -358,6 +359,7 @@ def _tiling(
         + WIDTH * filters * depth_terms * height_terms * kw * along_width
         + DEPTH[fold_d] * slower * filters * depth_terms * kd * along_depth
         + (STORE + strided_out) * filters * along_depth
+        + ROW * (planes * rows + filters * tile.depth * full_height)
     )
     tasks = problem.groups * math.prod(
         -(-n // size) for n, size in zip(problem.out_size, tile, strict=True)
