@@ -237,7 +237,7 @@ def _as_real(weights: NDArray[Any]) -> NDArray[Any]:
 class _Tiling(NamedTuple):
     """A tile, the sizes of the workspace's parts, and the predicted time on one core.
 
-    lines : int         bytes of the table of line addresses
+    lines : int         bytes of a table of line addresses; there are two
     half_rows : int     bytes of the rows filtered along the height, per term
     ring_plane : int    bytes of a plane in the ring of filtered planes
     ring : int          planes of the ring
@@ -255,7 +255,7 @@ class _Tiling(NamedTuple):
 # Nanoseconds of one core per vector of 64 bytes: to pack and to store it, and per tap of each pass
 # (True: folded). Fitted to measurements of kernels of 3 to 41 taps per axis, Zen 4, 2026-11.
 PACK, STORE = 4.0, 8.0
-ROW = 30.0  # of each packed and each stored row: short rows are short pieces of memory
+ROW = 30.0  # of each packed and each stored row: many short ones take longer than few long ones
 HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, 0.34, {True: 0.25, False: 0.33}
 # additional nanoseconds per packed or stored vector: with 2 to 8 interleaved channels; with more;
 # with more than 8 groups

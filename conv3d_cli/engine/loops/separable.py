@@ -9,6 +9,10 @@ A symmetric filter along height or depth is folded: the two values with the same
 first. That halves the multiplications, and some CPUs have separate units for additions (a Gaussian
 of 41 taps per axis: 29 instead of 34 ms, Zen 4, 2026-11). Along the width it gains nothing, since
 loads are the bottleneck there.
+
+The pass along the height reads rows of the source where they lie, and the pass along depth stores
+its sums at once if nothing else is done to them: see `loops/drive.py`. Tiles are as wide as the
+caches allow, since short rows are slow to store past the caches.
 """
 
 from __future__ import annotations
