@@ -379,7 +379,10 @@ class Plan:
         checked : bool      packing searches for NaN, infinity and huge numbers
         bits : int or None  see `_bits_in_place`
         """
-        in_place = self.prepared.in_place
+        convolve, absorb = self.prepared.convolve, self.prepared.absorb
+        if self.prepared.in_place is not None and bits is not None:
+            reads = self.prepared.in_place(bits)
+            convolve, absorb = (reads, None) if absorb is None else (convolve, reads)
         layout, real = self.prepared.layout, self.dtype.name
         if certainty is None:
             pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, int(checked))
@@ -396,8 +399,8 @@ class Plan:
             machine_code("drive", "run_tasks"),
             pack,
             store,
-            self.prepared.convolve if in_place is None or bits is None else in_place(bits),
-            *([] if self.prepared.absorb is None else [self.prepared.absorb]),
+            convolve,
+            *([] if absorb is None else [absorb]),
             *self.prepared.packs_weights,
             *self.prepared.calls.values(),
         ]
@@ -581,11 +584,11 @@ class Plan:
         clipped = np.zeros(steps, np.int64)
         finds_nonfinite = self._must_find_nonfinite(source.flat.dtype, run.scale, certainty)
         flags = np.zeros(steps, np.uint8) if finds_nonfinite or run.flags_incomplete else None
-        drive, pack, store, convolve, *_ = self.loops(
+        drive, pack, store, convolve, *others = self.loops(
             source.flat.dtype, out.flat.dtype, run.scale, certainty, division
         )
         groups: list[FieldGroup] = [
-            self._functions(pack, store, convolve),
+            self._functions(pack, store, convolve, others),
             self._task_fields(region, grid),
             self._source_fields(region, run),
             self._in_place_fields(region, run),
@@ -684,8 +687,14 @@ class Plan:
             voxel_seconds=seconds * prepared.groups_together,
         )
 
-    def _functions(self, pack: MachineCode, store: MachineCode, convolve: MachineCode) -> Functions:
-        absorb = 0 if self.prepared.absorb is None else self.prepared.absorb.address
+    def _functions(
+        self,
+        pack: MachineCode,
+        store: MachineCode,
+        convolve: MachineCode,
+        others: list[MachineCode],
+    ) -> Functions:
+        absorb = 0 if self.prepared.absorb is None else others[0].address
         return Functions(pack.address, absorb, convolve.address, store.address)
 
     def _task_fields(self, region: _Region, grid: TaskGrid) -> Tasks:
@@ -737,17 +746,21 @@ class Plan:
         """Whether rows of the source are read where they lie; no fields set if all are packed."""
         source, out, fill = run.source, run.out, self.problem.boundary.value
         bits = self._bits_in_place(source.flat.dtype, run.scale, run.certainty)
+        ends = run.bias, run.activation, run.division, self.checks
+        is_plain = all(end is None for end in ends)
+        writes_out = is_plain and out.flat.dtype == self.dtype and out.strides[2] == 1
         if bits is None or source.strides[2] != 1:
-            return InPlace()
+            return InPlace(writes_out=writes_out)
         if bits:
             limits = np.iinfo(source.flat.dtype)
             if not (limits.min <= fill <= limits.max and fill == int(fill)):
-                return InPlace()
-        ends = run.bias, run.activation, run.division, self.checks
-        is_plain = all(end is None for end in ends)
+                return InPlace(writes_out=writes_out)
+        # one that absorbs planes reads a column of them by itself, but checks do not
+        by_columns = self.prepared.absorb is not None and self.checks is None
         return InPlace(
             reads_source=1,
-            writes_out=is_plain and out.flat.dtype == self.dtype and out.strides[2] == 1,
+            row_reach=0 if by_columns else self.problem.extent[2] - 1,
+            writes_out=writes_out,
             outside=np.full(len(region.tables[2]), fill, source.flat.dtype),
         )
 

@@ -167,6 +167,7 @@ class InPlace(FieldGroup):
     """Whether rows of the source are read where they lie; see `loops/drive.py`."""
 
     reads_source: int = 0  # 1: they are, and packed only at their ends
+    row_reach: int = 0  # positions of a row that vectors read beyond their own
     writes_out: int = 0  # 1: sums may go to the output as they are
     outside: Memory = None  # a row of `fill` in the source's dtype, as long as all positions
 
@@ -351,10 +352,13 @@ class Progress(FieldGroup):
     # `packed_start` on; the others are read in place. 0: all are packed
     packed_stop: int = 0
     packed_start: int = 0
-    # output columns that read no others, and whether they may be stored before the `store`
+    # output columns that read no others
     inner_column: int = 0
     inner_column_stop: int = 0
-    inner_stores: int = 0
+    # whether sums may go to the output before the `store`; then also the first column that begins a
+    # line of the cache, if all rows of the output are aligned alike, else 0
+    stores_sums: int = 0
+    line_column: int = 0
     # of the block of rows: output columns that are in the output already
     stored_column: int = 0
     stored_column_stop: int = 0

@@ -250,8 +250,8 @@ class PreparedAlgorithm:
                                     function, whose address is written there when it is loaded
     packs_weights : tuple of MachineCode    the loops that `pack_weights` runs
     keep : list                     arrays whose addresses are in `parameters`
-    in_place : callable or None     (`stored_bits` of a source) -> `convolve` that reads rows of the
-                                    source where they lie
+    in_place : callable or None     (`stored_bits` of a source) -> `absorb`, or `convolve` if there
+                                    is none, that reads rows of the source where they lie
     groups_together : int           groups that a task packs, sums and stores as one; a divisor of
                                     their number
     rows : int                      rows of a register tile, or a good number of them; tasks end

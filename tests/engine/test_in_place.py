@@ -5,6 +5,7 @@ Whether the sums are right at all, `test_every_algorithm.py` tells.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,16 @@ from conv3d_cli.engine.step import F
 from conv3d_cli.layer import activations
 
 CASE = Case((8, 21, 131), (3, 3, 3), boundary="mirror")
+FOLDED = Case((8, 21, 131), (9, 9, 9), boundary="mirror", weights="symmetric")
+UNFOLDED = Case((8, 21, 131), (3, 4, 5), boundary="mirror", weights="outer")
+BOTH = pytest.mark.parametrize("case", [CASE, FOLDED, UNFOLDED], ids=lambda case: case.weights)
 
 
 def plan_for(case: Case, precision: str = "float32", threads: int = 2) -> Plan:
     volume, weights = case.arrays()
     problem = case.spec().resolve(volume.shape, weights.shape)
-    return make_plan(problem, weights, dtype=precision, algorithm="direct", threads=threads)
+    algorithm = "direct" if case.weights == "random" else "separable"
+    return make_plan(problem, weights, dtype=precision, algorithm=algorithm, threads=threads)
 
 
 def source(case: Case, dtype: str) -> np.ndarray:
@@ -69,13 +74,24 @@ def test_widths_and_kernels(width: int, kernel: tuple[int, int, int]) -> None:
     compare(Case((4, 6, width), kernel, padding="full", boundary="constant=2.5"))
 
 
+@pytest.mark.parametrize("width", [300, 415, 600])
+@pytest.mark.parametrize("kernel", [(9, 9, 9), (2, 3, 41), (65, 70, 1)])
+@pytest.mark.parametrize("weights", ["symmetric", "outer"])
+@pytest.mark.usefixtures("stores")
+def test_separable_kernels(width: int, kernel: tuple[int, int, int], weights: str) -> None:
+    """Wider than a vector, too, and with more taps than are summed at once."""
+    boundary = "constant=2.5" if width % 16 else "zeros"
+    compare(Case((4, 6, width), kernel, padding="full", boundary=boundary, weights=weights))
+
+
+@pytest.mark.parametrize("weights", ["random", "symmetric"])
 @pytest.mark.parametrize("boundary", ["zeros", "constant=3", "nearest", "mirror", "wrap"])
 @pytest.mark.parametrize(
     "dtype",
     ["uint16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("int16", "uint8", "int8"))],
 )
-def test_integers(dtype: str, boundary: str) -> None:
-    compare(Case((4, 6, 130), (3, 3, 3), boundary=boundary), dtype)
+def test_integers(dtype: str, boundary: str, weights: str) -> None:
+    compare(Case((4, 6, 130), (3, 3, 3), boundary=boundary, weights=weights), dtype)
 
 
 @pytest.mark.slow
@@ -97,16 +113,20 @@ def test_a_constant_that_the_source_cannot_hold() -> None:
     {"slab_depth": 3}, {"band": 5}, {"out_dtype": "int16"}, {"out_dtype": "float64"},
     {"bias": np.array([1.5], np.float32)}, {"activation": activations.get("relu").in_place},
 ], ids=lambda kwargs: next(iter(kwargs)))  # fmt: skip
+@BOTH
 @pytest.mark.usefixtures("stores")
-def test_slabs_bands_and_what_is_done_to_sums(kwargs: dict[str, Any]) -> None:
-    compare(CASE, **kwargs)
+def test_slabs_bands_and_what_is_done_to_sums(kwargs: dict[str, Any], case: Case) -> None:
+    compare(case, **kwargs)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 1, 17)])
-def test_checked_steps(kernel: tuple[int, int, int], precision: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "weights"),
+    [((3, 3, 3), "random"), ((1, 1, 17), "random"), ((3, 5, 17), "symmetric")],
+)
+def test_checked_steps(kernel: tuple[int, int, int], weights: str, precision: str) -> None:
     """The sums of inputs that the checks take read the source where it lies, too."""
-    case = Case((8, 21, 131), kernel, padding="full", boundary="constant=2.5")
+    case = Case((8, 21, 131), kernel, padding="full", boundary="constant=2.5", weights=weights)
     volume, checked = source(case, precision), plan_for(case, precision)
     checked.check()
     found = run(checked, volume)
@@ -119,23 +139,31 @@ def test_checked_steps(kernel: tuple[int, int, int], precision: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int16"])
-def test_float64(dtype: str) -> None:
-    compare(CASE, dtype, "float64")
+@BOTH
+def test_float64(dtype: str, case: Case) -> None:
+    compare(case, dtype, "float64")
 
 
-def test_groups_whose_rows_are_contiguous() -> None:
-    compare(Case((4, 6, 130), (3, 3, 3), groups=3))
+@pytest.mark.parametrize("weights", ["random", "symmetric"])
+def test_groups_whose_rows_are_contiguous(weights: str) -> None:
+    compare(Case((4, 6, 130), (3, 3, 3), groups=3, weights=weights))
 
 
+def test_filters_of_a_separable_kernel() -> None:
+    compare(Case((4, 6, 600), (3, 3, 3), filters=3, weights="outer"))
+
+
+@BOTH
 @pytest.mark.usefixtures("stores")
-def test_outputs_of_any_alignment_and_strides() -> None:
+def test_outputs_of_any_alignment_and_strides(case: Case) -> None:
     """Sums are stored without the accumulator; nothing beside the output is written."""
-    volume = source(CASE, "float32")
-    expected = run(plan_for(CASE), apart(volume))
+    volume = source(case, "float32")
+    # a bias is added in the accumulator
+    expected = run(plan_for(case), apart(volume), bias=np.zeros(1, np.float32))
     for gap in range(0, 20, 3):
         whole = np.full((8, 25, 160), 7, np.float32)
         out = whole[:, 2:-2, gap : gap + 131, None]
-        done = plan_for(CASE)
+        done = plan_for(case)
         planes = done.problem.source_indices(0, 0, 8)
         with plan.Team(2) as team:
             done.convolve_slab(volume[0], out, planes, team)
@@ -155,14 +183,47 @@ def test_nan_reaches_the_windows_that_contain_it_alone() -> None:
     np.testing.assert_array_equal(np.isfinite(found), ~reached)
 
 
-def test_a_slab_of_one_plane_reads_no_memory_of_an_earlier_one() -> None:
-    """Register tiles have three planes; what they read for the others must be there."""
-    done = plan_for(CASE)
+@BOTH
+@pytest.mark.usefixtures("stores")
+def test_outputs_with_filters_first(case: Case) -> None:
+    """The sums of a filter lie together, at any distance from those of the next one."""
+    case = dataclasses.replace(case, filters=2 if case.weights != "random" else 1)
+    volume = source(case, "float32")
+    expected = run(plan_for(case), apart(volume), bias=np.zeros(case.filters, np.float32))
+    for distance in (8 * 21 * 131, 8 * 21 * 131 + 16):
+        whole = np.full(case.filters * distance + 16, 7, np.float32)
+        steps = (21 * 131 * 4, 131 * 4, 4, distance * 4)
+        shape = (8, 21, 131, case.filters)
+        out = np.lib.stride_tricks.as_strided(whole, shape, steps)
+        done = plan_for(case)
+        with plan.Team(2) as team:
+            done.convolve_slab(volume[0], out, done.problem.source_indices(0, 0, 8), team)
+        np.testing.assert_array_equal(out, expected[0])
+        out[...] = 7
+        assert (whole == 7).all()
+
+
+def test_several_terms_are_packed_so_that_nan_is_found() -> None:
+    case = Case((8, 21, 131), (9, 9, 9), boundary="mirror", weights="log")
+    volume = source(case, "float32").copy()
+    volume[0, 3, 10, 60] = np.nan
+    done = plan_for(case)
+    found = run(done, volume)
+    assert not reads_in_place(done)
+    reached = np.zeros(found.shape, bool)
+    reached[0, 0:8, 6:15, 56:65] = True
+    np.testing.assert_array_equal(np.isfinite(found), ~reached)
+
+
+@BOTH
+def test_a_slab_of_one_plane_reads_no_memory_of_an_earlier_one(case: Case) -> None:
+    """Register tiles have several planes; what they read for the others must be there."""
+    done = plan_for(case)
     for start, stop in ((0, 8), (6, 8), (6, 7)):
-        volume = source(CASE, "float32").copy()
+        volume = source(case, "float32").copy()
         planes = done.problem.source_indices(0, start, stop)
         out = np.empty((stop - start, 21, 131, 1), np.float32)
         with plan.Team(1) as team:
             done.convolve_slab(volume[0], out, planes, team)
-        np.testing.assert_array_equal(out, run(plan_for(CASE), apart(volume))[0, start:stop])
+        np.testing.assert_array_equal(out, run(plan_for(case), apart(volume))[0, start:stop])
         del volume

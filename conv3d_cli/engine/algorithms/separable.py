@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import REFERENCE, CpuClass, cpu_class
-from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.machine_code import MachineCode, machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
     PreparedAlgorithm,
@@ -53,6 +53,7 @@ MOST_FILTERS = 4  # per group; each filter needs its own planes in the ring
 CHUNK_TAPS, CHUNK_PAIRS = 32, 32
 # Bytes of a task's ring and of planes on their way into it, for an L2 of 1 MiB.
 TILE_BYTES = 3 << 18
+SPARE_COLUMNS = 16  # of the ring, whose columns lie in cache lines as those of the output do
 BLOCK_BYTES = 1 << 15  # sums of a block of rows that are computed and then stored
 
 
@@ -236,7 +237,7 @@ def _as_real(weights: NDArray[Any]) -> NDArray[Any]:
 class _Tiling(NamedTuple):
     """A tile, the sizes of the workspace's parts, and the predicted time on one core.
 
-    lines : int         bytes of the table of line addresses
+    lines : int         bytes of a table of line addresses; there are two
     half_rows : int     bytes of the rows filtered along the height, per term
     ring_plane : int    bytes of a plane in the ring of filtered planes
     ring : int          planes of the ring
@@ -254,6 +255,7 @@ class _Tiling(NamedTuple):
 # Nanoseconds of one core per vector of 64 bytes: to pack and to store it, and per tap of each pass
 # (True: folded). Fitted to measurements of kernels of 3 to 41 taps per axis, Zen 4, 2026-11.
 PACK, STORE = 4.0, 8.0
+ROW = 30.0  # of each packed and each stored row: many short ones take longer than few long ones
 HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, 0.34, {True: 0.25, False: 0.33}
 # additional nanoseconds per packed or stored vector: with 2 to 8 interleaved channels; with more;
 # with more than 8 groups
@@ -315,7 +317,7 @@ def _tiling(
     """
     kd, kh, kw = problem.kernel_size
     planes, rows, columns = packed_size(problem, tile)
-    pitch = -(-tile.width // 16) * 16
+    pitch = -(-tile.width // 16) * 16 + SPARE_COLUMNS
     block = max(1, BLOCK_BYTES // (step_depth * pitch * itemsize))
     layout = rows_layout(
         problem,
@@ -336,7 +338,7 @@ def _tiling(
     lines = 8 * max(full_height * problem.strides[1] + rows, ring)
     lines = -(-lines // 64) * 64
     planes_in_ring = filters * depth_terms * ring
-    workspace = lines + height_terms * half_rows + planes_in_ring * ring_plane + 256
+    workspace = 2 * lines + height_terms * half_rows + planes_in_ring * ring_plane + 256
 
     # vectors of a task: packed, filtered along height, along width, along depth
     packed = planes * rows * layout.row_step * itemsize / 64
@@ -345,7 +347,7 @@ def _tiling(
     along_depth = tile.depth * full_height * pitch * itemsize / 64
     fold_d, fold_h = folds
     task_bytes = workspace + rows * layout.row_step * itemsize
-    slower = 1.0 if task_bytes <= TILE_BYTES else 1.2 if task_bytes <= 4 * TILE_BYTES else 2.0
+    slower = 1.0 if task_bytes <= TILE_BYTES else 1.4 if task_bytes <= 4 * TILE_BYTES else 3.0
     strided_in, strided_out = (
         (0.0 if channels == 1 else INTERLEAVED if channels <= 8 else MANY_CHANNELS)
         + (MANY_GROUPS if problem.groups > 8 else 0.0)
@@ -357,6 +359,7 @@ def _tiling(
         + WIDTH * filters * depth_terms * height_terms * kw * along_width
         + DEPTH[fold_d] * slower * filters * depth_terms * kd * along_depth
         + (STORE + strided_out) * filters * along_depth
+        + ROW * (planes * rows + filters * tile.depth * full_height)
     )
     tasks = problem.groups * math.prod(
         -(-n // size) for n, size in zip(problem.out_size, tile, strict=True)
@@ -420,7 +423,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     kd, kh, kw = problem.kernel_size
     along, stride = np.arange(kw) * problem.dilation_rate[2], problem.strides[2]
     offsets = (along % stride * layout.pitch + along // stride) * dtype.itemsize
-    ring_at = tiling.lines + factors.height_terms * tiling.half_rows
+    half_at = 2 * tiling.lines  # behind two tables
+    ring_at = half_at + factors.height_terms * tiling.half_rows
     ring_row = layout.sums[2] * dtype.itemsize
     parameters = np.array(
         [
@@ -431,27 +435,33 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             problem.dilation_rate[1],
             factors.height_terms,
             factors.depth_terms,
-            tiling.lines,
+            half_at,
             tiling.half_rows,
             ring_at,
             tiling.ring_plane,
             tiling.ring,
             ring_row,
             offsets.ctypes.data,
+            tiling.lines,
         ],
         np.int64,
     )
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
-    common = CHUNK_TAPS, CHUNK_PAIRS, lanes, dtype.name
-    filter_plane = sums, int(fold_h), unit_h, *common
-    filter_depth = layout.step_depth, int(fold_d), unit_d, *common
+    chunks = CHUNK_TAPS, CHUNK_PAIRS, lanes
+
+    def filter_plane(bits: int) -> MachineCode:
+        constants = sums, int(fold_h), unit_h, *chunks, bits, dtype.name
+        return machine_code("separable", "filter_plane", *constants)
+
+    filter_depth = layout.step_depth, int(fold_d), unit_d, *chunks, dtype.name
     return PreparedAlgorithm(
         layout=layout,
         convolve=machine_code("separable", "filter_depth", *filter_depth),
         pack_weights=lambda: packed,
         parameters=parameters,
-        absorb=machine_code("separable", "filter_plane", *filter_plane),
+        absorb=filter_plane(0),
+        in_place=None if several or problem.strides[2] > 1 else filter_plane,
         spreads_nonfinite=several,
         keep=[offsets],
         rows=sums,

@@ -18,24 +18,32 @@ from conv3d_cli.engine.step import HAS_INCOMPLETE, HAS_NONFINITE, F
 
 @inlined
 def _find_inner(step):
-    """Find the columns of a task that are read in place, and the positions that are packed."""
-    step[F.inner_column] = step[F.inner_column_stop] = step[F.inner_stores] = 0
+    """Find the columns of a task that are read in place, and the positions that are packed.
+
+    Also whether sums may be stored at once, and the first column that begins a cache line.
+    """
+    step[F.inner_column] = step[F.inner_column_stop] = 0
     step[F.packed_stop] = step[F.packed_start] = 0
     width, over, lanes = step[F.width], step[F.extent_w] - 1, LINE // step[F.itemsize]
+    # whether all rows of the output are aligned alike; then it is written in whole lines
+    steps = step[F.out_plane_step] | step[F.out_row_step]
+    if step[F.filters] > 1:
+        steps |= step[F.out_filter_step]
+    is_aligned = steps % lanes == 0
+    step[F.stores_sums] = step[F.writes_out] != 0 and (is_aligned or step[F.streaming] == 0)
+    to = step[F.plane] * step[F.out_plane_step] + step[F.row] * step[F.out_row_step]
+    to += step[F.group] * step[F.filters] * step[F.out_filter_step] + step[F.column]
+    to += step[F.out] // step[F.itemsize]
+    step[F.line_column] = -to % lanes if is_aligned and step[F.stores_sums] != 0 else 0
     start = max(step[F.run_start] - step[F.column], 0)
     stop = min(step[F.run_stop] - step[F.column], width + over)
-    if step[F.reads_source] == 0 or stop - start < 4 * ENDS or over > ENDS:
+    reach = step[F.row_reach]
+    if step[F.reads_source] == 0 or stop - start < 4 * ENDS or reach > ENDS:
         return
-    step[F.packed_stop], step[F.packed_start] = start + over + ENDS, stop - over - ENDS
-    # whole vectors, and if all rows of the output are aligned alike, in whole lines of it
-    to = step[F.plane] * step[F.out_plane_step] + step[F.row] * step[F.out_row_step]
-    to += step[F.group] * step[F.out_filter_step] + step[F.column] + start
-    to += step[F.out] // step[F.itemsize]
-    is_aligned = (step[F.out_plane_step] | step[F.out_row_step]) % lanes == 0
-    first = start + (-to % lanes if is_aligned else 0)
+    step[F.packed_stop], step[F.packed_start] = start + reach + ENDS, stop - reach - ENDS
+    first = start + (-(to + start) % lanes if is_aligned else 0)
     step[F.inner_column] = first
     step[F.inner_column_stop] = first + (min(stop - over, width) - first) // lanes * lanes
-    step[F.inner_stores] = step[F.writes_out] != 0 and (is_aligned or step[F.streaming] == 0)
 
 
 def run_tasks():

@@ -102,8 +102,16 @@ def pack_rows(source_dtype, real, check):
         height, width, first_row, first_column, run_start, run_stop = positions(step)
         columns = memory(step[F.columns] + 8 * first_column, np.int64)
         plane = planes[step[F.position]]
-        in_place, over = step[F.packed_stop] > 0, step[F.extent_w] - 1
+        in_place, over = step[F.packed_stop] > 0, step[F.row_reach]
         lines = memory(step[F.source_lines] + 8 * step[F.slot] * step[F.lines_step], np.int64)
+        run = run_stop - run_start
+        # whether all positions beside the run are outside: then whole vectors fill them
+        fills = in_place and run_start <= ENDS and width - run_stop <= ENDS
+        if fills:
+            for p in range(run_start):
+                fills &= columns[p] == OUTSIDE_OFFSET
+            for p in range(run_stop, width):
+                fills &= columns[p] == OUTSIDE_OFFSET
         for c in range(step[F.channels]):
             origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
             to = step[F.scratch] + itemsize * (
@@ -120,19 +128,34 @@ def pack_rows(source_dtype, real, check):
                         for p in range((width - phase + stride - 1) // stride):
                             target[phase * pitch + p] = fill
                 elif stride == 1:
-                    for p in range(run_start):
-                        target[p] = number(source, at, columns[p], fill, scaled, slope, intercept)
-                    run = run_stop - run_start
+                    if fills:  # and some of the run, which is packed afterwards
+                        last = memory(to + itemsize * (j * step[F.row_step] + width - ENDS), kind)
+                        for p in range(ENDS):
+                            target[p] = fill
+                            last[p] = fill
+                    else:
+                        for p in range(run_start):
+                            target[p] = number(
+                                source, at, columns[p], fill, scaled, slope, intercept
+                            )
+                        for p in range(run_stop, width):
+                            target[p] = number(
+                                source, at, columns[p], fill, scaled, slope, intercept
+                            )
                     here = at
                     if run > 0:
                         here += columns[run_start]
                     if in_place:
                         lines[j] = step[F.source] + source_bytes * (here - run_start)
-                        for part in range(4):  # two overlapping vectors at each end
-                            p = part % 2 * over + part // 2 * (run - ENDS - over)
+                        for end in range(2):
+                            p = end * (run - ENDS - over)
                             from_here = step[F.source] + source_bytes * (here + p)
                             to_here = to + itemsize * (j * step[F.row_step] + run_start + p)
                             copy_vector(ENDS, double, bits, from_here, to_here)
+                            if over > 0:  # another vector, which overlaps the first one
+                                from_here += source_bytes * over
+                                to_here += itemsize * over
+                                copy_vector(ENDS, double, bits, from_here, to_here)
                     elif column_step == 1 and not scaled:
                         for p in range(run):
                             target[run_start + p] = kind(source[here + p])
@@ -145,8 +168,6 @@ def pack_rows(source_dtype, real, check):
                         for p in range(run):
                             raw = source[here + p * column_step]
                             target[run_start + p] = kind(value_of(raw, scaled, slope, intercept))
-                    for p in range(run_stop, width):
-                        target[p] = number(source, at, columns[p], fill, scaled, slope, intercept)
                 else:
                     for phase in range(stride):
                         for p in range((width - phase + stride - 1) // stride):

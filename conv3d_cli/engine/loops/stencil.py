@@ -224,7 +224,7 @@ def sum_stencil(depth, height, width, planes, rows, columns, lanes, bits, real):
         left = inner_stop if inner == 0 else 0  # the first column that is packed
         # Sums are stored at once if register tiles are full; those of packed columns, too, if there
         # are whole vectors of them.
-        stores = inner_stop > 0 and step[F.inner_stores] != 0
+        stores = inner_stop > 0 and step[F.stores_sums] != 0
         stores &= step[F.step_planes] == planes and block_rows % rows == 0
         stores_all = stores and inner % lanes == 0 and (end - inner_stop) % lanes == 0
         step[F.stored_column], step[F.stored_column_stop] = 0, 0
