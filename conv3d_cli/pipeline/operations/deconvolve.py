@@ -52,8 +52,7 @@ def deconvolve(
     save_every : count          write the estimate after every so many iterations, too
     snr : number                ratio of signal to noise, for method wiener
     """
-    if made.kernel is None:
-        raise SpecError(f"deconvolve needs the image of a point: pass {setting('kernel')}")
+    assert made.kernel is not None, "required by `check_operation`"
     if made.boundary.renormalizes:
         raise SpecError(
             f"{setting('boundary', made.boundary.mode)} is for means, and deconvolve takes none: "
