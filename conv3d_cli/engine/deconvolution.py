@@ -173,7 +173,8 @@ def pieces(
         if adjoint:
             reads = range(first - after, last + before)
             if back and folds and parts == 1:
-                # zeros on both sides are the same ones, since the transform is circular
+                # zeros on both sides are the same ones, since what leaves at one end comes back at
+                # the other, along width with another sign
                 reads, offset = range(first + before, last + before), 0
             inside = Boundary(boundary.mode if boundary.mode == "wrap" else "zeros")
             codes = [inside.source_index(q, size) for q in reads]

@@ -3,8 +3,11 @@
 `planes` transforms planes of a brick back, changes the voxels, and transforms them again, all while
 the plane is in the cache. `lines` convolves the lines along depth in between, in place.
 
-A brick is one complex volume, whose real part is its left half and its imaginary part its right
-half: since kernels are real, they do not mix. The layouts are those of `loops/fft.py`.
+A row of 2n real numbers is n complex ones: re is its left half and im its right half, turned by
+factors (`twist`), see `engine/deconvolution.py`. Spectra have the layouts of `loops/fft.py`.
+
+The transforms take less time than the memory that they read. So they fetch a little at each step of
+what comes next: a plane's data, the following plane's spectrum, and the kernel's next line.
 """
 
 from __future__ import annotations
