@@ -8,8 +8,13 @@ from the sizes of volume and kernel alone. A volume of one brick is transformed 
 two transforms along depth, each plane is transformed back, changed and transformed again while it
 is in the cache.
 
+Along width, 2n real numbers are n complex ones, z[k] = (x[k] + i x[k + n]) exp(i pi k / 2n): their
+transform has every second frequency of a negacyclic transform of x, which determine the others. So
+what wraps around the end is subtracted, and is never kept.
+
 Source: W. H. Richardson, J. Opt. Soc. Am. 62 (1972) 55-59; L. B. Lucy, Astron. J. 79 (1974)
-745-754; Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save).
+745-754; Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save); H. J.
+Nussbaumer, Fast Fourier Transform and Convolution Algorithms, 1982 (negacyclic convolution).
 """
 
 from __future__ import annotations
@@ -36,10 +41,10 @@ from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.mapping import names
 from conv3d_cli.engine.step import AlgorithmData, F, StepRecord, address_of
 from conv3d_cli.engine.team import Team
-from conv3d_cli.engine.tile import spread_rows
-from conv3d_cli.engine.views import aligned_zeros, inner_run
+from conv3d_cli.engine.views import OUTSIDE, aligned_zeros, inner_run
 from conv3d_cli.model.box import Span
 from conv3d_cli.model.spec import Boundary, Triple
+from conv3d_cli.system.elementary import by_quarters
 
 Array = NDArray[Any]
 Pairs = tuple[tuple[int, int], ...]
@@ -49,16 +54,17 @@ Pairs = tuple[tuple[int, int], ...]
 # a float64.
 PLANES_AT = names(
     "PLANES",
-    "first last inverts transforms spectra slots rows columns kept stages_h stages_w "
-    # parts of the workspace, and bytes of their rows
-    "packed packed_row plane plane_row buffer sums sums_row joined ratios "
-    # what is read before the transform: see `pack`
-    "source source_planes source_rows source_columns run_start run_stop fill "
+    "first last inverts transforms spectra slots rows columns stages_h stages_w twist "
+    # parts of the workspace: the plane's rows, a line of transforms, and rows of voxels
+    "plane plane_row buffer lines "
     # what is done after the transform back: see `change`
     "changes data data_planes data_row out out_planes out_row extra table class_planes class_rows "
-    "background floor sums_out sums_planes "
-    "first_row own_row own_rows row_pairs row_pair_count "
-    "first_column own_column own_columns out_columns column_pairs column_pair_count",
+    "background floor sums_out sums_planes own_columns "
+    # where its results are, and what is folded into them before
+    "first_row row_pairs row_pair_count first_column column_pairs column_pair_count "
+    # what is transformed: see `pass_rows` and `add_rows`
+    "source source_planes source_row row_reads row_read_count row_copies row_copy_count "
+    "row_blanks row_blank_count blanks run_at run_from run_count column_reads column_read_count",
 )
 LINES_AT = names(
     "LINES",
@@ -74,6 +80,10 @@ FLAT, RATIO, UPDATE = range(3)
 MOST_SPECTRUM_BYTES = 112 << 20
 # What several bricks take in proportion, since their passes are not joined.
 SEVERAL = 1.15
+# Rows of a plane that are changed before they are placed.
+LINES = 8
+# Bytes of the widest vectors.
+VECTOR_BYTES = 64
 # Bytes of a file's planes that a task reads at once.
 LENT_BYTES = 4 << 20
 # Chunks of planes or lines for each thread of a pass.
@@ -103,21 +113,51 @@ class Piece(NamedTuple):
     pairs: Pairs
     offset: int
 
+    @property
+    def first_own(self) -> int:
+        """The position of the first of `own` in the transform."""
+        return self.offset + self.own[0] - self.outputs[0]
+
+
+class _Placed(NamedTuple):
+    """What stands where before the transform of an axis.
+
+    run : Span          the longest run of positions with consecutive source indices
+    reads : dict        source index -> the position where it is read
+    copies : Pairs      (position, position of the same source)
+    blanks : Pairs      (position, FILL or ZERO)
+    """
+
+    run: Span
+    reads: dict[int, int]
+    copies: Pairs
+    blanks: Pairs
+
+
+def _placed(sources: Sequence[int], length: int) -> _Placed:
+    """What a transform of this length reads of a piece's sources; zeros follow them."""
+    codes = [*sources, *[ZERO] * (length - len(sources))]
+    run = inner_run([max(code, OUTSIDE) for code in codes])
+    reads: dict[int, int] = {}
+    for place in (*range(*run), *range(length)):
+        if codes[place] >= 0:
+            reads.setdefault(codes[place], place)
+    copies = [
+        (place, reads[code])
+        for place, code in enumerate(codes)
+        if code >= 0 and reads[code] != place
+    ]
+    blanks = [(place, code) for place, code in enumerate(codes) if code < 0]
+    return _Placed(run, reads, tuple(copies), tuple(blanks))
+
 
 def pieces(
-    size: int,
-    taps: int,
-    boundary: Boundary,
-    parts: int,
-    adjoint: bool,
-    back: bool,
-    halved: bool,
+    size: int, taps: int, boundary: Boundary, parts: int, adjoint: bool, back: bool
 ) -> list[Piece]:
     """The pieces of an axis.
 
     adjoint : bool      of H' rather than H
     back : bool         the product is with the conjugate spectrum, so the kernel reaches backward
-    halved : bool       a piece is transformed in two halves
     """
     before, after = (taps - 1) // 2, taps // 2
     folds = adjoint and boundary.mode != "wrap"
@@ -132,8 +172,9 @@ def pieces(
         offset = taps - 1 if back else 0
         if adjoint:
             reads = range(first - after, last + before)
-            if back and folds and parts == 1 and not halved:
-                # zeros on both sides are the same ones, since the transform is circular
+            if back and folds and parts == 1:
+                # zeros on both sides are the same ones, since what leaves at one end comes back at
+                # the other, along width with another sign
                 reads, offset = range(first + before, last + before), 0
             inside = Boundary(boundary.mode if boundary.mode == "wrap" else "zeros")
             codes = [inside.source_index(q, size) for q in reads]
@@ -154,14 +195,13 @@ Brick = tuple[Piece, Piece, Piece]
 
 
 class Bricks(NamedTuple):
-    """How a volume is divided: bricks along D, H, W, and the sizes of their transforms.
+    """How a volume is divided: bricks along D, H, W, and the sizes of their complex transforms.
 
-    columns of a brick are in two halves, `lengths[2]` is the size of one, which keeps `kept`.
+    A row of a brick has twice `lengths[2]` numbers.
     """
 
     parts: Triple
     lengths: Triple
-    kept: int
 
 
 @lru_cache(maxsize=64)
@@ -189,18 +229,17 @@ def choose_bricks(size: Triple, taps: Triple, itemsize: int) -> Bricks | None:
         )
         if depth.parts * height.parts * width.parts > 1:
             work *= SEVERAL
-        found = Bricks((depth.parts, height.parts, width.parts), lengths, width.kept)
+        found = Bricks((depth.parts, height.parts, width.parts), lengths)
         if best is None or (above, work) < best[:2]:
             best = above, work, found
     return None if best is None else best[2]
 
 
 class _Division(NamedTuple):
-    """Parts of an axis, the length of their transforms, and the most outputs of one."""
+    """Parts of an axis, and the length of their transforms."""
 
     parts: int
     length: int
-    kept: int
 
 
 def _divisions(size: int, taps: int, axis: int) -> list[_Division]:
@@ -209,15 +248,15 @@ def _divisions(size: int, taps: int, axis: int) -> list[_Division]:
     for parts in range(1, size // taps + 1):
         ends = [size * part // parts for part in range(parts + 1)]
         sizes = [last - first for first, last in itertools.pairwise(ends)]
-        if parts > 1 or axis == 2:
+        if parts > 1:
             # the adjoint's outputs: what lies beyond the border is folded back
             sizes[0] += (taps - 1) // 2
             sizes[-1] += taps // 2
-        kept = max(sizes) if axis < 2 else -(-max(sizes) // 2)
         known = DEPTHS if axis == 0 else LENGTHS
-        length = min((n for n in known if n >= kept + taps - 1), default=0)
+        least = -(-(max(sizes) + taps - 1) // (2 if axis == 2 else 1))
+        length = min((n for n in known if n >= least), default=0)
         if length and length not in found:
-            found[length] = _Division(parts, length, kept)
+            found[length] = _Division(parts, length)
         if length == min(known):
             break
     return list(found.values())
@@ -232,11 +271,27 @@ def blur_bytes(
     depth, rows, columns = bricks.lengths
     spectrum = 2 * real.itemsize * math.prod(bricks.lengths)
     planes = (min(depth, max(size[0], taps[0])) + 2) * (2 * real.itemsize * rows * columns + 192)
-    own = -(-size[1] // bricks.parts[1]) * -(-size[2] // bricks.parts[2])
-    worker = real.itemsize * (rows * (4 * columns + 64) + own) + 128 * depth
+    worker = sum(_workspace_parts(bricks, real.itemsize).values()) + 128 * depth
     if on_disk:
         worker += 3 * max(LENT_BYTES, rows * size[2] * real.itemsize)
     return planes + (2 if backward else 1) * spectrum + threads * worker
+
+
+def _workspace_parts(bricks: Bricks, itemsize: int) -> dict[str, int]:
+    """The parts of a worker's memory for planes, in bytes."""
+    _, rows, columns = bricks.lengths
+    parts = {
+        "plane": rows * _plane_row(columns, itemsize),
+        "buffer": max(rows, columns) * 2 * VECTOR_BYTES,
+        "lines": LINES * 2 * columns * itemsize,
+    }
+    # not a multiple of a page apart: else what is read and written at once would share cache sets
+    return {name: -(-count // 64) * 64 + 64 for name, count in parts.items()}
+
+
+def _plane_row(columns: int, itemsize: int) -> int:
+    """Bytes of a row: an odd number of cache lines, otherwise lines would share cache sets."""
+    return (columns * 2 * itemsize // 64 | 1) * 64
 
 
 def blur_codes(real: np.dtype[Any]) -> list[MachineCode]:
@@ -384,27 +439,13 @@ class Blur:
         """The sizes of a plane and a worker's memory, and the tables of the transforms' stages."""
         size, lanes = self.real.itemsize, self.lanes
         depth, rows, columns = self.bricks.lengths
-        kept = self.bricks.kept
         # an odd number of cache lines apart: otherwise lines would share cache sets
         self.plane_bytes = rows * columns * 2 * size + 192
-        plane_row = columns * 2 * size + 64
-        packed_row = spread_rows(kept + columns) * size
-        sums_row = spread_rows(2 * columns) * size
-        height, width = (self._longest(axis) for axis in (1, 2))
-        parts = {
-            # voxels before the transform, and after the transform back, which are never both needed
-            "packed": rows * max(packed_row, sums_row),
-            "plane": rows * plane_row,
-            "buffer": max(rows, columns) * 2 * lanes * size,
-            "joined": (2 * kept + 2 * lanes) * size,
-            "ratios": height * width * size,
-        }
-        self.places: dict[str, int] = {}
+        places: dict[str, int] = {}
         at = 0
-        for name, count in parts.items():
-            self.places[name] = at
-            at += -(-count // 64) * 64 + 64
-        self.places["sums"] = self.places["packed"]
+        for name, count in _workspace_parts(self.bricks, size).items():
+            places[name] = at
+            at += count
         self.workspace_bytes = max(at, depth * 2 * lanes * size)
         self._workspaces: dict[int, Array] = {}
         self.stages = []
@@ -412,28 +453,26 @@ class Blur:
             table, twiddles = stage_table(known[length], self.real)
             self._tables += [table, twiddles]
             self.stages.append(table.ctypes.data)
+        angles = by_quarters(np.arange(columns), 4 * columns)
+        # (column block, re | im, lane)
+        twist = np.stack([wave.reshape(-1, lanes) for wave in angles], axis=1)
+        twist = np.ascontiguousarray(twist, self.real)
+        self._tables.append(twist)
         self.common = {
             "rows": rows,
             "columns": columns,
-            "kept": kept,
             "stages_h": self.stages[1],
             "stages_w": self.stages[2],
-            "plane_row": plane_row,
-            "packed_row": packed_row,
-            "sums_row": sums_row,
-            **self.places,
+            "twist": address_of(twist),
+            "plane_row": _plane_row(columns, size),
+            **places,
         }
-
-    def _longest(self, axis: int) -> int:
-        """The most outputs of a piece of an axis."""
-        parts, size = self.bricks.parts[axis], self.size[axis]
-        return max(size * (n + 1) // parts - size * n // parts for n in range(parts))
 
     def _pieces(self, adjoint: bool, back: bool) -> list[list[Piece]]:
         return [
-            pieces(size, taps, self.boundary, parts, adjoint, back, halved=axis == 2)
-            for axis, (size, taps, parts) in enumerate(
-                zip(self.size, self.weights.shape, self.bricks.parts, strict=True)
+            pieces(size, taps, self.boundary, parts, adjoint, back)
+            for size, taps, parts in zip(
+                self.size, self.weights.shape, self.bricks.parts, strict=True
             )
         ]
 
@@ -498,7 +537,7 @@ class Blur:
             "kernel": address_of(kernel),
             "sources": self._table(sources),
             "targets": self._table([n * self.plane_bytes for n in range(count)]),
-            "first_output": along.offset + along.own[0] - along.outputs[0],
+            "first_output": along.first_own,
             "outputs": count,
             "pairs": self._table(pairs),
             "pair_count": len(along.pairs),
@@ -525,18 +564,17 @@ class Blur:
         kernel = aligned_zeros(2 * math.prod(self.bricks.lengths), self.real)
         field = Field(np.ascontiguousarray(weights, self.real))
         along = [Piece((0, n), (0, n), tuple(range(n)), (), 0) for n in taps]
-        self._planes(None, None, along, field, list(range(taps[0])), whole=True)
+        self._planes(None, None, along, field, list(range(taps[0])))
         self._run(self.codes[1], self._line_records(along[0], kernel, False, prepares=True))
         return kernel
 
     def _fill_plane(self) -> None:
         """Transform a plane of the boundary's constant into its slot."""
         height, width = self.forward_pieces[1][0], self.forward_pieces[2][0]
-        length = self.bricks.kept + self.bricks.lengths[2]
         everywhere = [
             Piece((0, 1), (0, 1), (FILL,), (), 0),
             height._replace(sources=(FILL,) * self.bricks.lengths[1]),
-            width._replace(sources=(FILL,) * length),
+            width._replace(sources=(FILL,) * 2 * self.bricks.lengths[2]),
         ]
         self._planes(None, None, everywhere, None, [FILL], slots=[self.fill_slot])
 
@@ -549,14 +587,12 @@ class Blur:
         planes: Sequence[int],
         tables: Coverage | None = None,
         slots: Sequence[int] | None = None,
-        whole: bool = False,
     ) -> None:
         """One pass over planes: transform back, change, transform; each may be left out.
 
         planes : of the volume, or FILL
-        source : Field or None      what is transformed; None: the result of `change`
+        source : Field or None      what is transformed; None: the result of `change`, or FILL
         slots : of the planes' spectra in bytes; None: one after another
-        whole : bool                all columns are in the left half, and the right one is empty
         """
         fields = [source] if source is not None else []
         if change is not None:
@@ -573,7 +609,7 @@ class Blur:
         ]
 
         def chunk_of(task: int) -> _Chunk:
-            return self._chunk(inverts, change, transforms, source, *chunks[task], tables, whole)
+            return self._chunk(inverts, change, transforms, source, *chunks[task], tables)
 
         if steady:
             made = [chunk_of(task) for task in range(len(chunks))]
@@ -598,7 +634,6 @@ class Blur:
         planes: Sequence[int],
         slots: Sequence[int],
         tables: Coverage | None,
-        whole: bool,
     ) -> _Chunk:
         """The record of a chunk of planes."""
         size = self.real.itemsize
@@ -629,15 +664,12 @@ class Blur:
         if inverts is not None:
             _, height, width = inverts
             values |= {
-                "first_row": height.offset,
-                "row_pairs": table([n for pair in height.pairs for n in pair]),
+                "first_row": height.first_own,
+                "row_pairs": table([height.offset + n for pair in height.pairs for n in pair]),
                 "row_pair_count": len(height.pairs),
-                "first_column": width.offset,
-                "column_pairs": table([n for pair in width.pairs for n in pair]),
+                "first_column": width.first_own,
+                "column_pairs": table([width.offset + n for pair in width.pairs for n in pair]),
                 "column_pair_count": len(width.pairs),
-                "out_columns": width.outputs[1] - width.outputs[0],
-                "own_row": height.own[0] - height.outputs[0],
-                "own_column": width.own[0] - width.outputs[0],
             }
         if change is not None:
             assert tables is not None
@@ -649,7 +681,6 @@ class Blur:
                 "data": lent.address + first,
                 "data_planes": table(lent.planes),
                 "data_row": lent.row,
-                "own_rows": rows[1] - rows[0],
                 "own_columns": width.own[1] - width.own[0],
                 "background": float(change.background),
                 "floor": float(change.floor),
@@ -663,10 +694,7 @@ class Blur:
                 values |= {"sums_planes": table([d * step for d in planes])}
             if change.extra is not None:
                 values["extra"] = lend(change.extra, rows).address + first
-            if change.out is None:
-                values |= {"out_planes": table([0] * len(planes))}
-                values |= {"out_row": self._longest(2) * size}
-            else:
+            if change.out is not None:
                 fresh = width.own == (0, self.size[2])
                 out = lent if change.out is change.data else lend(change.out, rows, fresh)
                 values |= {
@@ -677,36 +705,67 @@ class Blur:
                 returns.append((change.out, out, planes, rows))
         if transforms is not None:
             _, height, width = transforms
-            lengths, kept = self.bricks.lengths, self.bricks.kept
-            inside = [code for code in height.sources if code >= 0]
-            rows = (min(inside), max(inside) + 1) if inside else (0, 1)
-            if source is None:
-                values |= {"source_planes": table([0 if d >= 0 else FILL for d in planes])}
-                row = self._longest(2) * size
-                rows = (0, self.size[1])
-            else:
-                # what was just changed is not in a file yet
-                is_out = change is not None and source is change.out
-                lent = out if is_out and out is not None else lend(source, rows)
-                row = lent.row
-                values |= {"source": lent.address, "source_planes": table(lent.planes)}
-            code_rows = [(code - rows[0]) * row if code >= 0 else code for code in height.sources]
-            code_rows += [ZERO] * (lengths[1] - len(code_rows))
-            columns = list(width.sources)
-            if whole:
-                kept = lengths[2]
-                values |= {"kept": kept, "packed_row": self.common["sums_row"]}
-            columns += [ZERO] * (kept + lengths[2] - len(columns))
-            start, stop = inner_run([-1 if c < 0 else c for c in columns])
+            _, lengths_h, lengths_w = self.bricks.lengths
+            placed = _placed(height.sources, lengths_h)
+            first_read = 0
+            if source is not None:
+                rows = min(placed.reads), max(placed.reads) + 1
+                lent, first_read = lend(source, rows), rows[0]
+                values |= {
+                    "source": lent.address,
+                    "source_planes": table(lent.planes),
+                    "source_row": lent.row,
+                }
+            reads = [(code - first_read, place) for code, place in sorted(placed.reads.items())]
+            # a row that moves up in the plane must not overwrite one that has not been read
+            if inverts is not None and reads[0][1] > inverts[1].first_own:
+                reads.reverse()
+            across = _placed(width.sources, 2 * lengths_w)
+            start, stop = across.run
+            edges = [
+                (place, code)
+                for place, code in enumerate(width.sources)
+                if code >= 0 and not start <= place < stop
+            ]
+            blanks = self._blanks(across.blanks)
+            keep.append(blanks)
             values |= {
-                "source_rows": table(code_rows),
-                "source_columns": table(columns),
-                "run_start": start,
-                "run_stop": stop,
-                "fill": float(self.boundary.value),
+                "row_reads": table([n for read in reads for n in read]),
+                "row_read_count": len(reads),
+                "row_copies": table([n for copy in placed.copies for n in copy]),
+                "row_copy_count": len(placed.copies),
+                "row_blanks": table(
+                    [n for place, code in placed.blanks for n in (place, blanks.strides[0] * -code)]
+                ),
+                "row_blank_count": len(placed.blanks),
+                "blanks": address_of(blanks),
+                "run_at": start,
+                "run_from": width.sources[start],
+                "run_count": stop - start,
+                "column_reads": table([n for edge in edges for n in edge]),
+                "column_read_count": len(edges),
+            }
+        else:
+            assert own is inverts
+            count = own[1].own[1] - own[1].own[0]
+            values |= {
+                "row_reads": table([n for row in range(count) for n in (row, 0)]),
+                "row_read_count": count,
             }
         record = StepRecord(AlgorithmData(parameters=self._parameters(PLANES_AT, **values)))
         return _Chunk(record, keep, returns)
+
+    def _blanks(self, across: Pairs) -> Array:
+        """What stands in a plane's rows where nothing is read.
+
+        across : (column, FILL or ZERO) of the columns beyond the volume
+        Returns (3, columns): beyond the ends of a row that is read; a row of the constant; zeros.
+        """
+        blanks = np.zeros((3, 2 * self.bricks.lengths[2]), self.real)
+        blanks[-FILL] = self.boundary.value
+        for place, code in across:
+            blanks[[0, -FILL], place] = self.boundary.value if code == FILL else 0
+        return blanks
 
     # ----------------------------------------------------------------------------------------------
     # H, H' and iterations
@@ -741,16 +800,14 @@ class Blur:
         self.lines(brick[0], kernel, adjoint and self.backward is None)
 
     def finish(
-        self, adjoint: bool, brick: Brick, change: Change, tables: Coverage, then: str = ""
+        self, adjoint: bool, brick: Brick, change: Change, tables: Coverage, joins: bool = False
     ) -> None:
         """Transform a brick back and change it.
 
-        then : for one brick, transform it at once: "result" of the change for the other operator,
-            or "out", the field that the change has written; "": do not
+        joins : bool    for one brick, transform the result at once for the other operator
         """
-        following = self.bricks_of(not adjoint)[0] if then else None
-        source = change.out if then == "out" else None
-        self._planes(brick, change, following, source, range(*brick[0].own), tables)
+        following = self.bricks_of(not adjoint)[0] if joins else None
+        self._planes(brick, change, following, None, range(*brick[0].own), tables)
 
     def apply(self, source: Field, adjoint: bool, change: Change, tables: Coverage) -> None:
         """H or H' of a volume, and a change of the result, brick by brick."""

@@ -165,9 +165,10 @@ class _Solver:
 
     def _begin(self) -> None:
         """The first estimate."""
+        constant = np.full((PLANES, *self.blur.size[1:]), self.start, self.real)
         for start in range(0, self.depth, PLANES):
             stop = min(start + PLANES, self.depth)
-            planes = np.full((stop - start, *self.blur.size[1:]), self.start, self.real)
+            planes = constant[: stop - start]
             if self.rules.from_data:
                 planes = np.maximum(self.data.read(start, stop), self.floor)
             self.estimate.write(start, planes)
@@ -207,7 +208,7 @@ class _Solver:
         if not self.is_transformed:
             self.blur.transform(source, False, brick)
         self.blur.convolve(False, brick)
-        self.blur.finish(False, brick, change, self.plain, then="result")
+        self.blur.finish(False, brick, change, self.plain, joins=True)
 
     def _update(self, source: Field, out: Field, sums: Array | None, joins: bool) -> None:
         """out = source · H'(ratios) / H'1.
@@ -222,7 +223,7 @@ class _Solver:
             return
         (brick,) = self.blur.bricks_of(True)
         self.blur.convolve(True, brick)
-        self.blur.finish(True, brick, change, self.norm, then="out" if joins else "")
+        self.blur.finish(True, brick, change, self.norm, joins)
         self.is_transformed = joins
 
     def _pass(self, work: Callable[[int, int], Any]) -> list[Any]:

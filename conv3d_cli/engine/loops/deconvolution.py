@@ -3,25 +3,29 @@
 `planes` transforms planes of a brick back, changes the voxels, and transforms them again, all while
 the plane is in the cache. `lines` convolves the lines along depth in between, in place.
 
-A brick is one complex volume, whose real part is its left half and its imaginary part its right
-half: since kernels are real, they do not mix. The layouts are those of `loops/fft.py`.
+A row of 2n real numbers is n complex ones: re is its left half and im its right half, turned by
+factors (`twist`), see `engine/deconvolution.py`. Spectra have the layouts of `loops/fft.py`.
+
+The transforms take less time than the memory that they read. So they fetch a little at each step of
+what comes next: a plane's data, the following plane's spectrum, and the kernel's next line.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from conv3d_cli.engine.deconvolution import FILL, FLAT, LINES_AT, PLANES_AT, RATIO, ZERO
+from conv3d_cli.engine.deconvolution import FLAT, LINES, LINES_AT, PLANES_AT, RATIO
 from conv3d_cli.engine.loops.fft import axis_loops
 from conv3d_cli.engine.loops.fft_butterflies import (
-    FORWARD,
+    FORWARD_AHEAD,
     FORWARD_LAST,
     GATHER,
-    INVERSE,
+    INVERSE_AHEAD,
     PRODUCT,
     PRODUCT_BACK,
     stage,
-    transpose,
+    transpose_back,
+    transpose_there,
 )
 from conv3d_cli.engine.loops.simd import copy_vector, inlined, memory, real_field
 from conv3d_cli.engine.step import F
@@ -30,49 +34,63 @@ P, L = PLANES_AT, LINES_AT
 
 
 def planes(lanes, real):
-    """Transform planes back, change their voxels, and transform them, as the parameters say."""
+    """Transform planes back, change their voxels, and transform them, as the parameters say.
+
+    All is done in one array of the plane's rows, so that it stays in the cache. Between the
+    transforms along height and width, a row is re of its columns and then im of them; in space, it
+    is one row of real numbers of twice as many columns.
+    """
     double = 1 if real == "float64" else 0
     kind, size = np.dtype(real).type, np.dtype(real).itemsize
     half, whole = lanes * size, 2 * lanes * size
     forward, inverse = axis_loops(lanes, double)
+    forward_fetching, inverse_fetching = axis_loops(lanes, double, fetches=True)
     zero = kind(0)
 
     @inlined
-    def invert(p, workspace, spectrum):
-        """A plane's spectrum -> the voxels of both halves, in `sums`."""
+    def invert(p, workspace, spectrum, i):
+        """A plane's spectrum -> the voxels, in the plane's rows. Fetches the data of plane i."""
         rows, columns = p[P.rows], p[P.columns]
-        plane, buffer = workspace + p[P.plane], workspace + p[P.buffer]
-        sums = workspace + p[P.sums]
+        plane, buffer, row_bytes = workspace + p[P.plane], workspace + p[P.buffer], p[P.plane_row]
         for block in range(rows // lanes):
             inverse(
                 p[P.stages_w],
                 spectrum + block * columns * whole,
                 whole,
+                half,
                 buffer,
                 whole,
                 half,
                 buffer,
+                0,
             )
-            here = plane + block * lanes * p[P.plane_row]
             for k in range(columns // lanes):
-                for part in range(2):
-                    transpose(
-                        lanes,
-                        double,
-                        buffer + k * lanes * whole + part * half,
-                        whole,
-                        here + k * whole + part * half,
-                        p[P.plane_row],
-                    )
+                transpose_back(
+                    lanes,
+                    double,
+                    buffer + k * lanes * whole,
+                    plane + block * lanes * row_bytes + k * half,
+                    row_bytes,
+                    columns * size,
+                    p[P.twist] + k * whole,
+                )
+        # what is read next arrives while the columns are transformed
+        ahead, ahead_bytes = buffer, 0
+        if p[P.data] != 0 and p[P.data_row] == p[P.own_columns] * size:
+            ahead = p[P.data] + memory(p[P.data_planes], np.int64)[i]
+            ahead_bytes = p[P.row_read_count] * p[P.data_row] * lanes // columns
         for k in range(columns // lanes):
-            inverse(
+            here = plane + k * half
+            inverse_fetching(
                 p[P.stages_h],
-                plane + k * whole,
-                p[P.plane_row],
-                sums + k * half,
-                p[P.sums_row],
+                here,
+                row_bytes,
+                columns * size,
+                here,
+                row_bytes,
                 columns * size,
                 buffer,
+                ahead + k * ahead_bytes,
             )
 
     @inlined
@@ -80,135 +98,150 @@ def planes(lanes, real):
         """Add the rows beyond the volume to those that the boundary reads in their place."""
         pairs = memory(p[P.row_pairs], np.int64)
         for n in range(p[P.row_pair_count]):
-            first = workspace + p[P.sums] + p[P.first_row] * p[P.sums_row]
-            outside = memory(first + pairs[2 * n] * p[P.sums_row], kind)
-            inside = memory(first + pairs[2 * n + 1] * p[P.sums_row], kind)
+            outside = memory(workspace + p[P.plane] + pairs[2 * n] * p[P.plane_row], kind)
+            inside = memory(workspace + p[P.plane] + pairs[2 * n + 1] * p[P.plane_row], kind)
             for k in range(2 * p[P.columns]):
                 inside[k] += outside[k]
 
     @inlined
-    def sums_of_row(p, workspace, row):
-        """The address of a row of convolved voxels, both halves joined, folded along width."""
-        here = memory(
-            workspace + p[P.sums] + (p[P.first_row] + p[P.own_row] + row) * p[P.sums_row], kind
-        )
-        line = memory(workspace + p[P.joined], kind)
-        kept, width = p[P.kept], p[P.out_columns]
-        first = p[P.first_column]
-        for k in range(min(kept, width)):
-            line[k] = here[first + k]
-        first += p[P.columns]
-        for k in range(width - kept):
-            line[kept + k] = here[first + k]
+    def fold_columns(p, workspace):
+        """The same for columns, in the volume's rows."""
         pairs = memory(p[P.column_pairs], np.int64)
-        for n in range(p[P.column_pair_count]):
-            line[pairs[2 * n + 1]] += line[pairs[2 * n]]
-        return workspace + p[P.joined] + p[P.own_column] * size
+        if p[P.column_pair_count] > 0:
+            for row in range(p[P.first_row], p[P.first_row] + p[P.row_read_count]):
+                numbers = memory(workspace + p[P.plane] + row * p[P.plane_row], kind)
+                for n in range(p[P.column_pair_count]):
+                    numbers[pairs[2 * n + 1]] += numbers[pairs[2 * n]]
 
     @inlined
-    def change(p, workspace, i):
-        """Ratios of data to convolved voxels, or voxels times convolved ratios, of plane i."""
-        at = memory(p[P.data_planes], np.int64)[i]
-        to = memory(p[P.out_planes], np.int64)[i]
-        classes = memory(p[P.class_rows], np.int64)
-        table = p[P.table] + memory(p[P.class_planes], np.int64)[i]
-        extra = p[P.extra] + at
-        out_at = workspace + p[P.ratios] if p[P.out] == 0 else p[P.out] + to
+    def change(p, workspace, i, row, to):
+        """Ratios of data to convolved voxels, or voxels times convolved ratios, of a row."""
+        at = memory(p[P.data_planes], np.int64)[i] + row * p[P.data_row]
+        numbers = memory(p[P.data] + at, kind)
+        class_at = memory(p[P.class_planes], np.int64)[i] + memory(p[P.class_rows], np.int64)[row]
+        weights = memory(p[P.table] + class_at, kind)
+        here = workspace + p[P.plane] + (p[P.first_row] + row) * p[P.plane_row]
+        convolved = memory(here + p[P.first_column] * size, kind)
+        value, width = memory(to, kind), p[P.own_columns]
         background, floor = kind(real_field(p, P.background)), kind(real_field(p, P.floor))
-        width = p[P.own_columns]
-        for row in range(p[P.own_rows]):
-            numbers = memory(p[P.data] + at + row * p[P.data_row], kind)
-            out = memory(out_at + row * p[P.out_row], kind)
-            weights = memory(table + classes[row], kind)
-            if p[P.changes] == FLAT:
+        if p[P.changes] == FLAT:
+            for k in range(width):
+                below = weights[k] + background
+                value[k] = numbers[k] / (below if below > floor else floor)
+        elif p[P.changes] == RATIO:
+            for k in range(width):
+                below = convolved[k] + background
+                value[k] = numbers[k] / (below if below > floor else floor)
+        else:
+            for k in range(width):
+                value[k] = numbers[k] * convolved[k] * weights[k]
+            if p[P.extra] != 0:
+                more = memory(p[P.extra] + at, kind)
                 for k in range(width):
-                    below = weights[k] + background
-                    out[k] = numbers[k] / (below if below > floor else floor)
-            elif p[P.changes] == RATIO:
-                convolved = memory(sums_of_row(p, workspace, row), kind)
+                    value[k] *= more[k]
+            for k in range(width):
+                value[k] = value[k] if value[k] > zero else zero
+            if p[P.sums_out] != 0:
+                place = memory(p[P.sums_planes], np.int64)[i]
+                totals = memory(p[P.sums_out] + place, np.float64)
                 for k in range(width):
-                    below = convolved[k] + background
-                    out[k] = numbers[k] / (below if below > floor else floor)
-            else:
-                # in a row of its own first: `out` may be `numbers`
-                value = memory(sums_of_row(p, workspace, row), kind)
-                for k in range(width):
-                    value[k] = numbers[k] * value[k] * weights[k]
-                if p[P.extra] != 0:
-                    more = memory(extra + row * p[P.data_row], kind)
-                    for k in range(width):
-                        value[k] *= more[k]
-                for k in range(width):
-                    value[k] = value[k] if value[k] > zero else zero
-                if p[P.sums_out] != 0:
-                    place = memory(p[P.sums_planes], np.int64)[i]
-                    totals = memory(p[P.sums_out] + place, np.float64)
-                    for k in range(width):
-                        before = np.float64(numbers[k])
-                        totals[0] += abs(np.float64(value[k]) - before)
-                        totals[1] += abs(before)
-                for k in range(width):
-                    out[k] = value[k]
+                    before = np.float64(numbers[k])
+                    totals[0] += abs(np.float64(value[k]) - before)
+                    totals[1] += abs(before)
+        if p[P.out] != 0:
+            out_at = memory(p[P.out_planes], np.int64)[i] + row * p[P.out_row]
+            out = memory(p[P.out] + out_at, kind)
+            for k in range(width):
+                out[k] = value[k]
 
     @inlined
-    def pack(p, workspace, i):
-        """The voxels of plane i with those that the boundary adds, into `packed`."""
-        rows = memory(p[P.source_rows], np.int64)
-        columns = memory(p[P.source_columns], np.int64)
-        at = memory(p[P.source_planes], np.int64)[i]
-        source = workspace + p[P.ratios] if p[P.source] == 0 else p[P.source] + at
-        fill = kind(real_field(p, P.fill))
-        both, start, stop = p[P.kept] + p[P.columns], p[P.run_start], p[P.run_stop]
-        for row in range(p[P.rows]):
-            to = memory(workspace + p[P.packed] + row * p[P.packed_row], kind)
-            if rows[row] < 0 or at < 0:
-                value = fill if rows[row] != ZERO else zero
-                for k in range(both):
-                    to[k] = zero if columns[k] == ZERO else value
-            else:
-                line = memory(source + rows[row], kind)
-                for k in range(start):
-                    c = columns[k]
-                    to[k] = line[c] if c >= 0 else (fill if c == FILL else zero)
-                if stop > start:
-                    run = memory(source + rows[row] + columns[start] * size, kind)
-                    inside = memory(
-                        workspace + p[P.packed] + row * p[P.packed_row] + start * size, kind
-                    )
-                    for k in range(stop - start):
-                        inside[k] = run[k]
-                for k in range(stop, both):
-                    c = columns[k]
-                    to[k] = line[c] if c >= 0 else (fill if c == FILL else zero)
+    def pass_rows(p, workspace, i):
+        """Change the volume's rows, or read them; and place them for the transform."""
+        plane, run, end = workspace + p[P.plane], p[P.run_at], 2 * p[P.columns]
+        run_end, edge = run + p[P.run_count], memory(p[P.blanks], kind)
+        table, pairs = memory(p[P.row_reads], np.int64), memory(p[P.column_reads], np.int64)
+        count, changes = p[P.row_read_count], p[P.data] != 0
+        for first in range(0, count, LINES):
+            last = min(first + LINES, count)
+            for n in range(first, last):
+                row, place = table[2 * n], table[2 * n + 1]
+                # what is changed goes through lines: its old and new place can overlap
+                at = plane + place * p[P.plane_row]
+                if changes:
+                    at = workspace + p[P.lines] + (n - first) * end * size
+                line, result = memory(at, kind), at + run * size
+                if changes:
+                    change(p, workspace, i, row, result)
+                    source = result
+                else:
+                    source = p[P.source] + memory(p[P.source_planes], np.int64)[i]
+                    source += row * p[P.source_row]
+                    inside = memory(source + p[P.run_from] * size, kind)
+                    values = memory(result, kind)
+                    for k in range(p[P.run_count]):
+                        values[k] = inside[k]
+                if p[P.transforms]:
+                    for k in range(run):
+                        line[k] = edge[k]
+                    for k in range(run_end, end):
+                        line[k] = edge[k]
+                    read = memory(source, kind)
+                    for m in range(p[P.column_read_count]):
+                        line[pairs[2 * m]] = read[pairs[2 * m + 1]]
+            # not one by one: what has just been stored in other pieces is slow to load
+            if changes and p[P.transforms]:
+                for n in range(first, last):
+                    to = memory(plane + table[2 * n + 1] * p[P.plane_row], kind)
+                    line = memory(workspace + p[P.lines] + (n - first) * end * size, kind)
+                    for k in range(end):
+                        to[k] = line[k]
 
     @inlined
-    def transform(p, workspace, spectrum):
-        """The spectrum of the plane in `packed`."""
+    def add_rows(p, workspace):
+        """Place the rows that the boundary adds, and those of zeros."""
+        plane, row_bytes = workspace + p[P.plane], p[P.plane_row]
+        table = memory(p[P.row_copies], np.int64)
+        for n in range(p[P.row_copy_count]):
+            to = memory(plane + table[2 * n] * row_bytes, kind)
+            source = memory(plane + table[2 * n + 1] * row_bytes, kind)
+            for k in range(2 * p[P.columns]):
+                to[k] = source[k]
+        table = memory(p[P.row_blanks], np.int64)
+        for n in range(p[P.row_blank_count]):
+            to = memory(plane + table[2 * n] * row_bytes, kind)
+            source = memory(p[P.blanks] + table[2 * n + 1], kind)
+            for k in range(2 * p[P.columns]):
+                to[k] = source[k]
+
+    @inlined
+    def transform(p, workspace, spectrum, following):
+        """The spectrum of the plane's rows. Fetches the one at the address `following`."""
         rows, columns = p[P.rows], p[P.columns]
-        plane, buffer = workspace + p[P.plane], workspace + p[P.buffer]
-        packed = workspace + p[P.packed]
+        plane, buffer, row_bytes = workspace + p[P.plane], workspace + p[P.buffer], p[P.plane_row]
         for k in range(columns // lanes):
-            forward(
+            here = plane + k * half
+            forward_fetching(
                 p[P.stages_h],
-                packed + k * half,
-                p[P.packed_row],
-                p[P.kept] * size,
-                plane + k * whole,
-                p[P.plane_row],
+                here,
+                row_bytes,
+                columns * size,
+                here,
+                row_bytes,
+                columns * size,
                 buffer,
+                following + k * rows * whole,
             )
         for block in range(rows // lanes):
-            here = plane + block * lanes * p[P.plane_row]
             for k in range(columns // lanes):
-                for part in range(2):
-                    transpose(
-                        lanes,
-                        double,
-                        here + k * whole + part * half,
-                        p[P.plane_row],
-                        buffer + k * lanes * whole + part * half,
-                        whole,
-                    )
+                transpose_there(
+                    lanes,
+                    double,
+                    plane + block * lanes * row_bytes + k * half,
+                    row_bytes,
+                    columns * size,
+                    buffer + k * lanes * whole,
+                    p[P.twist] + k * whole,
+                )
             forward(
                 p[P.stages_w],
                 buffer,
@@ -216,7 +249,9 @@ def planes(lanes, real):
                 half,
                 spectrum + block * columns * whole,
                 whole,
+                half,
                 buffer,
+                0,
             )
 
     def loops(step):
@@ -226,13 +261,14 @@ def planes(lanes, real):
         for i in range(p[P.first], p[P.last]):
             spectrum = p[P.spectra] + slots[i]
             if p[P.inverts]:
-                invert(p, workspace, spectrum)
+                invert(p, workspace, spectrum, i)
                 fold_rows(p, workspace)
-            if p[P.data] != 0:
-                change(p, workspace, i)
+                fold_columns(p, workspace)
+            pass_rows(p, workspace, i)
             if p[P.transforms]:
-                pack(p, workspace, i)
-                transform(p, workspace, spectrum)
+                add_rows(p, workspace)
+                following = p[P.spectra] + slots[min(i + 1, p[P.last] - 1)]
+                transform(p, workspace, spectrum, following)
 
     return loops
 
@@ -244,8 +280,11 @@ def lines(lanes, real):
     half, whole = lanes * size, 2 * lanes * size
 
     @inlined
-    def gather(p, element, line):
-        """Read a line from the planes, and transform it up to the last stage."""
+    def gather(p, element, line, following):
+        """Read a line from the planes, and transform it up to the last stage.
+
+        following: address of the kernel's spectrum for the next line, whose first half is fetched
+        """
         stages = memory(p[L.stages], np.int64)
         last = stages[0] - 1
         stage(
@@ -271,7 +310,7 @@ def lines(lanes, real):
         for s in range(1, last):
             at = 1 + 4 * s
             stage(
-                FORWARD,
+                FORWARD_AHEAD,
                 lanes,
                 double,
                 radix=stages[at],
@@ -284,7 +323,7 @@ def lines(lanes, real):
                 span=stages[at + 1],
                 blocks=stages[at + 2],
                 twiddles=stages[at + 3],
-                table=0,
+                table=following,
                 spectrum=0,
                 channels=0,
                 source_channel_step=0,
@@ -318,14 +357,14 @@ def lines(lanes, real):
         )
 
     @inlined
-    def restore(p, line):
-        """The remaining stages back."""
+    def restore(p, line, following):
+        """The remaining stages back. They fetch half a line of spectrum each."""
         stages = memory(p[L.stages], np.int64)
-        last = stages[0] - 1
+        last, length = stages[0] - 1, p[L.planes]
         for s in range(1, last + 1):
             at = 1 + 4 * (last - s)
             stage(
-                INVERSE,
+                INVERSE_AHEAD,
                 lanes,
                 double,
                 radix=stages[at],
@@ -338,7 +377,7 @@ def lines(lanes, real):
                 span=stages[at + 1],
                 blocks=stages[at + 2],
                 twiddles=stages[at + 3],
-                table=0,
+                table=following + (last - s) * length * half,
                 spectrum=0,
                 channels=0,
                 source_channel_step=0,
@@ -351,8 +390,9 @@ def lines(lanes, real):
         line, length = step[F.workspace], p[L.planes]
         pairs, targets = memory(p[L.pairs], np.int64), memory(p[L.targets], np.int64)
         for element in range(p[L.first], p[L.last]):
-            gather(p, element, line)
             spectrum = p[L.kernel] + element * length * whole
+            following = spectrum + length * whole
+            gather(p, element, line, following)
             if p[L.prepares]:
                 at = 1 + 4 * (stages[0] - 1)
                 stage(
@@ -387,7 +427,7 @@ def lines(lanes, real):
                     multiply(p, PRODUCT_BACK, line, spectrum)
                 else:
                     multiply(p, PRODUCT, line, spectrum)
-                restore(p, line)
+                restore(p, line, following)
                 for n in range(p[L.pair_count]):
                     outside = memory(line + pairs[2 * n] * whole, kind)
                     inside = memory(line + pairs[2 * n + 1] * whole, kind)

@@ -19,9 +19,11 @@ import numpy as np
 from conv3d_cli.engine.algorithms.fft import P
 from conv3d_cli.engine.loops.fft_butterflies import (
     FORWARD,
+    FORWARD_AHEAD,
     FORWARD_LAST,
     GATHER,
     INVERSE,
+    INVERSE_AHEAD,
     INVERSE_FIRST,
     PRODUCT,
     SCATTER,
@@ -33,24 +35,28 @@ from conv3d_cli.engine.loops.simd import call, inlined, memory, real_field
 from conv3d_cli.engine.step import HAS_NONFINITE, F
 
 
-def axis_loops(lanes, double):
+def axis_loops(lanes, double, fetches=False):
     """Functions that transform one line along height or width.
 
     stages: address of a table, see `algorithms.fft.stage_table`
     source, target, buffer: addresses of lines; the buffer is for intermediate stages
     source_step, target_step: bytes from one element to the next
     source_im, target_im: bytes from re to im
+    ahead: address of what all stages but one fetch into L2 meanwhile, if `fetches`
     """
+    onward, backward = (FORWARD_AHEAD, INVERSE_AHEAD) if fetches else (FORWARD, INVERSE)
     itemsize = 8 if double else 4
     half, whole = lanes * itemsize, 2 * lanes * itemsize
 
     @inlined
-    def forward(stages, source, source_step, source_im, target, target_step, buffer):
-        """The transform; im of the target follows re, `half` bytes behind."""
+    def forward(
+        stages, source, source_step, source_im, target, target_step, target_im, buffer, ahead
+    ):
+        """The transform."""
         table = memory(stages, np.int64)
-        last = table[0] - 1
+        last, fetched = table[0] - 1, 64 * table[1] * table[2]  # bytes by each stage
         stage(
-            FORWARD,
+            onward,
             lanes,
             double,
             radix=table[1],
@@ -63,7 +69,7 @@ def axis_loops(lanes, double):
             span=table[2],
             blocks=table[3],
             twiddles=table[4],
-            table=0,
+            table=ahead,
             spectrum=0,
             channels=0,
             source_channel_step=0,
@@ -72,7 +78,7 @@ def axis_loops(lanes, double):
         for s in range(1, last):
             at = 1 + 4 * s
             stage(
-                FORWARD,
+                onward,
                 lanes,
                 double,
                 radix=table[at],
@@ -85,7 +91,7 @@ def axis_loops(lanes, double):
                 span=table[at + 1],
                 blocks=table[at + 2],
                 twiddles=table[at + 3],
-                table=0,
+                table=ahead + s * fetched,
                 spectrum=0,
                 channels=0,
                 source_channel_step=0,
@@ -102,7 +108,7 @@ def axis_loops(lanes, double):
             source_im=half,
             target=target,
             target_step=target_step,
-            target_im=half,
+            target_im=target_im,
             span=1,
             blocks=table[at + 2],
             twiddles=0,
@@ -114,10 +120,12 @@ def axis_loops(lanes, double):
         )
 
     @inlined
-    def inverse(stages, source, source_step, target, target_step, target_im, buffer):
-        """The inverse transform; im of the source follows re, `half` bytes behind."""
+    def inverse(
+        stages, source, source_step, source_im, target, target_step, target_im, buffer, ahead
+    ):
+        """The inverse transform."""
         table = memory(stages, np.int64)
-        last = table[0] - 1
+        last, fetched = table[0] - 1, 64 * table[1] * table[2]  # bytes by each stage
         at = 1 + 4 * last
         stage(
             INVERSE_FIRST,
@@ -126,7 +134,7 @@ def axis_loops(lanes, double):
             radix=table[at],
             source=source,
             source_step=source_step,
-            source_im=half,
+            source_im=source_im,
             target=buffer,
             target_step=whole,
             target_im=half,
@@ -142,7 +150,7 @@ def axis_loops(lanes, double):
         for s in range(1, last):
             at = 1 + 4 * (last - s)
             stage(
-                INVERSE,
+                backward,
                 lanes,
                 double,
                 radix=table[at],
@@ -155,14 +163,14 @@ def axis_loops(lanes, double):
                 span=table[at + 1],
                 blocks=table[at + 2],
                 twiddles=table[at + 3],
-                table=0,
+                table=ahead + (s - 1) * fetched,
                 spectrum=0,
                 channels=0,
                 source_channel_step=0,
                 spectrum_channel_step=0,
             )
         stage(
-            INVERSE,
+            backward,
             lanes,
             double,
             radix=table[1],
@@ -175,7 +183,7 @@ def axis_loops(lanes, double):
             span=table[2],
             blocks=table[3],
             twiddles=table[4],
-            table=0,
+            table=ahead + (last - 1) * fetched,
             spectrum=0,
             channels=0,
             source_channel_step=0,
@@ -216,7 +224,9 @@ def absorb_plane(lanes, real):
                     p[P.kept_columns] * itemsize,
                     plane + block * whole,
                     plane_row,
+                    half,
                     buffer,
+                    0,
                 )
             spectrum = (
                 step[F.workspace]
@@ -249,7 +259,9 @@ def absorb_plane(lanes, real):
                     half,
                     spectrum + block * columns * whole,
                     whole,
+                    half,
                     buffer,
+                    0,
                 )
             # a huge number is huge in every frequency; the first one is the sum of the plane
             if step[F.flags] != 0:
@@ -448,10 +460,12 @@ def convolve_planes(lanes, real):
                         p[P.stages_w],
                         result + block * columns * whole,
                         whole,
+                        half,
                         buffer,
                         whole,
                         half,
                         buffer,
+                        0,
                     )
                     here = plane + block * lanes * plane_row
                     for k in range(kept_blocks):
@@ -479,10 +493,12 @@ def convolve_planes(lanes, real):
                         p[P.stages_h],
                         plane + block * whole,
                         plane_row,
+                        half,
                         out + block * half,
                         acc_row,
                         kept * itemsize,
                         buffer,
+                        0,
                     )
             if step[F.flags] != 0:
                 # NaN or infinity in the window, or an intermediate overflow, reaches every sum.

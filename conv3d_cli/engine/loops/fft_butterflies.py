@@ -241,6 +241,8 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
                     "product": the last forward stage, the product with the spectrum, summed over
                     channels, and the first inverse stage;
                     "product_back": the same with the conjugate spectrum
+                    "forward_ahead", "inverse_ahead": which meanwhile fetch as many cache lines as
+                    the line has elements, from the address `table` on
     """
     name = f"fft_{kind}_{radix}_{real}_{lanes}"
     found = module.globals.get(name)
@@ -267,7 +269,8 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
 
     whole, half = const(2 * lanes * v.bytes), const(lanes * v.bytes)
     multiplies = kind in ("product", "product_back")
-    sign = -1 if multiplies or kind in ("forward", "forward_last", "gather") else 1
+    fetches = kind in ("forward_ahead", "inverse_ahead")
+    sign = -1 if multiplies or kind in ("forward", "forward_last", "gather", "forward_ahead") else 1
     spans = 1 if multiplies or kind in ("forward_last", "inverse_first") else a["span"]
     span = const(1) if spans == 1 else a["span"]
     source_leap, target_leap = b.mul(span, a["source_step"]), b.mul(span, a["target_step"])
@@ -286,7 +289,7 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
             return b.add(base, b.load(b.gep(table, [b.mul(span, const(j))])))
         return b.add(b.add(base, b.mul(element, step)), b.mul(leap, const(j)))
 
-    twiddled = kind in ("forward", "inverse", "gather", "scatter") and radix > 1
+    twiddled = (fetches or kind in ("forward", "inverse", "gather", "scatter")) and radix > 1
     factors = b.inttoptr(
         b.add(a["twiddles"], b.mul(inner, const(2 * (radix - 1) * v.bytes))), pointer
     )
@@ -328,6 +331,11 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
             for at in places:
                 for part in (whole, b.add(whole, half)):
                     emit_prefetch(b, b.add(at, part), level=1)
+        # a few at a time, so that memory and arithmetic overlap
+        if fetches:
+            first = b.mul(b.add(b.mul(block, span), inner), const(64 * radix))
+            for j in range(radix):
+                emit_prefetch(b, b.add(b.add(a["table"], first), const(64 * j)), level=2)
         if twiddled and sign > 0:
             x = [x[0], *(cx.mul_conj(x[k], factor(k)) for k in range(1, radix))]
         y = cx.dft(x, sign)
@@ -377,7 +385,8 @@ def stage(
     span : int                  elements from one input of a butterfly to the next
     blocks : int                number of transforms of radix * span elements
     twiddles : address          of their factors
-    table : address             of the elements' offsets in bytes, for "gather" and "scatter"
+    table : address             of the elements' offsets in bytes, for "gather" and "scatter"; of
+                                what is fetched, for "forward_ahead" and "inverse_ahead"
     spectrum : address          for the products, as are:
     channels : int
     source_channel_step, spectrum_channel_step : int    bytes from one channel to the next
@@ -414,8 +423,31 @@ KINDS = (
     "scatter",
     "product",
     "product_back",
+    "forward_ahead",
+    "inverse_ahead",
 )
 FORWARD, FORWARD_LAST, INVERSE_FIRST, INVERSE, GATHER, SCATTER, PRODUCT, PRODUCT_BACK = range(8)
+FORWARD_AHEAD, INVERSE_AHEAD = range(8, 10)
+
+
+def _transposed(v: Vec, x: list[Any]) -> list[Any]:
+    """The columns of `lanes` vectors."""
+    lanes = v.lanes
+    half = lanes // 2
+    while half:  # swap the off-diagonal quarters of blocks of size 2 * half
+        y = list(x)
+        for i in range(lanes):
+            if i & half:
+                continue
+            low = [n if not n & half else lanes + (n ^ half) for n in range(lanes)]
+            high = [n | half if not n & half else lanes + n for n in range(lanes)]
+            y[i], y[i | half] = (
+                v.shuffle(x[i], x[i | half], low),
+                v.shuffle(x[i], x[i | half], high),
+            )
+        x = y
+        half //= 2
+    return x
 
 
 def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function:
@@ -436,20 +468,7 @@ def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function
         return b.inttoptr(b.add(base, b.mul(step, const(n))), v.real.as_pointer())
 
     x = [v.load(row(source, source_step, n), const(0)) for n in range(lanes)]
-    half = lanes // 2
-    while half:  # swap the off-diagonal quarters of blocks of size 2 * half
-        y = list(x)
-        for i in range(lanes):
-            if i & half:
-                continue
-            low = [n if not n & half else lanes + (n ^ half) for n in range(lanes)]
-            high = [n | half if not n & half else lanes + n for n in range(lanes)]
-            y[i], y[i | half] = (
-                v.shuffle(x[i], x[i | half], low),
-                v.shuffle(x[i], x[i | half], high),
-            )
-        x = y
-        half //= 2
+    x = _transposed(v, x)
     for n in range(lanes):
         v.store(x[n], row(target, target_step, n), const(0))
     b.ret_void()
@@ -468,6 +487,76 @@ def transpose(typingctx, lanes, double, source, source_step, target, target_step
 
     def codegen(context, b, sig, args):
         b.call(_transpose_function(b.module, width, real), args[2:])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def _turning_function(module: ir.Module, lanes: int, real: str, back: bool) -> ir.Function:
+    """The LLVM function of `transpose_there` and `transpose_back`, added at the first call."""
+    name = f"transpose_{'back' if back else 'there'}_{real}_{lanes}"
+    found = module.globals.get(name)
+    if found is not None:
+        return found
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 5), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    v = Vec(b, lanes, real)
+    cx, pointer = Complex(v), v.real.as_pointer()
+    rows, row_step, row_im, line, factors = function.args
+    numbers = b.inttoptr(factors, pointer)
+
+    def at(base: Any, step: Any, im: Any, n: int, part: int) -> Any:
+        where = b.add(base, b.mul(step, const(n)))
+        return b.inttoptr(b.add(where, im) if part else where, pointer)
+
+    whole, half = const(2 * lanes * v.bytes), const(lanes * v.bytes)
+    in_rows, in_line = (rows, row_step, row_im), (line, whole, half)
+    source, target = (in_line, in_rows) if back else (in_rows, in_line)
+    # re and im one after the other: registers hold one of them
+    for part in range(2):
+        x = []
+        for n in range(lanes):
+            pair = tuple(v.load(at(*source, n, one), const(0)) for one in range(2))
+            if back:  # a vector has the rows of one column
+                turn = tuple(v.broadcast(numbers, const(one * lanes + n)) for one in range(2))
+                x.append(cx.mul_conj(pair, turn)[part])
+            else:
+                turn = tuple(v.load(numbers, const(one * lanes)) for one in range(2))
+                x.append(cx.mul(pair, turn)[part])
+        for n, value in enumerate(_transposed(v, x)):
+            v.store(value, at(*target, n, part), const(0))
+    b.ret_void()
+    return function
+
+
+@intrinsic(prefer_literal=True)
+def transpose_there(typingctx, lanes, double, rows, row_step, row_im, line, factors):
+    """Multiply `lanes` columns by a factor each, and transpose them into elements of a line.
+
+    rows : address          of the first of `lanes` rows of re
+    row_step, row_im : int  bytes from one row to the next, and from re to im
+    line : address          of elements (re, im), a column each; apart from the rows
+    factors : address       of the columns' factors, re of all and im of all
+    """
+    return _turning(False, lanes, double, rows, row_step, row_im, line, factors)
+
+
+@intrinsic(prefer_literal=True)
+def transpose_back(typingctx, lanes, double, line, rows, row_step, row_im, factors):
+    """The reverse of `transpose_there`, with the conjugate factors."""
+    return _turning(True, lanes, double, line, rows, row_step, row_im, factors)
+
+
+def _turning(back, lanes, double, *addresses):
+    sig = types.void(lanes, double, *addresses)
+    width, real = lanes.literal_value, "float64" if double.literal_value else "float32"
+
+    def codegen(context, b, sig, args):
+        given = [*args[3:6], args[2], args[6]] if back else args[2:]
+        b.call(_turning_function(b.module, width, real, back), given)
         return context.get_dummy_value()
 
     return sig, codegen

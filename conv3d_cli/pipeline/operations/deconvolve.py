@@ -76,8 +76,7 @@ def deconvolve(
     snr : number or gcv         ratio of signal to noise, for method wiener; gcv finds it by
                                 generalized cross-validation of the volume
     """
-    if made.kernel is None:
-        raise SpecError(f"deconvolve needs the image of a point: pass {setting('kernel')}")
+    assert made.kernel is not None, "required by `check_operation`"
     if made.boundary.renormalizes:
         raise SpecError(
             f"{setting('boundary', made.boundary.mode)} is for means, and deconvolve takes none: "
