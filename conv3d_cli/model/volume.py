@@ -441,6 +441,7 @@ class VolumeReader(abc.ABC):
     path : str                  for messages
     sequential : bool           planes can be read only forward in storage order (a compressed
                                 stream)
+    in_memory : bool            `read` takes no time: it gives views, or converts an array
     channels_together : bool    several channels are stored in one piece; reading them one by one
                                 would read each piece several times
     notes : tuple of str        short sentences on how the file was understood; `finish` may add
@@ -453,6 +454,7 @@ class VolumeReader(abc.ABC):
     header: VolumeHeader
     path: str
     sequential: bool = False
+    in_memory: bool = False
     channels_together: bool = False
     notes: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
@@ -465,6 +467,14 @@ class VolumeReader(abc.ABC):
         Returns an array that may be a view of the file: do not write to it.
         Raises: FormatError if the file is truncated or corrupt.
         """
+
+    def fill(self, n: int, start: int, out: Array) -> None:
+        """Fill `out` with planes of volume `n` from `start` on, (d, h, w, c) of all channels.
+
+        Planes that are computed on request are computed there, if they have the dtype of `out`.
+        Raises: as `read`.
+        """
+        out[...] = self.read(n, slice(start, start + len(out)), slice(0, self.header.shape[4]))
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         """Stored voxels of some rows and columns, (d, h, w, c); else as `read`.
@@ -642,6 +652,8 @@ class ArrayReader(VolumeReader):
     path : name for messages
     Raises: ShapeError if the array does not have the shape of the header.
     """
+
+    in_memory = True
 
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         if array.shape != header.axes.shape:

@@ -140,19 +140,23 @@ class _Planes:
 
     def read(self, n: int, start: int, stop: int) -> Array:
         """Planes start to stop - 1, of which some may be kept; neither ever falls."""
+        if self.reader.in_memory:
+            return self._values(n, start, stop)
         pieces: list[Array] = []
         have = start
         if self._kept is not None and (end := self._start + len(self._kept)) > start:
             pieces, have = [self._kept[start - self._start : stop - self._start]], min(end, stop)
         if stop > have:
-            header = self.reader.header
-            block = self.reader.read(n, slice(have, stop), slice(0, header.shape[4]))
-            pieces.append(real_values(block, header.scale, self.real))
-            del block
+            pieces.append(self._values(n, have, stop))
         planes = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if self._kept is None or stop > self._start + len(self._kept):
             self._kept, self._start = planes, start
         return planes
+
+    def _values(self, n: int, start: int, stop: int) -> Array:
+        header = self.reader.header
+        block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
+        return real_values(block, header.scale, self.real)
 
     def drop(self, start: int) -> None:
         """Let go of the planes before `start`."""
@@ -186,24 +190,39 @@ class OperationReader(_ComputedReader):
         for planes in self._inputs:
             planes.forget()
 
+    def fill(self, n: int, start: int, out: Array) -> None:
+        # as many planes as are asked for are computed together: it is up to the one who asks
+        if n != self._n:
+            self._n = n
+            self._begin(n)
+        stop = start + len(out)
+        if out.dtype == self.header.dtype and self.operation.takes(out):
+            self._compute_in(n, start, stop, out)
+        else:
+            out[...] = self._compute(n, start, stop)
+
     def _compute(self, n: int, start: int, stop: int) -> Array:
+        _, _, height, width, count = self.header.shape
+        out = np.empty((stop - start, height, width, count), self.header.dtype)
+        if self.operation.channels_apart:
+            apart = np.empty((stop - start, count, height, width), self.header.dtype)
+            out = apart.transpose(0, 2, 3, 1)
+        self._compute_in(n, start, stop, out)
+        return out
+
+    def _compute_in(self, n: int, start: int, stop: int, out: Array) -> None:
         operation = self.operation
         windows = []
         for number, planes in enumerate(self._inputs):
             first, last = operation.span(number, 0, (start, stop))
             windows.append(Window(planes.read(n, first, last), (first, 0, 0)))
-        size, height, width, count = self.header.shape[1:]
-        out = np.empty((stop - start, height, width, count), self.header.dtype)
-        if operation.channels_apart:
-            apart = np.empty((stop - start, count, height, width), self.header.dtype)
-            out = apart.transpose(0, 2, 3, 1)
+        size, height, width, _ = self.header.shape[1:]
         operation.compute(windows, Box((start, stop), (0, height), (0, width)), out, self.team)
         windows.clear()
         for number, planes in enumerate(self._inputs):
             more = stop < size
             needed = operation.span(number, 0, (stop, stop + 1))[0] if more else size
             planes.drop(needed if more else planes.reader.header.shape[1])
-        return out
 
     def finish(self) -> None:
         for reader in self.readers:
@@ -378,7 +397,7 @@ def reader_of_last(
         count = len(graph.consumers[source])
         if source in spooled and own.sequential:
             own = stack.enter_context(spool_reader(own, beside))
-        if count > 1 and source not in spooled:
+        if count > 1 and source not in spooled and not own.in_memory:
             ready[source] = list(Tee(own, count).branches)
         else:
             ready[source] = [own] * count

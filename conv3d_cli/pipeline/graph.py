@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import first_needed, last_needed
 from conv3d_cli.model.box import Runs, merge
@@ -128,7 +129,7 @@ class OperationNode(GraphNode):
 
     @property
     def step(self) -> int:
-        return self.operation.planes_together
+        return self.operation.step
 
     @property
     def scratch_bytes(self) -> int:
@@ -174,6 +175,22 @@ class Graph:
         """The convolution whose output is written."""
         return self.convolutions[-1]
 
+    def written(self, out: np.dtype[Any]) -> OperationNode | None:
+        """The operation that computes straight into what is written, if one does.
+
+        out : dtype     of what is written
+        The last convolution has nothing to do then but to copy its output.
+        """
+        last = self.nodes[-1]
+        if not (isinstance(last, ConvolutionNode) and isinstance(last.convolution, Copy)):
+            return None
+        source = last.inputs[0]
+        node = self.nodes[source] if source != VOLUME else None
+        if not isinstance(node, OperationNode) or node.operation.needs_whole:
+            return None
+        alone = len(self.consumers[source]) == 1
+        return node if alone and node.real == out and last.convolution.takes_all else None
+
     @cached_property
     def consumers(self) -> dict[int, list[tuple[int, int]]]:
         """For every node and `VOLUME`, the (node, number of its input) that take its output."""
@@ -192,6 +209,16 @@ class Graph:
         """Plan all convolutions for another number of threads."""
         for convolution in self.convolutions:
             convolution.use_threads(threads)
+
+    @property
+    def most_together(self) -> int:
+        """The most planes that an operation computes at once."""
+        return max((operation.step for operation in self.operations), default=1)
+
+    def compute_together(self, planes: int | None) -> None:
+        """Let operations compute so many planes at once at most; None: as many as they wish."""
+        for operation in self.operations:
+            operation.most_together = planes
 
     def boxes(self, in_size: Triple) -> BoxGraph:
         """The graph, as far as a partition into boxes depends on it.

@@ -43,14 +43,21 @@ class Held:
     window_planes: list[int] = field(default_factory=list)
 
 
-def count_held(graph: Graph, volume_plane: int, depth: int, spooled: Collection[int] = ()) -> Held:
+def count_held(
+    graph: Graph,
+    volume_plane: int,
+    depth: int,
+    spooled: Collection[int] = (),
+    is_filled: bool = False,
+) -> Held:
     """What the readers hold while slabs of `depth` planes are written.
 
     volume_plane : int      bytes of a plane of the volume
     spooled : collection    see `flow.reader_of_last`
+    is_filled : bool        see `StreamPlan`
     """
     count = _Count(graph, volume_plane, spooled)
-    count.run(depth)
+    count.run(depth, is_filled)
     return count.held
 
 
@@ -117,8 +124,11 @@ class _Count:
             for number, consumer in enumerate(consumers):
                 self.requests[consumer] = tee.reader(number) if many else whole
 
-    def run(self, depth: int) -> None:
-        """Let the last node's slabs be read, one ahead of the one that is computed."""
+    def run(self, depth: int, is_filled: bool) -> None:
+        """Let the last node's slabs be read, one ahead of the one that is computed.
+
+        is_filled : bool    the node before it fills the blocks that are written
+        """
         nodes = self.graph.nodes
         for position in sorted(self.spooled - {VOLUME}):
             size = nodes[position].size[0]
@@ -129,6 +139,10 @@ class _Count:
         window, size = self.windows[last][0], nodes[last].size[0]
         for start in range(0, size, depth):
             stop = min(start + depth, size)
+            if is_filled:
+                self.held.computed[last] = max(self.held.computed[last], stop - start)
+                self._fill(nodes[last].inputs[0], start, stop, in_block=True)
+                continue
             with self.pass_by(window.bytes):  # the slab that is being computed meanwhile
                 self.kept -= window.bytes
                 self.held.computed[last] = max(self.held.computed[last], stop - start)
@@ -208,7 +222,7 @@ class _Count:
 
     def _operation(self, position: int, node: OperationNode, start: int, stop: int) -> None:
         """See `OperationReader`, `WholeReader` and `IteratedReader`."""
-        operation, size = node.operation, node.size[0]
+        operation = node.operation
         windows = self.windows[position]
         if operation.needs_whole:
             whole = operation.inputs[0].depth
@@ -230,18 +244,22 @@ class _Count:
                     pass
             return
 
-        def compute(first: int, last: int) -> None:
-            for number, window in enumerate(windows):
-                window.read(*operation.span(number, 0, (first, last)))
-            self.held.computed[position] = max(self.held.computed[position], last - first)
-            with self.pass_by((last - first) * self.plane[position]):
-                for number, window in enumerate(windows):
-                    if last < size:
-                        window.shrink(operation.span(number, 0, (last, last + 1))[0])
-                    else:
-                        window.drop_all()
+        self._steps(position, start, stop, lambda a, b: self._fill(position, a, b))
 
-        self._steps(position, start, stop, compute)
+    def _fill(self, position: int, first: int, last: int, in_block: bool = False) -> None:
+        """See `OperationReader.fill`; in_block: the planes are in a block that is written."""
+        node = self.graph.nodes[position]
+        assert isinstance(node, OperationNode)
+        operation, windows = node.operation, self.windows[position]
+        for number, window in enumerate(windows):
+            window.read(*operation.span(number, 0, (first, last)))
+        self.held.computed[position] = max(self.held.computed[position], last - first)
+        with self.pass_by(0 if in_block else (last - first) * self.plane[position]):
+            for number, window in enumerate(windows):
+                if last < node.size[0]:
+                    window.shrink(operation.span(number, 0, (last, last + 1))[0])
+                else:
+                    window.drop_all()
 
 
 def _depth_taken(graph: Graph, consumer: tuple[int, int]) -> int:
@@ -256,7 +274,11 @@ class _Window:
 
     def __init__(self, count: _Count, position: int, number: int, source: int) -> None:
         self.count, self.position, self.number = count, position, number
-        self.plane = count.plane[source]  # bytes
+        self.plane = self.read_plane = count.plane[source]  # bytes, as kept and as read
+        node = count.graph.nodes[position]
+        if isinstance(node, OperationNode):  # it keeps values of the arithmetic's dtype
+            _, height, width, channels = node.operation.inputs[number]
+            self.plane = height * width * channels * node.real.itemsize
         self.start = self.stop = 0
         self.block = 0  # planes of the array that the kept ones are a part of
         self.surplus = self.computed = 0  # of the planes of its node
@@ -282,6 +304,8 @@ class _Window:
         if stop > have:
             count.requests[position, self.number](have, stop)
             new = (stop - have) * self.plane
+            if self.read_plane != self.plane:
+                new += (stop - have) * self.read_plane
             joins = self.planes > 0 and self.stop > start
             with count.pass_by(new + ((stop - start) * self.plane if joins else 0)):
                 pass

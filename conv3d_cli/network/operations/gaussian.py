@@ -28,7 +28,7 @@ LEAST_SIGMA = 0.5  # voxels
 MOST_SIGMA = 1000.0  # voxels; a larger one is a mistake in a unit
 # Planes that are computed together: at least so many; so many voxels of them, or more if that
 # repeats less, and at most so many.
-LEAST_PLANES, SLAB_VOXELS, WINDOW_VOXELS = 8, 2 << 20, 32 << 20
+LEAST_PLANES, SLAB_VOXELS, WINDOW_VOXELS = 8, 4 << 20, 32 << 20
 # What lies beyond the edges: those that a division by the weights inside is part of are left out.
 BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap", "mirror-one")
 
