@@ -131,10 +131,10 @@ class OperationNode(GraphNode):
     def step(self) -> int:
         return self.operation.step
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes that each thread takes."""
-        return self.operation.scratch_bytes(self.real)
+    def scratch_for(self, planes: int, threads: int) -> int:
+        """Bytes that it takes besides its inputs and outputs, for so many output planes."""
+        shared = self.operation.shared_bytes(self.real, planes, threads)
+        return threads * self.operation.scratch_bytes(self.real) + shared
 
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
         return merge((self.operation.span(number, axis, span) for span in outputs), GAP)

@@ -211,7 +211,7 @@ class SlabJob:
                 size = (computed, *node.size[1:])
                 use = use.plus(scratch=node.convolution.plan.scratch_for(size))
             elif isinstance(node, OperationNode):
-                use = use.plus(scratch=self.last.plan.threads * node.scratch_bytes)
+                use = use.plus(scratch=node.scratch_for(computed, self.last.plan.threads))
         window = held.window_planes[-1]
         if not is_filled:
             use = use.plus(**self.last.memory(window, held.computed[-1]))

@@ -161,9 +161,9 @@ class Operation:
         out[...] = self.define(windows, box)
 
     def takes(self, out: Array) -> bool:
-        """Whether `compute` fills an array (d, h, w, c) of these strides: rows without gaps, or any.
+        """Whether `compute` fills an array (d, h, w, c) of these strides: rows without gaps.
 
-        Operations with `channels_apart` take any.
+        Operations with `channels_apart` fill any array.
         """
         (width, channels), (column, channel) = out.shape[2:], out.strides[2:]
         if self.channels_apart:
@@ -174,6 +174,10 @@ class Operation:
 
     def scratch_bytes(self, real: np.dtype[Any]) -> int:
         """Bytes that each thread of `compute` takes, besides windows and outputs."""
+        return 0
+
+    def shared_bytes(self, real: np.dtype[Any], planes: int, threads: int) -> int:
+        """Bytes that all threads of `compute` take together, for so many output planes."""
         return 0
 
     def lost_note(self) -> str:
