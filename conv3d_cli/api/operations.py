@@ -94,6 +94,7 @@ def operate(
         operation=text,
     )
     reader = ArrayReader(values, header)
+    reader.in_memory = True
     with ExitStack() as stack:
         prepared = prepare_opened(
             job, reader, None if mask is None else checked_mask(mask, header, False)

@@ -441,7 +441,8 @@ class VolumeReader(abc.ABC):
     path : str                  for messages
     sequential : bool           planes can be read only forward in storage order (a compressed
                                 stream)
-    in_memory : bool            `read` takes no time: it gives views, or converts an array
+    in_memory : bool            `read` gives views of an array that the caller has in memory, so
+                                planes are read again, and not kept
     channels_together : bool    several channels are stored in one piece; reading them one by one
                                 would read each piece several times
     notes : tuple of str        short sentences on how the file was understood; `finish` may add
@@ -652,8 +653,6 @@ class ArrayReader(VolumeReader):
     path : name for messages
     Raises: ShapeError if the array does not have the shape of the header.
     """
-
-    in_memory = True
 
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         if array.shape != header.axes.shape:

@@ -1,7 +1,8 @@
 """The graph of a job: its convolutions and other operations, in the order of computation.
 
 A node takes the outputs of nodes before it, or the volume (-1). The last node is a convolution,
-whose output is written. A chain of layers is the simplest graph: each node takes the one before it.
+whose output is written; where it would only copy an operation's, that computes what is written. A
+chain of layers is the simplest graph: each node takes the one before it.
 """
 
 from __future__ import annotations
