@@ -97,6 +97,7 @@ def operate(
         operation=text,
     )
     reader = ArrayReader(values, header)
+    reader.in_memory = True
     with ExitStack() as stack:
         prepared = prepare_opened(
             job,

@@ -33,6 +33,11 @@ class Copy(Convolution):
     runs_plan_alone = False
     keeps_scale: bool = False
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether the output has all values of the input, at the same places."""
+        return self.problem.strides == (1, 1, 1) and not self.keeps_scale
+
     def memory(self, planes: int, computed: int) -> dict[str, int]:
         height, width = self.problem.out_size[1:]
         # float64 copies of a plane in each thread

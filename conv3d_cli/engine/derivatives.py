@@ -271,7 +271,7 @@ def _run(
         "out_plane": out_steps[1] if largest else out_steps[0],
         "out_row": 0 if largest else out_steps[1],
         "out_column": 0 if largest else out_steps[2],
-        "out_number": 0 if largest else out_steps[3],
+        "out_number": 0 if largest else out_steps[3] if numbers > 1 else 1,  # 0 of an axis added
     }.items():
         whole[getattr(AT, name)] = value
     memory: dict[int, Array] = {}

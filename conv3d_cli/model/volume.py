@@ -441,6 +441,8 @@ class VolumeReader(abc.ABC):
     path : str                  for messages
     sequential : bool           planes can be read only forward in storage order (a compressed
                                 stream)
+    in_memory : bool            `read` gives views of an array that the caller has in memory, so
+                                planes are read again, and not kept
     channels_together : bool    several channels are stored in one piece; reading them one by one
                                 would read each piece several times
     notes : tuple of str        short sentences on how the file was understood; `finish` may add
@@ -453,6 +455,7 @@ class VolumeReader(abc.ABC):
     header: VolumeHeader
     path: str
     sequential: bool = False
+    in_memory: bool = False
     channels_together: bool = False
     notes: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
@@ -477,6 +480,10 @@ class VolumeReader(abc.ABC):
     def empty(self, planes: int) -> Array:
         """An uninitialised array for `read_into`, in the memory order that suits the reader."""
         return np.empty((planes, *self.header.shape[2:]), self.header.dtype)
+
+    def fill(self, n: int, start: int, out: Array) -> None:
+        """As `read_into`, from plane `start` on; planes that are computed are computed together."""
+        self.read_into(n, slice(start, start + len(out)), out)
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         """Stored voxels of some rows and columns, (d, h, w, c); else as `read`.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # .nii.gz: 141 ms at 8 MB, 179 ms at 24 MB; 2026-11). Deep kernels get larger slabs, since each slab
 # processes its halo once more.
 SLAB_BYTES, DEEP_SLAB_BYTES = 8 << 20, 24 << 20
+# The same, if neither is copied, since both are arrays in memory.
+IN_MEMORY_BYTES = 128 << 20
 SLAB_HALOS = 4  # slab planes per plane of the halo, up to DEEP_SLAB_BYTES
 # Bytes of a slab for each thread, and slabs of a volume: larger and fewer ones are read, computed
 # and written one after another rather than at the same time.
@@ -108,12 +110,14 @@ def choose_blocking(
 class _Slabs(NamedTuple):
     """Slabs that fit into memory.
 
+    together : int      see `Graph.compute_together`
     threads : int       that fit, too
     speed : float       threads at work, times the share of their work that is not done again in
                         the next slab
     """
 
     depth: int
+    together: int
     threads: int
     speed: float
 
@@ -126,18 +130,20 @@ def _choose_slabs(job: SlabJob, limit: int) -> _Slabs | None:
     problem, threads = job.last.problem, job.last.plan.threads
     halo = max(0, problem.extent[0] - problem.strides[0]) / problem.strides[0]
     best: _Slabs | None = None
-    for depth in _slab_depths(job):
+    for depth, together in _slab_depths(job):
+        job.graph.compute_together(together)
         fitting = _threads_that_fit(job, depth, limit)
         if fitting:
             job.use_threads(fitting)
             working = min(fitting, job.last.tasks_for((depth, *problem.out_size[1:])))
             speed = working * depth / (depth + halo)
             if best is None or speed > best.speed:
-                best = _Slabs(depth, fitting, speed)
+                best = _Slabs(depth, together, fitting, speed)
             job.use_threads(threads)
         if fitting == threads:
             break
     if best is not None:
+        job.graph.compute_together(best.together)
         job.use_threads(best.threads)
     return best
 
@@ -166,27 +172,36 @@ def _with_threads(job: SlabJob, threads: int, find: Callable[[], int]) -> int:
     return found
 
 
-def _slab_depths(job: SlabJob) -> Iterator[int]:
-    """Slab depths to try in planes, from the largest useful one down to one step."""
+def _slab_depths(job: SlabJob) -> Iterator[tuple[int, int]]:
+    """Slab depths to try in planes, from the largest useful one down to one step.
+
+    Yields each with the planes that operations may compute at once.
+    """
     problem, step = job.last.problem, job.last.plan.depth_step
 
     def whole_steps(depth: int) -> int:
         return -(-depth // step) * step
 
     plane = max(1, problem.strides[0] * job.in_plane + job.out_plane)
+    if job.written is not None:  # nothing else holds its output
+        plane = job.volume_plane + job.out_plane
     # of the deepest kernel: those before the last one process halos in the same slabs
     halo = max(
         -(-(one.problem.extent[0] - one.problem.strides[0]) // one.problem.strides[0])
         for one in job.graph.convolutions
     )
-    useful = max(SLAB_BYTES // plane, min(DEEP_SLAB_BYTES // plane, SLAB_HALOS * halo))
+    most = IN_MEMORY_BYTES if job.in_memory else SLAB_BYTES
+    useful = max(most // plane, min(DEEP_SLAB_BYTES // plane, SLAB_HALOS * halo))
+    together = job.graph.most_together
+    if job.written is not None:  # what it computes for several planes at once, it repeats for fewer
+        useful = max(useful, job.written.step)
     whole = whole_steps(problem.out_size[0])
     depth = min(whole_steps(max(useful, LEAST_SLAB)), whole)
     depth = _depth_for_all_threads(job.last, depth, whole, plane)
-    yield depth
-    while depth > step:
-        depth = whole_steps(-(-depth // 2))
-        yield depth
+    yield depth, together
+    while depth > step or together > 1:
+        depth, together = whole_steps(-(-depth // 2)), -(-together // 2)
+        yield depth, together
 
 
 def _depth_for_all_threads(last: Convolution, depth: int, whole: int, plane_bytes: int) -> int:

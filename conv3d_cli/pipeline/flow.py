@@ -47,6 +47,9 @@ class _ComputedReader(VolumeReader):
     node: GraphNode
     team: Team
     _n: int | None = None
+    # the planes of the last step, some of them beyond the last request
+    _step: Array | None = None
+    _first = _computed = 0
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         planes = self.empty(depth.stop - depth.start)
@@ -54,12 +57,7 @@ class _ComputedReader(VolumeReader):
         return planes[..., channels]
 
     def read_into(self, n: int, depth: slice, out: Array) -> None:
-        if n != self._n:
-            self._n = n
-            self._begin(n)
-            # the planes of the last step, some of them beyond the last request
-            self._step: Array | None = None
-            self._first = self._computed = 0
+        self._begin_once(n)
         start, stop = depth.start, depth.stop
         while start < stop:
             if start < self._computed:
@@ -78,6 +76,12 @@ class _ComputedReader(VolumeReader):
                 self._step = self.empty(self.node.step)
             self._compute(n, first, last, self._step[: last - first])
             self._first, self._computed = first, last
+
+    def _begin_once(self, n: int) -> None:
+        if n != self._n:
+            self._n = n
+            self._begin(n)
+            self._step, self._first, self._computed = None, 0, 0
 
     def _begin(self, n: int) -> None:
         """Prepare for another volume."""
@@ -138,6 +142,21 @@ def derived_header(source: VolumeHeader, shape: Shape, dtype: np.dtype[Any]) -> 
     return VolumeHeader(source.axes.renamed(letters, sizes), dtype, format=source.format)
 
 
+class _Views:
+    """The planes of an input in memory, which are read again; as `HeldPlanes`."""
+
+    def __init__(self, reader: VolumeReader, n: int, real: np.dtype[Any]) -> None:
+        self.reader, self.n, self.real = reader, n, real
+
+    def read(self, start: int, stop: int) -> Array:
+        header = self.reader.header
+        block = self.reader.read(self.n, slice(start, stop), slice(0, header.shape[4]))
+        return real_values(block, header.scale, self.real)
+
+    def forget(self) -> None:
+        """Hold no planes."""
+
+
 def real_values(block: Array, scale: tuple[float, float], real: np.dtype[Any]) -> Array:
     """Stored voxels as values of the arithmetic's dtype; those that are such are not copied."""
     if scale != (1.0, 0.0):
@@ -155,7 +174,7 @@ class OperationReader(_ComputedReader):
         self.readers, self.operation, self.team = readers, node.operation, team
         self.path, self.node = readers[0].path, node
         self.header = derived_header(readers[0].header, node.operation.shape, node.real)
-        self._inputs: list[HeldPlanes] = []
+        self._inputs: list[HeldPlanes | _Views] = []
 
     def empty(self, planes: int) -> Array:
         if not self.operation.channels_apart:
@@ -165,10 +184,17 @@ class OperationReader(_ComputedReader):
         return apart.transpose(0, 2, 3, 1)
 
     def _begin(self, n: int) -> None:
+        real = self.header.dtype
         self._inputs = [
-            HeldPlanes(partial(_room, reader, self.header.dtype), partial(_fill, reader, n))
+            _Views(reader, n, real)
+            if reader.in_memory
+            else HeldPlanes(partial(_room, reader, real), partial(_fill, reader, n))
             for reader in self.readers
         ]
+
+    def fill(self, n: int, start: int, out: Array) -> None:
+        self._begin_once(n)
+        self._compute(n, start, start + len(out), out)
 
     def _compute(self, n: int, start: int, stop: int, out: Array) -> None:
         operation, (height, width) = self.operation, self.header.shape[2:4]
@@ -180,7 +206,10 @@ class OperationReader(_ComputedReader):
         for number, planes in enumerate(self._inputs):
             first, last = operation.span(number, 0, (start, stop))
             windows.append(Window(planes.read(first, last), (first, 0, 0)))
-        operation.compute(windows, Box((start, stop), (0, height), (0, width)), out, self.team)
+        target = out if operation.takes(out) else self.empty(stop - start)
+        operation.compute(windows, Box((start, stop), (0, height), (0, width)), target, self.team)
+        if target is not out:
+            out[...] = target
         if stop == self.header.shape[1]:
             windows.clear()
             for planes in self._inputs:
@@ -390,7 +419,7 @@ def reader_of_last(
         count = len(graph.consumers[source])
         if source in spooled and own.sequential:
             own = stack.enter_context(spool_reader(own, beside))
-        if count > 1 and source not in spooled:
+        if count > 1 and source not in spooled and not own.in_memory:
             ready[source] = list(Tee(own, count).branches)
         else:
             ready[source] = [own] * count

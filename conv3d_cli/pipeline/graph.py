@@ -1,7 +1,8 @@
 """The graph of a job: its convolutions and other operations, in the order of computation.
 
 A node takes the outputs of nodes before it, or the volume (-1). The last node is a convolution,
-whose output is written. A chain of layers is the simplest graph: each node takes the one before it.
+whose output is written; where it would only copy an operation's, that computes what is written. A
+chain of layers is the simplest graph: each node takes the one before it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import first_needed, last_needed
 from conv3d_cli.model.box import Runs, merge
@@ -174,7 +176,7 @@ class OperationNode(GraphNode):
 
     @property
     def step(self) -> int:
-        return self.operation.planes_together
+        return self.operation.step
 
     def at_once(self, start: int, threads: int) -> int:
         operation, size = self.operation, self.size[0]
@@ -188,10 +190,10 @@ class OperationNode(GraphNode):
                 return -(-size // self.step) * self.step
         return -(-max(LEAST_AT_ONCE, threads) // self.step) * self.step
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes that each thread takes."""
-        return self.operation.scratch_bytes(self.real)
+    def scratch_for(self, planes: int, threads: int) -> int:
+        """Bytes that it takes besides its inputs and outputs, for so many output planes."""
+        shared = self.operation.shared_bytes(self.real, planes, threads)
+        return threads * self.operation.scratch_bytes(self.real) + shared
 
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
         return merge((self.operation.span(number, axis, span) for span in outputs), GAP)
@@ -232,6 +234,22 @@ class Graph:
         """The convolution whose output is written."""
         return self.convolutions[-1]
 
+    def written(self, out: np.dtype[Any]) -> OperationNode | None:
+        """The operation that computes straight into what is written, if one does.
+
+        out : dtype     of what is written
+        The last convolution has nothing to do then but to copy its output.
+        """
+        last = self.nodes[-1]
+        if not (isinstance(last, ConvolutionNode) and isinstance(last.convolution, Copy)):
+            return None
+        source = last.inputs[0]
+        node = self.nodes[source] if source != VOLUME else None
+        if not isinstance(node, OperationNode) or node.operation.needs_whole:
+            return None
+        alone = len(self.consumers[source]) == 1
+        return node if alone and node.real == out and last.convolution.takes_all else None
+
     @cached_property
     def consumers(self) -> dict[int, list[tuple[int, int]]]:
         """For every node and `VOLUME`, the (node, number of its input) that take its output."""
@@ -250,6 +268,16 @@ class Graph:
         """Plan all convolutions for another number of threads."""
         for convolution in self.convolutions:
             convolution.use_threads(threads)
+
+    @property
+    def most_together(self) -> int:
+        """The most planes that an operation computes at once."""
+        return max((operation.step for operation in self.operations), default=1)
+
+    def compute_together(self, planes: int | None) -> None:
+        """Let operations compute so many planes at once at most; None: as many as they wish."""
+        for operation in self.operations:
+            operation.most_together = planes
 
     def boxes(self, in_size: Triple) -> BoxGraph:
         """The graph, as far as a partition into boxes depends on it.

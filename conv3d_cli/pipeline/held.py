@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -42,14 +43,21 @@ class Held:
     window_planes: list[int] = field(default_factory=list)
 
 
-def count_held(graph: Graph, volume_plane: int, depth: int, spooled: Collection[int] = ()) -> Held:
+def count_held(
+    graph: Graph,
+    volume_plane: int,
+    depth: int,
+    spooled: Collection[int] = (),
+    is_filled: bool = False,
+) -> Held:
     """What the readers hold while slabs of `depth` planes are written.
 
     volume_plane : int      bytes of a plane of the volume
     spooled : collection    see `flow.reader_of_last`
+    is_filled : bool        see `StreamPlan`
     """
     count = _Count(graph, volume_plane, spooled)
-    count.run(depth)
+    count.run(depth, is_filled)
     return count.held
 
 
@@ -118,8 +126,11 @@ class _Count:
             for number, consumer in enumerate(consumers):
                 self.requests[consumer] = tee.reader(number) if many else whole
 
-    def run(self, depth: int) -> None:
-        """Let the last node's slabs be read, one ahead of the one that is computed."""
+    def run(self, depth: int, is_filled: bool) -> None:
+        """Let the last node's slabs be read, one ahead of the one that is computed.
+
+        is_filled : bool    the node before it fills the blocks that are written
+        """
         nodes = self.graph.nodes
         for position in sorted(self.spooled - {VOLUME}):
             size = nodes[position].size[0]
@@ -131,6 +142,10 @@ class _Count:
         computed = held_to = 0  # bytes of the slab that is computed meanwhile, and its last plane
         for start in range(0, size, depth):
             stop = min(start + depth, size)
+            if is_filled:
+                self.note(last, stop - start)
+                self._compute_together(nodes[last].inputs[0], start, stop)
+                continue
             first, end = nodes[last].planes(0, start, stop)
             have = max(first, held_to)
             slab = (end - first) * plane
@@ -229,7 +244,7 @@ class _Count:
 
     def _operation(self, position: int, node: OperationNode, start: int, stop: int) -> None:
         """See `OperationReader`, `WholeReader` and `IteratedReader`."""
-        operation, size = node.operation, node.size[0]
+        operation = node.operation
         windows = self.windows[position]
         if operation.needs_whole:
             whole = operation.inputs[0].depth
@@ -250,18 +265,21 @@ class _Count:
                     pass
             return
 
-        def compute(first: int, last: int) -> None:
-            self.note(position, last - first)
-            for number, window in enumerate(windows):
-                if operation.places:
-                    window.fill(first, last)
-                else:
-                    window.read(*operation.span(number, 0, (first, last)))
-            if last == size:
-                for window in windows:
-                    window.forget()
+        self._in_steps(position, start, stop, partial(self._compute_together, position))
 
-        self._in_steps(position, start, stop, compute)
+    def _compute_together(self, position: int, first: int, last: int) -> None:
+        """See `OperationReader`; the output is in memory that is counted elsewhere."""
+        node, windows = self.graph.nodes[position], self.windows[position]
+        assert isinstance(node, OperationNode)
+        self.note(position, last - first)
+        for number, window in enumerate(windows):
+            if node.operation.places:
+                window.fill(first, last)
+            else:
+                window.read(*node.operation.span(number, 0, (first, last)))
+        if last == node.size[0]:
+            for window in windows:
+                window.forget()
 
 
 def _depth_taken(graph: Graph, consumer: tuple[int, int]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
 from conv3d_cli.pipeline.held import count_held
-from conv3d_cli.pipeline.stream import WRITES_BEHIND
+from conv3d_cli.pipeline.stream import FILLED_BEHIND, WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 from conv3d_cli.system.room import PROCESS_BYTES, READING_BYTES
 
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from conv3d_cli.model.spec import ConvProblem
 
 UNLIMITED = 1 << 62  # bytes
-# Slabs in memory. Input of a random-access reader: one being computed, one being read. Output: one
-# being computed, others being written or waiting for it.
-SLABS_READ, SLABS_WRITTEN = 2, 1 + WRITES_BEHIND
+# Slabs of input in memory from a random-access reader: one being computed, one being read.
+SLABS_READ = 2
 # Copies of the planes that a sequential reader delivers for one slab: as read, and joined to the
 # planes of the previous slab.
 STREAM_COPIES = 2
@@ -146,6 +145,7 @@ class SlabJob:
                                     only convolution
     in_plane_voxels : int or None   voxels of a plane of the volume; None: see `in_channels`
     spooled : frozenset of int      see `flow.reader_of_last`
+    in_memory : bool                the volume and the output are arrays in memory
     """
 
     graph: Graph
@@ -159,11 +159,17 @@ class SlabJob:
     in_channels: int | None = None
     in_plane_voxels: int | None = None
     spooled: frozenset[int] = frozenset()
+    in_memory: bool = False
 
     @property
     def last(self) -> Convolution:
         """The convolution whose output is written."""
         return self.graph.last
+
+    @cached_property
+    def written(self) -> OperationNode | None:
+        """The operation that fills the blocks to write, if one does: see `Graph.written`."""
+        return self.graph.written(self.out_dtype)
 
     def use_threads(self, threads: int) -> None:
         """Plan all convolutions for another number of threads."""
@@ -193,18 +199,22 @@ class SlabJob:
     def memory(self, depth: int) -> MemoryUse:
         """The peak of the process with slabs of `depth` output planes."""
         depth = min(depth, self.last.problem.out_size[0])
-        held = count_held(self.graph, self.volume_plane, depth, self.spooled)
+        is_filled = self.written is not None
+        held = count_held(self.graph, self.volume_plane, depth, self.spooled, is_filled)
+        blocks = 1 + (FILLED_BEHIND if is_filled else WRITES_BEHIND)
         use = PROCESS.plus(
-            **self.weights, output=SLABS_WRITTEN * depth * self.out_plane, writer=self.writer
+            **self.weights, output=blocks * depth * self.out_plane, writer=self.writer
         )
-        for node, computed in zip(self.graph.nodes, held.computed, strict=True):
+        nodes = list(zip(self.graph.nodes, held.computed, strict=True))
+        for node, computed in nodes[:-1] if is_filled else nodes:
             if isinstance(node, ConvolutionNode):
                 size = (computed, *node.size[1:])
                 use = use.plus(scratch=node.convolution.plan.scratch_for(size))
             elif isinstance(node, OperationNode):
-                use = use.plus(scratch=self.last.plan.threads * node.scratch_bytes)
+                use = use.plus(scratch=node.scratch_for(computed, self.last.plan.threads))
         window = held.window_planes[-1]
-        use = use.plus(**self.last.memory(window, held.computed[-1]))
+        if not is_filled:
+            use = use.plus(**self.last.memory(window, held.computed[-1]))
         if not self.sequential:
             window = most_planes(
                 self.last.problem, _slabs(self.last.problem, depth), sequential=False

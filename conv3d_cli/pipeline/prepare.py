@@ -446,12 +446,13 @@ def _prepare(
             f"{_listed(need)} of the network {'need' if len(need) > 1 else 'needs'} before the "
             f"first voxel: temporary files in $TMPDIR hold the output of {_listed(held)}"
         )
+    filled = graph.written(_streamed_dtype(job, header)) is not None
     return PreparedJob(
         job=job,
         reader=reader,
         stages=stages,
         header=header,
-        stream_plan=StreamPlan(graph.last, order.parts, blocking.depth),
+        stream_plan=StreamPlan(graph.last, order.parts, blocking.depth, filled),
         boxes=blocking.boxes,
         spool_input=spool_input,
         spool_output=order.spool_output,
@@ -809,7 +810,7 @@ def _choose_blocking(
     slab_job = SlabJob(
         graph,
         reader.header.dtype,
-        np.dtype(np.float32) if job.scale == "auto" else header.dtype,
+        _streamed_dtype(job, header),
         sequential=(reader.sequential or len(stages) > 1) and not order.spool_input[-1],
         channels=channels,
         weights=weights,
@@ -826,6 +827,7 @@ def _choose_blocking(
         in_channels=in_channels,
         in_plane_voxels=math.prod(reader.header.shape[2:4]),
         spooled=spooled,
+        in_memory=reader.in_memory,
     )
     return choose_blocking(
         slab_job, _ceiling(job), lambda: _box_job(job, reader, graph, header, channels, weights)
@@ -847,6 +849,11 @@ def decide_disk(graph: Graph, ceiling: int) -> None:
         if isinstance(node, OperationNode) and node.operation.iterates:
             held = node.operation.held_bytes(node.real, graph.last.plan.threads, on_disk=False)
             node.operation.on_disk = held > most
+
+
+def _streamed_dtype(job: Job, header: VolumeHeader) -> np.dtype[Any]:
+    """The dtype of the voxels that the writer takes."""
+    return np.dtype(np.float32) if job.scale == "auto" else header.dtype
 
 
 def _channels_written(convolution: Convolution, order: _StreamOrder, header: VolumeHeader) -> int:

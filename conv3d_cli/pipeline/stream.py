@@ -22,7 +22,7 @@ import numpy as np
 
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
-from conv3d_cli.model.volume import VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
 from conv3d_cli.system.isolated import end_all
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from conv3d_cli.pipeline.outputs import OutputRole
 
 WRITES_BEHIND = 2  # computed slabs that are being written or wait for it
+FILLED_BEHIND = 1  # the same, of slabs that are as deep as an operation computes at once
 
 
 def load_loops(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> None:
@@ -64,11 +65,14 @@ class StreamPlan:
 
     parts : list            (n, input channels) of each part, in the order of streaming
     slab_depth : int        output planes computed at once, a multiple of the plan's `depth_step`
+    is_filled : bool        the convolution would only copy what its reader computes, which
+                            therefore fills the writer's blocks: see `Graph.written`
     """
 
     convolution: Convolution
     parts: list[tuple[int, slice]]
     slab_depth: int
+    is_filled: bool = False
 
 
 @dataclass
@@ -133,13 +137,27 @@ def stream(
         sources[part].release(stop)
         if stop == size:
             del sources[part]
+        return writes(n, start, stored.start, block)
+
+    def fill(step: int, _: None) -> Callable[[], None]:
+        part, start, stop = steps[step]
+        n, channels = stream_plan.parts[part]
+        stored = convolution.stored(channels, writer.header.shape[4])
+        block = writer.block(n, slice(start, stop), stored)
+        started = time.perf_counter()
+        reader.fill(n, start, block)
+        times.compute += time.perf_counter() - started
+        advance(block.size)
+        return writes(n, start, stored.start, block)
+
+    def writes(n: int, start: int, channel: int, block: Array) -> Callable[[], None]:
         values = [role.values(convolution) for role, _ in beside if role.values is not None]
 
         def write() -> None:
-            writer.write(n, start, stored.start, block)
+            writer.write(n, start, channel, block)
             for (_, other), array in zip(beside, values, strict=True):
                 other.write(
-                    n, start, stored.start, np.broadcast_to(array.astype(np.float32), block.shape)
+                    n, start, channel, np.broadcast_to(array.astype(np.float32), block.shape)
                 )
 
         return write
@@ -147,8 +165,10 @@ def stream(
     if in_turn:
         for step in range(len(steps)):
             compute(step, read(step))()
+    elif stream_plan.is_filled:
+        overlap(len(steps), lambda step: None, fill, times, FILLED_BEHIND)
     else:
-        overlap(len(steps), read, compute, times, behind=WRITES_BEHIND)
+        overlap(len(steps), read, compute, times, WRITES_BEHIND)
     return times
 
 

@@ -441,6 +441,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Array], list[Any], Callabl
     "structure": ("WindowedTensor", {"sigma": list(COARSE), "axes": TURN.tolist(), "outputs":
         ["eigenvalues", "coherence", "linearity", "planarity", "orientation", "normal"]}, {}, [(5, 6, 7, 6)],
         lambda x: features(averaged(x, COARSE), False)),
+    "structure of slopes": ("StructureTensor", {"sigma": list(COARSE), "per": [0.5, 1.0, 2.0], "window":
+        list(FINE), "axes": TURN.tolist(), "outputs":
+        ["eigenvalues", "coherence", "linearity", "planarity", "orientation", "normal"]}, {}, [(5, 6, 7, 2)],
+        lambda x: np.concatenate([features(averaged(slope_products(x[..., n:][..., :1], COARSE,
+            (0.5, 1, 2)), FINE), False) for n in range(2)], 3)),
     "curvature": ("HessianTensor", {"sigma": list(COARSE), "per": [0.5, 1.0, 2.0], "axes": TURN.tolist(),
         "outputs": ["eigenvalues", "orientation", "normal"]}, {}, [(5, 6, 7, 1)],
         lambda x: features(hessians(x[..., 0], COARSE, (0.5, 1, 2)), True)),

@@ -340,6 +340,7 @@ def test_planes_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.IN_MEMORY_BYTES", 1)
     x = np.random.default_rng(0).standard_normal((30, 9, 10)).astype(np.float32)
     ridges(x, "1vox", method="sato")
     assert spans == [(0, 12), (12, 24), (24, 30)]

@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, numbers = tmp_path_factory.mktemp("memory"), np.random.default_rng(0)
     np.save(folder / "small.npy", np.ones((16, 16, 16), np.float32))
     np.save(folder / "x.npy", numbers.standard_normal((120, 160, 160)).astype(np.float32))
+    np.save(folder / "bytes.npy", numbers.integers(0, 256, (120, 160, 160), np.uint8))
     np.save(folder / "mask.npy", (numbers.random((120, 160, 160)) > 0.3).astype(np.uint8))
     np.save(folder / "wide.npy", np.ones((8, 8, 8, 512), np.float32))
     np.save(folder / "layer.npy", np.ones((3, 3, 3, 512, 1024), np.float32))
@@ -63,6 +64,12 @@ JOBS = {
     "mask": "x.npy -k gaussian:sigma=2vox --mask mask.npy",
     "kernel": "small.npy -k k60.npy",
     "wide layer": "wide.npy --axes zyxc -k layer.npy --padding same",
+    "local": "x.npy --operation local:statistic=std:size=7",
+    "hessian": "bytes.npy --operation tensor:of=hessian:sigma=2vox",
+    "structure": "x.npy --operation tensor:sigma=1vox:window=2vox",
+    "ridges": "bytes.npy --operation ridges:scales=1,3vox",
+    "ridges whole": "x.npy --operation ridges:scales=2vox --dtype float64",
+    "match": "x.npy --operation match -k expr:d-h:radius=3vox",
 }
 
 

@@ -72,6 +72,12 @@ def test_slabs_change_no_bit(
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.network.operations.gaussian.LEAST_PLANES", 2)
+    monkeypatch.setattr("conv3d_cli.network.operations.gaussian.SLAB_VOXELS", 1)
+    monkeypatch.setattr("conv3d_cli.network.operations.gaussian.WINDOW_VOXELS", 1)
+    monkeypatch.setattr("conv3d_cli.network.operations.tensors.PRODUCT_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.network.operations.tensors.LEAST_ROWS", 2)
     np.testing.assert_array_equal(operate(read_volume(str(volume)), text, kernel).data, found)
 
 

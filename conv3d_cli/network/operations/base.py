@@ -80,6 +80,7 @@ class Operation:
     shape : Shape           of the output
     lost : int              voxels that `compute` has met so far whose output means nothing
     rounds : int            iterations of `iterate` for each channel, at most
+    most_together : int or None     planes that are computed at once at most; None: any number
     on_disk : bool          `iterate` keeps its volumes in temporary files, as the job has decided
     watch : callable or None    called with (n, channel, iteration, outputs, inputs) after each
                                 iteration; both are fields
@@ -99,6 +100,7 @@ class Operation:
         self.node, self.inputs = node, tuple(inputs)
         self.lost = 0
         self.rounds = 0
+        self.most_together: int | None = None
         self.on_disk = False
         self.watch: Callable[[int, int, int, Field, Field], None] | None = None
         self._check_names()
@@ -132,6 +134,12 @@ class Operation:
         """For each input its channels in the output, if it only stands there; () otherwise."""
         return ()
 
+    @property
+    def step(self) -> int:
+        """Output planes that are computed at once, as far as the job's memory allows."""
+        wished = self.planes_together
+        return wished if self.most_together is None else min(wished, self.most_together)
+
     def define(self, windows: Sequence[Window], box: Box) -> Reals:
         """The outputs in a box (d, h, w, c), by the definition.
 
@@ -153,12 +161,29 @@ class Operation:
         """Fill `out` (d, h, w, c) with the outputs in a box.
 
         windows : sequence      of the dtype of `out`, at the positions of `span` or more
+        out : see `takes`
         The bits do not depend on the box, nor on the team.
         """
         out[...] = self.define(windows, box)
 
+    def takes(self, out: Array) -> bool:
+        """Whether `compute` fills an array (d, h, w, c) of these strides: rows without gaps.
+
+        Operations with `channels_apart` fill any array.
+        """
+        (width, channels), (column, channel) = out.shape[2:], out.strides[2:]
+        if self.channels_apart:
+            return True
+        return (channels == 1 or channel == out.itemsize) and (
+            width == 1 or column == channels * out.itemsize
+        )
+
     def scratch_bytes(self, real: np.dtype[Any]) -> int:
         """Bytes that each thread of `compute` takes, besides windows and outputs."""
+        return 0
+
+    def shared_bytes(self, real: np.dtype[Any], planes: int, threads: int) -> int:
+        """Bytes that all threads of `compute` take together, for so many output planes."""
         return 0
 
     def lost_note(self) -> str:

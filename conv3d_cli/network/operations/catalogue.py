@@ -61,7 +61,12 @@ from conv3d_cli.network.operations.reshaping import (
 from conv3d_cli.network.operations.resize import Resize
 from conv3d_cli.network.operations.ridges import RidgeMaxima, Ridges
 from conv3d_cli.network.operations.statistics import GroupNormalization, Normalize, Statistics
-from conv3d_cli.network.operations.tensors import HessianTensor, SlopeProducts, WindowedTensor
+from conv3d_cli.network.operations.tensors import (
+    HessianTensor,
+    SlopeProducts,
+    StructureTensor,
+    WindowedTensor,
+)
 
 # Keras' layers, by their names.
 LAYERS: dict[str, type[Operation]] = {
@@ -124,6 +129,7 @@ PARTS: dict[str, type[Operation]] = {
     "RidgeMaxima": RidgeMaxima,
     "SlopeProducts": SlopeProducts,
     "WindowedTensor": WindowedTensor,
+    "StructureTensor": StructureTensor,
     "HessianTensor": HessianTensor,
     "RichardsonLucy": RichardsonLucy,
 }

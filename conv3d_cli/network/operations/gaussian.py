@@ -17,7 +17,7 @@ import numpy as np
 from conv3d_cli.errors import SpecError, named
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import AXIS_NAMES, Boundary
-from conv3d_cli.network.operations.base import Array, Operation, Reals, Window
+from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window
 from conv3d_cli.system.elementary import exp
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LEAST_SIGMA = 0.5  # voxels
 MOST_SIGMA = 1000.0  # voxels; a larger one is a mistake in a unit
 # Planes that are computed together: at least so many; so many voxels of them, or more if that
 # repeats less, and at most so many.
-LEAST_PLANES, SLAB_VOXELS, WINDOW_VOXELS = 8, 2 << 20, 32 << 20
+LEAST_PLANES, SLAB_VOXELS, WINDOW_VOXELS = 8, 4 << 20, 32 << 20
 # What lies beyond the edges: those that a division by the weights inside is part of are left out.
 BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap", "mirror-one")
 
@@ -117,10 +117,7 @@ class GaussianOperation(Operation):
 
     @property
     def planes_together(self) -> int:
-        # the planes that an output sees are filtered again for every box
-        plane = math.prod(self.inputs[0][1:])
-        wished = max(3 * self.reach[0], SLAB_VOXELS // plane)
-        return max(LEAST_PLANES, min(wished, WINDOW_VOXELS // plane))
+        return planes_together(self.inputs[0], self.reach[0])
 
     def indices(self, axis: int, outputs: Span, start: int) -> list[int]:
         """The voxel of a window at each position that outputs see; -1: the value outside."""
@@ -153,6 +150,16 @@ class GaussianOperation(Operation):
             values = values.take(np.maximum(at, 0), axis=axis)
             values[(slice(None),) * axis + (at < 0,)] = outside
         return values
+
+
+def planes_together(volume: Shape, reach: int) -> int:
+    """Output planes that are computed together, since those around them are filtered with them.
+
+    reach : int     planes on each side that an output sees
+    """
+    plane = math.prod(volume[1:])
+    wished = max(3 * reach, SLAB_VOXELS // plane)
+    return max(LEAST_PLANES, min(wished, WINDOW_VOXELS // plane))
 
 
 def filtered(padded: Array, sigma: Floats, orders: Sequence[int], reach: Sequence[int]) -> Reals:

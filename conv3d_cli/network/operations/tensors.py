@@ -6,21 +6,25 @@ window; the Hessian of the second derivatives. Slopes are per voxel or per unit 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.model.box import Box
-from conv3d_cli.network.operations.base import Array, Reals, Shape, Window
+from conv3d_cli.model.box import Box, Span
+from conv3d_cli.model.spec import Boundary
+from conv3d_cli.network.operations.base import Array, Operation, Reals, Shape, Window, spans_of
 from conv3d_cli.network.operations.gaussian import (
     Floats,
     GaussianOperation,
     engine_taps,
     filtered,
     magnitudes,
+    planes_together,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 # The entries of a symmetric matrix, as channels and in the engine.
 ENTRIES = ((0, 0), (0, 2), (2, 2), (0, 1), (1, 2), (1, 1))
 ONES = (1.0, 1.0, 1.0)
+# Products of slopes in memory at a time, for each thread, and the fewest rows of outputs of them.
+PRODUCT_BYTES, LEAST_ROWS = 32 << 20, 16
 # feature -> how many numbers it has
 FEATURES = {
     "eigenvalues": 3,
@@ -311,10 +317,6 @@ class SlopeProducts(GaussianOperation):
         """Its filters for the engine."""
         return [engine_taps(self.sigma, (ONES, self.per, ONES))]
 
-    @property
-    def planes_together(self) -> int:
-        return 1  # a `WindowedTensor` asks for many
-
     def _slopes(self, padded: Reals, of: Any) -> list[Reals]:
         return [
             of(padded, self.sigma, [int(n == axis) for n in range(3)], self.reach) * self.per[axis]
@@ -367,3 +369,122 @@ class SlopeProducts(GaussianOperation):
         from conv3d_cli.engine.derivatives import derivative_codes
 
         return derivative_codes("gradient", "products", real)
+
+
+def _length(span: Span) -> int:
+    return span[1] - span[0]
+
+
+class StructureTensor(Operation):
+    """Features of the products of slopes, which a Gaussian window averages, of each channel.
+
+    The products, six for each voxel, are computed for some rows at a time, with those that the
+    window sees around them.
+
+    sigma, per : of `SlopeProducts`
+    window : (D, H, W)      standard deviation in voxels of the Gaussian window
+    outputs, axes : of `WindowedTensor`
+    boundary : text         what lies beyond the edges of the volume
+    """
+
+    attributes: ClassVar[tuple[str, ...]] = (
+        "sigma",
+        "per",
+        "window",
+        "boundary",
+        "outputs",
+        "axes",
+    )
+    channels_apart = True
+
+    def resolve(self) -> Shape:
+        source = self.inputs[0]
+        given = {name: self.argument(name) for name in self.attributes}
+        boundary = Boundary.parse(str(given["boundary"] or "symmetric"))
+        # beyond the edges of a constant there are no slopes
+        beyond = "zeros" if boundary.mode in ("zeros", "constant") else str(boundary)
+        of_one = {name: given[name] for name in ("sigma", "per", "boundary")}
+        node = replace(self.node, attributes=of_one)
+        self.products = SlopeProducts(node, [source._replace(channels=1)])
+        own = {name: given[name] for name in ("outputs", "axes")}
+        node = replace(self.node, attributes={**own, "sigma": given["window"], "boundary": beyond})
+        self.tensor = WindowedTensor(node, [self.products.shape])
+        return Shape(*source.size, source.channels * self.tensor.count)
+
+    def span(self, number: int, axis: int, outputs: Span) -> Span:
+        return self.products.span(0, axis, self.tensor.span(0, axis, outputs))
+
+    @property
+    def planes_together(self) -> int:
+        return planes_together(self.inputs[0], self.products.reach[0] + self.tensor.reach[0])
+
+    def _channels(self, windows: Sequence[Window]) -> list[list[Window]]:
+        """The windows of each channel."""
+        return [
+            [Window(window.voxels[..., n : n + 1], window.start) for window in windows]
+            for n in range(self.inputs[0].channels)
+        ]
+
+    def define(self, windows: Sequence[Window], box: Box) -> Reals:
+        around, found = spans_of(self.tensor, 0, box), []
+        for own in self._channels(windows):
+            products = Window(self.products.define(own, around), around.start)
+            found.append(self.tensor.define([products], box))
+        return np.concatenate(found, axis=3)
+
+    def bounds(
+        self, windows: Sequence[Window], errors: Sequence[Window], box: Box, rounding: float
+    ) -> Reals:
+        around, found = spans_of(self.tensor, 0, box), []
+        for own, off in zip(self._channels(windows), self._channels(errors), strict=True):
+            products = Window(self.products.define(own, around), around.start)
+            spread = Window(self.products.bounds(own, off, around, rounding), around.start)
+            found.append(self.tensor.bounds([products], [spread], box, rounding))
+        return np.concatenate(found, axis=3)
+
+    def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        depth, height, width = box
+        planes = _length(self.tensor.span(0, 0, depth))
+        columns = _length(self.tensor.span(0, 2, width))
+        most = self._rows(planes, columns, height[1] - height[0], out.dtype, team.threads)
+        reach = self.tensor.reach[1]
+        wraps = self.tensor.boundary.mode == "wrap"
+        room_rows = self.inputs[0].height if wraps else most + 2 * reach
+        room = np.empty(planes * 6 * room_rows * columns, out.dtype)
+        for channel, own in enumerate(self._channels(windows)):
+            numbers = slice(channel * self.tensor.count, (channel + 1) * self.tensor.count)
+            for top in range(height[0], height[1], most):
+                rows = top, min(top + most, height[1])
+                part = Box(depth, rows, width)
+                around = spans_of(self.tensor, 0, part)
+                size = planes, 6, around.size[1], columns
+                # rows of a field lie together
+                products = room[: math.prod(size)].reshape(size).transpose(0, 2, 3, 1)
+                self.products.compute(own, around, products, team)
+                within = out[:, rows[0] - height[0] : rows[1] - height[0], :, numbers]
+                self.tensor.compute([Window(products, around.start)], part, within, team)
+
+    def _rows(
+        self, planes: int, columns: int, height: int, real: np.dtype[Any], threads: int
+    ) -> int:
+        """Rows of outputs whose products are in memory at a time."""
+        reach = self.tensor.reach[1]
+        if self.tensor.boundary.mode == "wrap":
+            return height  # the products of all rows are needed in any case
+        wished = PRODUCT_BYTES * threads // (6 * real.itemsize * planes * columns) - 2 * reach
+        # the products around them are computed twice
+        return min(max(wished, 2 * reach, LEAST_ROWS), height)
+
+    def shared_bytes(self, real: np.dtype[Any], planes: int, threads: int) -> int:
+        """Bytes of the products."""
+        whole, reach = self.inputs[0], self.tensor.reach
+        depth = min(planes + 2 * reach[0], whole.depth)
+        rows = self._rows(depth, whole.width, whole.height, real, threads) + 2 * reach[1]
+        return 6 * real.itemsize * depth * min(rows, whole.height) * whole.width
+
+    def scratch_bytes(self, real: np.dtype[Any]) -> int:
+        """Bytes that each thread takes for its rings of filtered planes."""
+        return max(part.scratch_bytes(real) for part in (self.products, self.tensor))
+
+    def loops(self, real: np.dtype[Any]) -> list[MachineCode]:
+        return [*self.products.loops(real), *self.tensor.loops(real)]

@@ -153,10 +153,12 @@ def compute_box(
         VOLUME: (box_input.voxels, box_input.runs, scale)
     }
     uses = {source: len(taken) for source, taken in graph.consumers.items()}
+    written = graph.written(out.dtype)
     for position, node in enumerate(graph.nodes[:-1]):
         runs = _runs_of(box_input, position)
-        sizes = (count_positions(axis_runs) for axis_runs in runs)
-        result = np.empty((*sizes, node.channels), node.dtype)
+        shape = (*(count_positions(axis_runs) for axis_runs in runs), node.channels)
+        in_place = node is written and shape == out.shape and written.operation.takes(out)
+        result = out if in_place else np.empty(shape, node.dtype)
         sources = [values[source] for source in node.inputs]
         for part, place in _boxes_of(runs):
             _compute_node(node, sources, part, result[place], team)
@@ -168,6 +170,10 @@ def compute_box(
         del sources
     last = graph.last
     voxels, runs, scale = values.pop(graph.nodes[-1].inputs[0])
+    if voxels is out:  # the last convolution would copy it
+        if progress is not None:
+            progress(out.size)
+        return 0
     aligned = Box(*(of_axis[-1][0] for of_axis in box_input.computed))
     slab = _slab(last, voxels, runs, aligned)
     if aligned == box:

@@ -110,7 +110,7 @@ class BoxJob:
                     # an aligned larger box, and the box
                     more = sums + box_voxels * voxel_bytes
             elif isinstance(node, OperationNode):
-                scratch += self.convolutions[-1].plan.threads * node.scratch_bytes
+                scratch += node.scratch_for(depth, self.convolutions[-1].plan.threads)
             layers = max(layers, sum(held.values()) + result + more)
             held[position] = result
             held = {

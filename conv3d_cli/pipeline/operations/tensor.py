@@ -10,7 +10,6 @@ from conv3d_cli.errors import ShapeError, SpecError, named, setting, unknown_nam
 from conv3d_cli.kernels.lengths import Floats, Kind, Lengths, PhysicalLengths
 from conv3d_cli.kernels.world import VOXEL_AXES, OrientKind, shear_text
 from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear, unit_steps
-from conv3d_cli.model.spec import Boundary
 from conv3d_cli.network.operations.tensors import FEATURES, OF_HESSIAN
 from conv3d_cli.pipeline.operations.base import ComposedOperation, Composition
 
@@ -100,11 +99,7 @@ def tensor(
     made.channel_names = _names(output, letters)
     if of == "hessian":
         return made.step("HessianTensor", made.volume, **taken, **own)
-    products = made.step("SlopeProducts", made.volume, **taken)
-    # beyond the edges of a constant there are no slopes
-    constant = Boundary.parse(str(made.boundary)).mode in ("zeros", "constant")
-    boundary = "zeros" if constant else str(made.boundary)
-    return made.step("WindowedTensor", products, sigma=_three(window), boundary=boundary, **own)
+    return made.step("StructureTensor", made.volume, window=_three(window), **taken, **own)
 
 
 def _three(lengths: Any) -> list[float]:
