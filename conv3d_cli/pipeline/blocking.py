@@ -126,7 +126,7 @@ def _choose_slabs(job: SlabJob, limit: int) -> _Slabs | None:
     problem, threads = job.last.problem, job.last.plan.threads
     halo = max(0, problem.extent[0] - problem.strides[0]) / problem.strides[0]
     best: _Slabs | None = None
-    for depth in _slab_depths(job):
+    for depth in slab_depths(job):
         fitting = _threads_that_fit(job, depth, limit)
         if fitting:
             job.use_threads(fitting)
@@ -166,7 +166,7 @@ def _with_threads(job: SlabJob, threads: int, find: Callable[[], int]) -> int:
     return found
 
 
-def _slab_depths(job: SlabJob) -> Iterator[int]:
+def slab_depths(job: SlabJob) -> Iterator[int]:
     """Slab depths to try in planes, from the largest useful one down to one step."""
     problem, step = job.last.problem, job.last.plan.depth_step
 

@@ -24,7 +24,14 @@ from conv3d_cli.model.grid import grid_after
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape, Window
 from conv3d_cli.network.operations.statistics import GATHERING
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
+from conv3d_cli.pipeline.graph import (
+    VOLUME,
+    ConvolutionNode,
+    Graph,
+    GraphNode,
+    OperationNode,
+    PatchedNode,
+)
 from conv3d_cli.system.atomic import write_errors
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
 WHOLE_PLANES = 8
 
 
-class _ComputedReader(VolumeReader):
+class ComputedReader(VolumeReader):
     """A node's output as a volume to read: planes are computed on request, forward only.
 
     step : int      planes that are computed together, so that any requests group them alike
@@ -76,7 +83,7 @@ class _ComputedReader(VolumeReader):
         raise NotImplementedError
 
 
-class LayerReader(_ComputedReader):
+class LayerReader(ComputedReader):
     """A convolution's output.
 
     reader : VolumeReader       the convolution's input; the caller closes it
@@ -170,7 +177,7 @@ def real_values(block: Array, scale: tuple[float, float], real: np.dtype[Any]) -
     return block if block.dtype == real else block.astype(real)
 
 
-class OperationReader(_ComputedReader):
+class OperationReader(ComputedReader):
     """The output of an operation other than a convolution.
 
     readers : of its inputs, in order; the caller closes them
@@ -393,15 +400,19 @@ def reader_of_last(
         if isinstance(node, ConvolutionNode):
             provide(position, LayerReader(taken[0], node.convolution, team))
         else:
-            assert isinstance(node, OperationNode)
             provide(position, _reader_of(node, taken, team, beside))
     raise AssertionError("a graph ends with a convolution")
 
 
 def _reader_of(
-    node: OperationNode, taken: list[VolumeReader], team: Team, beside: str | None
+    node: GraphNode, taken: list[VolumeReader], team: Team, beside: str | None
 ) -> VolumeReader:
     """The reader of an operation other than a convolution."""
+    if isinstance(node, PatchedNode):
+        from conv3d_cli.pipeline.patches import PatchReader  # few jobs have patches
+
+        return PatchReader(taken[0], node, team, beside)
+    assert isinstance(node, OperationNode)
     if node.operation.iterates:
         return IteratedReader(taken[0], node, team, beside)
     if node.operation.needs_whole:

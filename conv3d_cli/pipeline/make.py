@@ -34,12 +34,23 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
     network, missing = settings.network, Missing(**settings.run.arguments(Place.MISSING))
     if settings.run.operation is not None:
         settings = _with_operation(settings, settings.run.operation, missing)
-    if network is not None:
-        network = select_in_network(network, settings.run)
+    if settings.run.patch is not None:
+        from conv3d_cli.pipeline.patches import check_patched, in_patches  # few jobs have any
+
+        check_patched(settings)
+        bare = replace(settings.run, argmax=None, channels=None)
+        if network is not None:
+            network = select_in_network(network, bare)
+        stages = in_patches(_stages(replace(settings, run=bare), network), network, settings.run)
+        network = None
+    else:
+        if network is not None:
+            network = select_in_network(network, settings.run)
+        stages = _stages(settings, network)
     return Job(
         source=source,
         target=target,
-        stages=_stages(settings, network),
+        stages=stages,
         network=network,
         missing=missing,
         beside=outputs_beside(settings.run.given()),

@@ -13,7 +13,7 @@ import numpy as np
 from conv3d_cli.convolution.slabs import Slab, cut_slabs, most_planes
 from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.formats.passes import MOST_PLANES
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
+from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode, PatchedNode
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
@@ -203,6 +203,10 @@ class SlabJob:
                 use = use.plus(scratch=node.convolution.plan.scratch_for(size))
             elif isinstance(node, OperationNode):
                 use = use.plus(scratch=self.last.plan.threads * node.scratch_bytes)
+            elif isinstance(node, PatchedNode):
+                from conv3d_cli.pipeline.patches import held_bytes  # few jobs have patches
+
+                use = use.plus(patches=held_bytes(node, self.last.plan.threads))
         window = held.window_planes[-1]
         use = use.plus(**self.last.memory(window, held.computed[-1]))
         if not self.sequential:

@@ -310,7 +310,7 @@ def run_job(
                     _write_table(table, job)
                 writer.commit()
             times.write += time.perf_counter() - commit_started
-    checked = check_report(graph.convolutions)
+    checked = check_report(graph.all_convolutions)
     late_notes = [note for note in prepared.reader.notes if note not in prepared.notes]
     return JobReport(
         source=job.source,
@@ -476,7 +476,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
 
 def loss_notes(prepared: PreparedJob) -> list[str]:
     """Notes on values that the arithmetic or the output's dtype lost, apart from clipped ones."""
-    job, convolutions = prepared.job, prepared.graph.convolutions
+    job, convolutions = prepared.job, prepared.graph.all_convolutions
     first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
     out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
     is_copy = isinstance(first, Copy) and first is last
@@ -491,7 +491,7 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
     real = out if is_copy else first.plan.dtype
     cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
     notes = losses.notes(real, out, cure)
-    notes += filter(None, (operation.lost_note() for operation in prepared.graph.operations))
+    notes += filter(None, (operation.lost_note() for operation in prepared.graph.all_operations))
     if out == np.float64 and job.precision == "float32" and not is_copy:
         notes.append(
             "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "

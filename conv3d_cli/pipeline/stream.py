@@ -42,8 +42,14 @@ def load_loops(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> None:
     """
     from conv3d_cli.engine.machine_code import load
 
+    load(_loops_of(graph, source, out))
+
+
+def _loops_of(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> list[MachineCode]:
     stored = np.dtype(np.uint8) if source.dtype == bool else source.dtype.newbyteorder("=")
     codes: list[MachineCode] = []
+    for body in graph.bodies:
+        codes += _loops_of(body.graph, body.source, body.result.dtype)
     for position, node in enumerate(graph.nodes):
         if isinstance(node, ConvolutionNode):
             of_volume = node.inputs[0] == VOLUME
@@ -55,7 +61,7 @@ def load_loops(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> None:
             )
         elif isinstance(node, OperationNode):
             codes += node.operation.loops(node.real)
-    load(codes)
+    return codes
 
 
 @dataclass
