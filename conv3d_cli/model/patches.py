@@ -87,7 +87,7 @@ class PatchLayout:
     def patches_of(self, outputs: Box) -> Iterator[Triple]:
         """Positions of the patches that have voxels in a box, in the order of blending."""
         spans = (self.covering(axis, span) for axis, span in enumerate(outputs))
-        yield from itertools.product(*spans)  # type: ignore[misc]
+        yield from itertools.product(*spans)
 
     @cached_property
     def profiles(self) -> tuple[Reals, ...]:

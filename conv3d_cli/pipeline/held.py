@@ -245,7 +245,6 @@ class _Count:
 
         self._steps(position, start, stop, compute)
 
-
     def _patches(self, position: int, node: PatchedNode, start: int, stop: int) -> None:
         """See `patches.PatchReader`; what it keeps does not depend on requests."""
         (window,) = self.windows[position]

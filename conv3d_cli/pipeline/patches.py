@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conv3d_cli.engine.fields import Field, FileField
-from conv3d_cli.errors import SpecError, setting, words
+from conv3d_cli.errors import SpecError, setting
 from conv3d_cli.formats.base import reserve_space
 from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.model.box import Box
@@ -111,7 +111,9 @@ def inner_job(job: Job, body: Body) -> Job:
         argmax=False,
         label_names=None,
         dtype=None,
-        missing=NOTHING if job.missing == NOTHING else Missing(min_coverage=job.missing.min_coverage),
+        missing=NOTHING
+        if job.missing == NOTHING
+        else Missing(min_coverage=job.missing.min_coverage),
         beside=(),
         scale="none",
     )
@@ -231,7 +233,8 @@ class PatchReader(ComputedReader):
 
     def _add_row(self, n: int, depth: int) -> None:
         """Add the outputs of the patches that begin at a depth."""
-        assert self._inputs is not None and self._sums is not None
+        assert self._inputs is not None
+        assert self._sums is not None
         layout = self.layout
         _, last = layout.planes_of(depth)
         for start in range(self._read, last, MOST_PLANES):
@@ -249,28 +252,40 @@ class PatchReader(ComputedReader):
                 self._add_patch((depth, height, width))
 
     def _add_patch(self, starts: Triple) -> None:
-        inputs, sums, layout = self._inputs, self._sums, self.layout
-        assert inputs is not None and sums is not None
-        inside = layout.inside(starts)
-        own = inside.shift([-start for start in starts])
-        patch = np.zeros(self.body.source.axes.shape, self.header.dtype)
-
-        def fill(_: int, d: int) -> None:
-            plane = inputs.part(inside.depth[0] + d, inside)
-            patch[own.depth[0] + d][own.slices[1:]] = plane
-
-        self.team.run(inside.size.depth, fill)
-        found = self._run(patch)
-        del patch
+        """Add the output of a patch, times its weights."""
+        layout, sums = self.layout, self._sums
+        assert sums is not None
+        found = self._run(self._patch_at(starts))
+        inside, own = self._places(starts)
 
         def add(_: int, d: int) -> None:
             place = own.depth[0] + d
             weights = layout.weights(Box((place, place + 1), *own[1:]))[0]
             weighted = found[place][own.slices[1:]]
-            weighted *= weights[..., None].astype(weighted.dtype)
-            sums.add(inside.depth[0] + d, inside, weighted)
+            with np.errstate(invalid="ignore", over="ignore"):
+                weighted *= weights[..., None].astype(weighted.dtype)
+                sums.add(inside.depth[0] + d, inside, weighted)
 
         self.team.run(inside.size.depth, add)
+
+    def _patch_at(self, starts: Triple) -> Array:
+        """The voxels of a patch, (d, h, w, c), with zeros beyond the volume."""
+        inputs = self._inputs
+        assert inputs is not None
+        patch = np.zeros(self.body.source.axes.shape, self.header.dtype)
+        inside, own = self._places(starts)
+
+        def fill(_: int, d: int) -> None:
+            plane = patch[own.depth[0] + d]
+            plane[own.slices[1:]] = inputs.part(inside.depth[0] + d, inside)
+
+        self.team.run(inside.size.depth, fill)
+        return patch
+
+    def _places(self, starts: Triple) -> tuple[Box, Box]:
+        """The part of a patch in the volume: its place in the volume, and in the patch."""
+        inside = self.layout.inside(starts)
+        return inside, inside.shift([-start for start in starts])
 
     def _run(self, patch: Array) -> Array:
         """The output of a patch, (d, h, w, c)."""

@@ -548,9 +548,7 @@ def _resolve_stages(
             patches = _prepare_patches(job, stage, inputs, source, grids[inputs[0]], notes)
             chain.append(patches)
             shapes[number] = (*source[:4], patches.prepared.body.result.shape[4])
-            grids[number] = grid_after(
-                grids[inputs[0]], patches.prepared.body.result.transform
-            )
+            grids[number] = grid_after(grids[inputs[0]], patches.prepared.body.result.transform)
             continue
         if isinstance(stage, Step):
             from conv3d_cli.network.operations.catalogue import make_operation
@@ -604,11 +602,11 @@ def _prepare_patches(
     """
     from conv3d_cli.pipeline.patches import inner_job  # few jobs have any
 
-    body, patch = step.body, read_patch(job.patch, grid)
-    assert body is not None
+    assert step.body is not None
+    patch = read_patch(job.patch, grid)
     _, depth, height, width, channels = source
     layout = PatchLayout((depth, height, width), patch, read_overlap(job.overlap), job.blend)
-    real, own = np.dtype(job.precision), inner_job(job, body)
+    real, own = np.dtype(job.precision), inner_job(job, step.body)
     header = VolumeHeader(Axes("zyxc", (*patch, channels)), real, grid=grid)
     reader = ArrayReader(np.broadcast_to(np.zeros((), real), header.axes.shape), header)
     asked = f"{setting('patch', job.patch)}, {'x'.join(map(str, patch))} voxels"
@@ -949,7 +947,10 @@ def _choose_blocking(
         if len(stages) == 1
         else reader.header.axes.canonical_shape[4]
     )
-    every = [*stages, *(s for one in stages if isinstance(one, PreparedPatches) for s in one.inner.stages)]
+    every = [
+        *stages,
+        *(s for one in stages if isinstance(one, PreparedPatches) for s in one.inner.stages),
+    ]
     done = [stage for stage in every if isinstance(stage, PreparedStage)]
     given = [stage.stage.kernel for stage in done if isinstance(stage.stage.kernel, Kernel)]
     weights = weight_memory([*given, *(stage.kernel for stage in done)], graph.all_convolutions)
@@ -1024,9 +1025,9 @@ def _box_job(
     """The job in boxes, or None if it cannot be computed in boxes.
 
     Boxes need a reader and a writer of boxes, an output without additional volumes, and a graph
-    without patches and without an operation on the whole volume. All convolutions but the last compute their boxes with
-    a halo, so they can have neither an activation along the width nor an activity penalty, which
-    counts every voxel once.
+    without patches and without an operation on the whole volume. All convolutions but the last
+    compute their boxes with a halo, so they can have neither an activation along the width nor an
+    activity penalty, which counts every voxel once.
     """
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 

@@ -544,10 +544,11 @@ def all_losses(prepared: PreparedJob) -> dict[str, float]:
     batch_shape = prepared.reader.header.axes.batch_shape
     batch = batch_shape[0] if batch_shape else 1
     losses = {}
-    for number, stage in enumerate(prepared.stages):
+    stages = prepared.stages if prepared.patches is None else prepared.patches.inner.stages
+    for number, stage in enumerate(stages):
         if not isinstance(stage, PreparedStage):
             continue
-        prefix = f"{stage.stage.name or number + 1}." if len(prepared.stages) > 1 else ""
+        prefix = f"{stage.stage.name or number + 1}." if len(stages) > 1 else ""
         if stage.convolution.activity is not None:
             losses[f"{prefix}activity"] = stage.convolution.activity_sum / max(1, batch)
         losses.update({f"{prefix}{name}": value for name, value in stage.losses.items()})
