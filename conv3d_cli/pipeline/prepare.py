@@ -609,17 +609,17 @@ def _prepare_patches(
     real, own = np.dtype(job.precision), inner_job(job, step.body)
     header = VolumeHeader(Axes("zyxc", (*patch, channels)), real, grid=grid)
     reader = ArrayReader(np.broadcast_to(np.zeros((), real), header.axes.shape), header)
-    asked = f"{setting('patch', job.patch)}, {'x'.join(map(str, patch))} voxels"
+    where = f"in a patch of {'x'.join(map(str, patch))} voxels"
     try:
         chain = _resolve_stages(own, header, notes, "pass a patch of such a size")
     except ShapeError as error:
-        raise ShapeError(f"in a patch ({asked}): {error}") from error
+        raise ShapeError(f"{where}: {error}") from error
     last, (_, transform) = chain.last, _placed(chain, grid)
     if last.problem.out_size != patch:
         raise ShapeError(
-            f"in a patch ({asked}): the output has {'x'.join(map(str, last.problem.out_size))} "
-            "voxels, and patches are blended where it has as many as the patch: pad the "
-            f"convolutions ({setting('padding', 'same')}), or leave {setting('patch')} out"
+            f"{where}: the output has {'x'.join(map(str, last.problem.out_size))} voxels, and "
+            f"patches are blended where it has as many; leave {setting('patch')} out, or keep the "
+            f"size ({setting('padding', 'same')}, no strides)"
         )
     shape = Shape(*patch, last.channels_out)
     result = replace(derived_header(header, shape, real), transform=transform)

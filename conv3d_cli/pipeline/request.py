@@ -14,6 +14,7 @@ import numpy as np
 from conv3d_cli.errors import (
     ShapeError,
     SpecError,
+    UnknownNameError,
     name_hint,
     named,
     setting,
@@ -136,18 +137,29 @@ def read_patch(value: Any, grid: Grid | None = None) -> Triple:
     """
     parts = value if isinstance(value, (list, tuple)) else [value]
     text = ",".join(map(str, parts))
-    if not any(letter.isalpha() for letter in text):
-        return read_sizes(text, "patch")
-    if grid is None:
-        lengths, _ = parse_lengths(text, "patch")
-        return triple([max(1, round(length)) if length else 0 for length in lengths], "patch")
-    voxels = [round(length) for length in read_lengths(text, "patch", grid)]
-    if min(voxels) < 1:
+    try:
+        if not any(letter.isalpha() for letter in text):
+            return read_sizes(text, "patch")
+        sizes: Sequence[float] = parse_lengths(text, "patch")[0]
+    except UnknownNameError:
+        raise
+    except SpecError:
+        sizes = (0,)
+    if min(sizes) <= 0:
+        raise SpecError(
+            f"{named('patch')} must be one size or three in depth,height,width order: whole "
+            f"numbers of voxels of at least 1, as in {setting('patch', '64,96,96')}, or lengths "
+            f"with a unit, as in {setting('patch', '96mm')}; received {text!r:.60}"
+        )
+    if grid is not None:
+        sizes = read_lengths(text, "patch", grid)
+    voxels = [round(size) for size in sizes]
+    if min(voxels) < 1 and grid is not None:
         raise ShapeError(
             f"{setting('patch', text)} is less than half a voxel, whose sides are "
             f"{grid.spacing_words}; pass a larger patch"
         )
-    return triple(voxels, "patch")
+    return triple([max(1, length) for length in voxels], "patch")
 
 
 def read_overlap(value: Any) -> tuple[float, float, float]:
