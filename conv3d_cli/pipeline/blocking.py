@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from conv3d_cli.errors import MemoryLimitError, setting
-from conv3d_cli.pipeline.memory import MemoryUse, SlabJob, megabytes
+from conv3d_cli.pipeline.memory import MemoryUse, SlabJob, megabytes, patch_job
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.prepared import Convolution
     from conv3d_cli.pipeline.boxes.partition import Partition, Redundancy
     from conv3d_cli.pipeline.boxes.stream import BoxJob
+    from conv3d_cli.pipeline.graph import PatchBody
 
 
 # Bytes of a slab's input and output, if the ceiling allows. Small slabs shorten the wait at both
@@ -105,6 +106,21 @@ def choose_blocking(
     raise error
 
 
+def fit_patches(job: SlabJob, body: PatchBody, limit: int) -> None:
+    """Choose the slabs of a patch, and whether rows of patches wait in files, for a ceiling.
+
+    job : SlabJob       of the volume
+    limit : int         bytes of the whole process
+    The largest useful slabs are chosen with which the rest of the job fits, first in memory.
+    """
+    step = job.last.plan.depth_step
+    depths = list(_slab_depths(patch_job(body)))
+    for body.on_disk in (False, True):
+        for body.slab_depth in depths:
+            if job.memory(step).total <= limit:
+                return
+
+
 class _Slabs(NamedTuple):
     """Slabs that fit into memory.
 
@@ -126,7 +142,7 @@ def _choose_slabs(job: SlabJob, limit: int) -> _Slabs | None:
     problem, threads = job.last.problem, job.last.plan.threads
     halo = max(0, problem.extent[0] - problem.strides[0]) / problem.strides[0]
     best: _Slabs | None = None
-    for depth in slab_depths(job):
+    for depth in _slab_depths(job):
         fitting = _threads_that_fit(job, depth, limit)
         if fitting:
             job.use_threads(fitting)
@@ -166,7 +182,7 @@ def _with_threads(job: SlabJob, threads: int, find: Callable[[], int]) -> int:
     return found
 
 
-def slab_depths(job: SlabJob) -> Iterator[int]:
+def _slab_depths(job: SlabJob) -> Iterator[int]:
     """Slab depths to try in planes, from the largest useful one down to one step."""
     problem, step = job.last.problem, job.last.plan.depth_step
 

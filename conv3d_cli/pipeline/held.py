@@ -246,7 +246,7 @@ class _Count:
         self._steps(position, start, stop, compute)
 
     def _patches(self, position: int, node: PatchedNode, start: int, stop: int) -> None:
-        """See `patches.PatchReader`; what it keeps does not depend on requests."""
+        """See `flow.PatchReader`; what it keeps does not depend on requests."""
         (window,) = self.windows[position]
         _, last = node.planes(0, start, stop)
         for first in range(window.computed, last, MOST_PLANES):

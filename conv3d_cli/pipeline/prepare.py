@@ -47,7 +47,7 @@ from conv3d_cli.model.volume import (
 from conv3d_cli.network.operations.base import Operation, Shape
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.missing import MaskCertainty
-from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
+from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking, fit_patches
 from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.flow import derived_header, whole_nodes
 from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode, PatchBody, PatchedNode
@@ -976,8 +976,6 @@ def _choose_blocking(
         spooled=spooled,
     )
     for body in graph.bodies:
-        from conv3d_cli.pipeline.patches import fit_patches  # few jobs have any
-
         fit_patches(slab_job, body, memory_ceiling(_ceiling(job)))
     return choose_blocking(
         slab_job, _ceiling(job), lambda: _box_job(job, reader, graph, header, channels, weights)

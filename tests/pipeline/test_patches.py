@@ -17,8 +17,9 @@ from networks import Draw, functional, layer, volume, write_keras
 
 from conv3d_cli import convolve_file
 from conv3d_cli.model.box import Box
-from conv3d_cli.pipeline import patches
+from conv3d_cli.pipeline import blocking, flow, prepare
 from conv3d_cli.pipeline.flow import reader_of_last
+from conv3d_cli.pipeline.memory import patch_job
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 
@@ -138,14 +139,14 @@ def test_three_overlaps_are_along_depth_height_width(net: Any, run: Any) -> None
 def test_the_bits_depend_on_neither_threads_nor_memory(
     threads: int, slabs: str, on_disk: bool, net: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = ["apply", "x.npy", "-c", "net.keras", "--patch", "6,5,8"]
+    job = ["apply", "x.npy", "-c", "net.keras", "--patch", "8,9,10"]
     run(*job, "-o", "y.npy", "-j", 2)
 
     def fit(job: Any, body: Any, limit: int) -> None:
-        depths = list(patches.slab_depths(patches.slab_job(body)))
+        depths = list(blocking._slab_depths(patch_job(body)))
         body.slab_depth, body.on_disk = depths[0 if slabs == "largest" else -1], on_disk
 
-    monkeypatch.setattr(patches, "fit_patches", fit)
+    monkeypatch.setattr(prepare, "fit_patches", fit)
     run(*job, "-o", "z.npy", "-j", threads)
     assert Path("y.npy").read_bytes() == Path("z.npy").read_bytes()
 
@@ -162,7 +163,7 @@ def test_a_low_ceiling_takes_smaller_slabs_then_files(net: Any) -> None:
     job = job_of("net.keras", patch="32,48,48", threads=1)
     in_memory, deepest, most = decided(1 << 40)
     assert not in_memory
-    found = [decided(most - (n << 20)) for n in range(1, 15)]
+    found = [decided(most - (n << 20)) for n in range(1, 25)]
     assert any(depth < deepest and not on_disk for on_disk, depth, _ in found)
     assert found[-1][0]
 
@@ -176,8 +177,8 @@ def job_of(config: str, **settings: Any) -> Job:
 
 
 def test_labels_are_of_the_blended_scores(net: Any, run: Any) -> None:
-    expected = blended(np.load("x.npy"), net, (6, 5, 8))
-    job = ["apply", "x.npy", "-c", "net.keras", "--patch", "6,5,8"]
+    expected = blended(np.load("x.npy"), net, (8, 9, 10))
+    job = ["apply", "x.npy", "-c", "net.keras", "--patch", "8,9,10"]
     run(*job, "--argmax", "-o", "y.npy", "--verify", 5)
     assert np.load("y.npy").dtype == np.uint8
     np.testing.assert_array_equal(np.load("y.npy"), expected.argmax(-1))
@@ -201,14 +202,14 @@ def test_missing_voxels_are_treated_before_the_patches(nan: str, net: Any, run: 
     x = np.load("x.npy")
     x[3, 4, 5, 1] = np.nan
     np.save("x.npy", x)
-    job = ["apply", "x.npy", "-c", "net.keras", "--patch", "6,5,8", "--nan", nan, "-o", "y.npy"]
+    job = ["apply", "x.npy", "-c", "net.keras", "--patch", "8,9,10", "--nan", nan, "-o", "y.npy"]
     if nan == "error":
         result = run(*job, code=4)
         assert "allows no NaN" in result.output
         assert not Path("y.npy").exists()
         return
     run(*job, "--verify", 5)
-    expected = blended(np.nan_to_num(x, nan=0.0), net, (6, 5, 8))
+    expected = blended(np.nan_to_num(x, nan=0.0), net, (8, 9, 10))
     np.testing.assert_allclose(np.load("y.npy"), expected, atol=1e-5)
 
 
@@ -227,12 +228,12 @@ def test_filters_and_stacks_run_in_patches(net: Any, run: Any) -> None:
                 for one in np.moveaxis(x, -1, 0)]  # fmt: skip
         return np.concatenate(both, axis=-1)
 
-    job = ["apply", "x.npy", "--patch", "6,5,8", "-o", "y.npy", "--overwrite", "--verify", 20]
+    job = ["apply", "x.npy", "--patch", "8,9,10", "-o", "y.npy", "--overwrite", "--verify", 20]
     run(*job, "-k", "box:size=3")
-    np.testing.assert_allclose(np.load("y.npy"), blended(x, smoothed, (6, 5, 8)), atol=1e-5)
+    np.testing.assert_allclose(np.load("y.npy"), blended(x, smoothed, (8, 9, 10)), atol=1e-5)
     Path("stack.toml").write_text('layers = [{kernel = "box:size=3"}, {kernel = "box:size=3"}]\n')
     run(*job, "-c", "stack.toml")
-    twice = blended(x, lambda x: smoothed(smoothed(x)), (6, 5, 8))
+    twice = blended(x, lambda x: smoothed(smoothed(x)), (8, 9, 10))
     np.testing.assert_allclose(np.load("y.npy"), twice, atol=1e-5)
     run(*job, "-k", "gradient:axis=dw")
     assert np.load("y.npy").shape == (*SIZE, 4)
@@ -242,55 +243,55 @@ def test_a_series_has_patches_of_each_volume(net: Any, run: Any) -> None:
     first = np.load("x.npy")
     series = np.stack([first, first[::-1] * 2])
     np.save("series.npy", series)
-    run("apply", "series.npy", "--axes", "tzyxc", "-c", "net.keras", "--patch", "6,5,8", "-o", "y.npy")  # fmt: skip
+    run("apply", "series.npy", "--axes", "tzyxc", "-c", "net.keras", "--patch", "8,9,10", "-o", "y.npy")  # fmt: skip
     found = np.load("y.npy")
     for source, one in zip(series, found, strict=True):
-        np.testing.assert_allclose(one, blended(source, net, (6, 5, 8)), atol=1e-5)
+        np.testing.assert_allclose(one, blended(source, net, (8, 9, 10)), atol=1e-5)
 
 
 def test_configs_python_and_manifests_take_patches(net: Any, run: Any, tmp_path: Path) -> None:
     job = ["apply", "x.npy", "-o"]
-    run(*job, "y.npy", "-c", "net.keras", "--patch", "6,5,8", "--overlap", "0.25")
+    run(*job, "y.npy", "-c", "net.keras", "--patch", "8,9,10", "--overlap", "0.25")
     wanted = Path("y.npy").read_bytes()
-    convolve_file("x.npy", "z.npy", config="net.keras", patch=(6, 5, 8), overlap=0.25)
+    convolve_file("x.npy", "z.npy", config="net.keras", patch=(8, 9, 10), overlap=0.25)
     assert Path("z.npy").read_bytes() == wanted
-    Path("rows.tsv").write_text("input\toutput\tpatch\toverlap\nx.npy\tm.npy\t6,5,8\t0.25\n")
+    Path("rows.tsv").write_text("input\toutput\tpatch\toverlap\nx.npy\tm.npy\t8,9,10\t0.25\n")
     run("apply", "--manifest", "rows.tsv", "-c", "net.keras")
     assert Path("m.npy").read_bytes() == wanted
-    Path("stack.toml").write_text('patch = [6, 5, 8]\noverlap = 0.25\nkernel = "box:size=3"\n')
+    Path("stack.toml").write_text('patch = [8, 9, 10]\noverlap = 0.25\nkernel = "box:size=3"\n')
     run(*job, "b.npy", "-c", "stack.toml")
-    run(*job, "c.npy", "-k", "box:size=3", "--patch", "6,5,8", "--overlap", "0.25")
+    run(*job, "c.npy", "-k", "box:size=3", "--patch", "8,9,10", "--overlap", "0.25")
     assert Path("b.npy").read_bytes() == Path("c.npy").read_bytes()
 
 
 def test_the_sidecar_repeats_the_run_and_tells_the_layers(net: Any, run: Any) -> None:
-    run("apply", "x.npy", "-c", "net.keras", "--patch", "6,5,8", "-o", "y.npy", "--sidecar")
+    run("apply", "x.npy", "-c", "net.keras", "--patch", "8,9,10", "-o", "y.npy", "--sidecar")
     record = json.loads(Path("y.json").read_text())
     (step, _) = record["Conv3D"]["Layers"]
-    assert step["Arguments"] == {"Patch": [6, 5, 8], "Overlap": [0.5] * 3, "Blend": "gaussian"}
+    assert step["Arguments"] == {"Patch": [8, 9, 10], "Overlap": [0.5] * 3, "Blend": "gaussian"}
     assert [one["Name"] for one in step["Layers"]] == ["first", "norm/statistics", "norm", "bend", "head"]  # fmt: skip
-    assert record["Description"] == "Convolved with the network net.keras in patches of 6x5x8 voxels"  # fmt: skip
+    assert record["Description"] == "Convolved with the network net.keras in patches of 8x9x10 voxels"  # fmt: skip
     run("rerun", "y.json")
 
 
 def test_resume_makes_an_output_again_after_another_patch(net: Any, run: Any) -> None:
     job = ["apply", "x.npy", "-c", "net.keras", "-o", "y.npy", "--resume"]
-    run(*job, "--patch", "6,5,8")
+    run(*job, "--patch", "8,9,10")
     before = Path("y.npy").stat()
-    run(*job, "--patch", "6,5,8")
+    run(*job, "--patch", "8,9,10")
     assert Path("y.npy").stat() == before
-    run(*job, "--patch", "6,5,9", "--overwrite")
+    run(*job, "--patch", "8,9,11", "--overwrite")
     assert Path("y.npy").stat().st_mtime_ns != before.st_mtime_ns
 
 
 def test_verification_finds_a_wrong_voxel(net: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    add = patches.PatchReader._add_patch
+    add = flow.PatchReader._add_patch
 
     def skipping(self: Any, starts: tuple[int, int, int]) -> None:
         if starts != (0, 4, 8):
             add(self, starts)
 
-    monkeypatch.setattr(patches.PatchReader, "_add_patch", skipping)
+    monkeypatch.setattr(flow.PatchReader, "_add_patch", skipping)
     result = run("apply", "x.npy", "-c", "net.keras", "--patch", "6,5,8", "-o", "y.npy", "--verify", 50, code=7)  # fmt: skip
     assert "is wrong" in result.output
 
@@ -301,7 +302,7 @@ def test_the_output_keeps_its_place(net: Any, run: Any) -> None:
     nib.save(nib.Nifti1Image(np.load("x.npy")[..., 0].T, affine), "x.nii")
     job = ["apply", "x.nii", "-k", "box:size=2", "--padding", "same"]
     run(*job, "-o", "whole.nii")
-    run(*job, "--patch", "6,5,8", "-o", "parts.nii")
+    run(*job, "--patch", "8,9,10", "-o", "parts.nii")
     np.testing.assert_array_equal(nib.load("parts.nii").affine, nib.load("whole.nii").affine)
     assert nib.load("parts.nii").affine[0, 3] == 1
 
