@@ -133,9 +133,10 @@ def test_three_overlaps_are_along_depth_height_width(net: Any, run: Any) -> None
     assert steps["arguments"] == {"patch": [4, 9, 8], "overlap": [0.75, 0, 0], "blend": "gaussian"}
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("slabs", ["largest", "smallest"])
-@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(
+    ("threads", "slabs", "on_disk"),
+    [(1, "smallest", False), (3, "largest", True), (3, "smallest", True)],
+)
 def test_the_bits_depend_on_neither_threads_nor_memory(
     threads: int, slabs: str, on_disk: bool, net: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
