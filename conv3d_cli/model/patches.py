@@ -43,7 +43,7 @@ class PatchLayout:
 
     >>> layout = PatchLayout((10, 4, 8), (4, 4, 12), (0.5, 0.5, 0.5), "constant")
     >>> [layout.starts(axis) for axis in range(3)], layout.count
-    (((0, 2, 4, 6), (0,), (-2,)), 4)
+    ([(0, 2, 4, 6), (0,), (-2,)], 4)
     """
 
     size: Triple
