@@ -615,7 +615,7 @@ class Settings:
         shapes=True,
         metavar="F",
         unit=Unit.FRACTION,
-        default="0.5",
+        default=0.5,
         config=Value((str, int, float, list), "a fraction from 0 to below 1, or a list of three"),
         help="The fraction of a --patch that the next one shares along each axis, from 0 to below "
         "1; three for depth, height and width.",
