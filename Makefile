@@ -52,7 +52,7 @@ test-all: install ## run all tests, the slow ones too
 
 test-keras: ## make an environment with Keras, torch, onnxruntime, xarray; compare with them
 	test -d .venv-keras || $(PYTHON) -m venv .venv-keras
-	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime onnxscript xarray
+	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime onnxscript xarray monai
 	.venv-keras/bin/python -m pytest -q -m keras tests/live
 
 test-versions: ## run the tests on every Python, at the lowest and newest versions; VERSIONS='3.12 lowest' for one

@@ -106,6 +106,9 @@ OPTIONS = _each(
         "dask cluster client address": "--scheduler {ADDRESS}",
         "channel select-channels": "--channels {N}",
         "arg-max segment segmentation": "--argmax",
+        "roi-size patch-size window-size sliding-window": "--patch {D,H,W}",
+        "tile-step-size step-size": "--overlap {F}",
+        "sigma-scale blend-mode": "--blend gaussian",
         "output-layer output-node head": "--output-name {NAME}",
         "zscore z-score standardize standardise": "--normalize-input zscore",
         "minmax min-max": "--normalize-input minmax",
@@ -163,6 +166,7 @@ VALUES: dict[str, dict[str, str]] = {
             "percentiles quantile quantiles": "percentile",
         }
     ),
+    "blend": _each({"gauss gaussian-weights": "gaussian", "uniform mean average": "constant"}),
     "padding": _each({"same-upper upper": "same", "lower": "same_lower", "none no": "valid"}),
     "preset": _each(
         {

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from conv3d_cli.layer import get_activation
 from conv3d_cli.model.box import Box
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import ConvProblem
-from conv3d_cli.model.volume import VolumeReader
+from conv3d_cli.model.volume import ArrayReader, VolumeReader
 from conv3d_cli.network.operations.base import Window, spans_of
 from conv3d_cli.network.operations.catalogue import OPERATIONS
 from conv3d_cli.network.operations.missing import MaskCertainty
@@ -34,13 +35,14 @@ from conv3d_cli.pipeline.flow import WHOLE_PLANES
 from conv3d_cli.pipeline.graph import VOLUME
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
+    PreparedPatches,
     PreparedStage,
     PreparedStep,
     open_job_mask,
     open_source,
     prepare_job,
 )
-from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.system.atomic import sent_to
 from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.portable import true_path
@@ -79,16 +81,19 @@ def check_verifiable(job: Job) -> None:
             f"{setting('verify')} reads the input again, which this output replaces: name another "
             "output"
         )
-    if job.network is not None:
-        for node in job.network.nodes:
-            if OPERATIONS[node.operation].needs_whole:
+    if job.given_network is not None:
+        for node in job.given_network.nodes:
+            if OPERATIONS[node.operation].needs_whole and job.patched is None:
                 raise SpecError(
                     f"{setting('verify')} recomputes single voxels, and {node.title} needs the "
                     "whole volume: leave it out"
                 )
         return
     if any(
-        get_activation(a).kind != "voxel" for stage in job.convolutions for a in stage.activations
+        get_activation(a).kind != "voxel"
+        for stage in job.given_stages
+        if isinstance(stage, Stage)
+        for a in stage.activations
     ):
         raise SpecError(
             f"{setting('verify')} recomputes single voxels, and this activation needs a whole "
@@ -248,18 +253,7 @@ def _expected_voxel(
 ) -> tuple[float, float]:
     """The correct value of the output voxel (n, d, h, w, c), and the error that is allowed."""
     n, d, h, w, c = index
-    box = Box.at((d, h, w), (1, 1, 1))
-    if prepared.network is not None:
-        every, zero = slice(0, prepared.reader.header.shape[4]), prepared.job.missing.nan == "zero"
-
-        def read(box: Box) -> Reals:
-            voxels = _read(inputs.volume, n, every, box)
-            return np.where(np.isfinite(voxels), voxels, 0.0) if zero else voxels
-
-        rounding = BOUNDS[prepared.job.precision]
-        values, bounds = expected_in_network(prepared.network, read, box, rounding)
-    else:
-        values, bounds = _expected_box(prepared, len(prepared.stages) - 1, inputs, n, c, box)
+    values, bounds = _expected_output(prepared, inputs, n, c, Box.at((d, h, w), (1, 1, 1)))
     channel = 0 if values.shape[3] == 1 else c
     value, bound = float(values[0, 0, 0, channel]), float(bounds[0, 0, 0, channel])
     dtype = prepared.header.dtype
@@ -273,6 +267,24 @@ def _expected_voxel(
     return value, bound
 
 
+def _expected_output(
+    prepared: PreparedJob, inputs: _Inputs, n: int, channel: int, box: Box
+) -> tuple[Reals, Reals]:
+    """The correct output in a box, and the error allowed: (d, h, w, c) each.
+
+    A filter gives only the requested channel.
+    """
+    if prepared.network is None:
+        return _expected_box(prepared, len(prepared.stages) - 1, inputs, n, channel, box)
+    every, zero = slice(0, prepared.reader.header.shape[4]), prepared.job.missing.nan == "zero"
+
+    def read(box: Box) -> Reals:
+        voxels = _read(inputs.volume, n, every, box)
+        return np.where(np.isfinite(voxels), voxels, 0.0) if zero else voxels
+
+    return expected_in_network(prepared.network, read, box, BOUNDS[prepared.job.precision])
+
+
 def _expected_box(
     prepared: PreparedJob, number: int, inputs: _Inputs, n: int, channel: int, outputs: Box
 ) -> tuple[Reals, Reals]:
@@ -281,6 +293,8 @@ def _expected_box(
     A layer gives all its filters, a filter only the requested channel.
     """
     stage = prepared.stages[number]
+    if isinstance(stage, PreparedPatches):
+        return _expected_blend(prepared, stage, inputs, n, outputs)
     if isinstance(stage, PreparedStep):
         return _expected_step(prepared, stage, inputs, n, outputs)
     problem, kernel = stage.problem, stage.kernel
@@ -327,6 +341,41 @@ def _expected_box(
         sums, errors = (np.sqrt((a**2).sum(axis=3, keepdims=True)) for a in (sums, errors))
         errors += rounding * sums
     return _activated(stage, sums, errors)
+
+
+def _expected_blend(
+    prepared: PreparedJob, patches: PreparedPatches, inputs: _Inputs, n: int, outputs: Box
+) -> tuple[Reals, Reals]:
+    """The correct mean of patches in a box, and the error allowed, of all channels."""
+    layout, inner, (source,) = patches.layout, patches.inner, patches.inputs
+    channels = inner.reader.header.shape[4]
+    shape = (*outputs.size, inner.header.shape[4])
+    sums, errors, total = np.zeros(shape), np.zeros(shape), np.zeros((*outputs.size, 1))
+    for starts in layout.patches_of(outputs):
+        taken = layout.inside(starts)
+        voxels, off = np.zeros((2, *inner.reader.header.axes.shape))
+        place = taken.shift([-start for start in starts]).slices
+        voxels[place], off[place] = _expected_input(prepared, source, inputs, n, channels, taken)
+        header = replace(inner.reader.header, dtype=np.dtype(np.float64))
+        own = _Inputs(ArrayReader(voxels, header), None, 1.0, {})
+        shared = outputs.intersect(taken)
+        within = shared.shift([-start for start in starts])
+        parts = [_expected_output(inner, own, 0, c, within) for c in _filters(inner)]
+        values, bounds = (np.concatenate(part, axis=3) for part in zip(*parts, strict=True))
+        weights = layout.weights(within)[..., None]
+        here = shared.within(outputs).slices
+        sums[here] += weights * values
+        errors[here] += weights * bounds
+        total[here] += weights
+    rounding = BOUNDS[prepared.job.precision]
+    return sums / total, errors / total + rounding * np.abs(sums / total)
+
+
+def _filters(inner: PreparedJob) -> Sequence[int]:
+    """The channels for which `_expected_output` has to be asked to have all of them."""
+    last = inner.last
+    together = inner.network is not None or last.kernel.is_layer
+    return (0,) if together else range(inner.header.shape[4])
 
 
 def _expected_step(

@@ -11,7 +11,7 @@ from conv3d_cli.errors import Conv3DError
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Spacing
     from conv3d_cli.pictures.slices import Slices
-    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, PreparedStep
+    from conv3d_cli.pipeline.prepare import AnyPrepared, PreparedJob
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.pipeline.run import JobReport
 
@@ -83,7 +83,7 @@ class Preview:
             return None
 
 
-def _keeps_scale(stage: PreparedStage | PreparedStep) -> bool:
+def _keeps_scale(stage: AnyPrepared) -> bool:
     """Whether a stage keeps the scale of values: a kernel of sum 1 without an activation."""
     from conv3d_cli.pipeline.prepare import PreparedStage
 

@@ -15,7 +15,7 @@ from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import triple_text
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.pipeline.outputs import ROLES, role_of
-from conv3d_cli.pipeline.prepare import PreparedStage
+from conv3d_cli.pipeline.prepare import PreparedPatches, PreparedStage
 from conv3d_cli.pipeline.request import stage_names
 from conv3d_cli.pipeline.run import JobReport, KernelFwhm, kernel_fwhm
 from conv3d_cli.system.machine import format_bytes
@@ -92,25 +92,60 @@ def step_record(stage: PreparedStep) -> dict[str, Any]:
     }
 
 
+def patches_record(patches: PreparedPatches, parts: int) -> dict[str, Any]:
+    """Patches, and the stages of each, as JSON.
+
+    parts : int     see `stage_record`
+    """
+    layout = patches.layout
+    return {
+        "operation": patches.step.node.operation,
+        "arguments": {
+            "patch": list(layout.patch),
+            "overlap": list(layout.overlap),
+            "blend": layout.blend,
+        },
+        "weights": {},
+        "output_size": list(layout.size),
+        "output_channels": patches.node.channels,
+        "needs_whole": False,
+        "patches": layout.count,
+        "on_disk": patches.body.on_disk,
+        "layers": _stage_records(patches.inner, parts * layout.count),
+    }
+
+
+def _stage_records(prepared: PreparedJob, parts: int) -> list[dict[str, Any]]:
+    """The stages of a job, or of a patch, as JSON.
+
+    parts : int     see `stage_record`; the last convolution may have more
+    """
+    at_once, last = prepared.computed_at_once, prepared.stages[-1]
+    stages = []
+    for stage in prepared.stages:
+        if isinstance(stage, PreparedStage):
+            more = len(prepared.stream_plan.parts) // max(1, prepared.reader.header.shape[0])
+            runs = parts * more if stage is last else parts
+            stages.append(stage_record(stage, runs, at_once))
+        elif isinstance(stage, PreparedPatches):
+            stages.append(patches_record(stage, parts))
+        else:
+            stages.append(step_record(stage))
+    if not prepared.job.is_chain:
+        names = stage_names(prepared.job)
+        for name, stage, found in zip(names, prepared.stages, stages, strict=True):
+            found["name"] = name
+            found["inputs"] = [names[n] if n >= 0 else "volume" for n in stage.inputs]
+    return stages
+
+
 def plan_record(prepared: PreparedJob) -> dict[str, Any]:
     """The plan of a job as JSON.
 
     The facts of a single convolution are keys of the record; those of a stack are in `layers`.
     """
     job, source = prepared.job, prepared.reader.header
-    count, at_once = source.shape[0], prepared.computed_at_once
-    stages = [
-        stage_record(stage, count, at_once)
-        if isinstance(stage, PreparedStage)
-        else step_record(stage)
-        for stage in prepared.stages[:-1]
-    ]
-    stages.append(stage_record(prepared.last, len(prepared.stream_plan.parts), at_once))
-    if not prepared.job.is_chain:
-        names = stage_names(prepared.job)
-        for name, stage, found in zip(names, prepared.stages, stages, strict=True):
-            found["name"] = name
-            found["inputs"] = [names[n] if n >= 0 else "volume" for n in stage.inputs]
+    stages = _stage_records(prepared, source.shape[0])
     return {
         "input": job.source,
         "output": job.target,
@@ -201,20 +236,8 @@ def describe(prepared: PreparedJob) -> str:
     rows = [("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}")]
     rows += [] if prepared.job.preset is None else [("like", str(prepared.job.preset))]
     rows += [] if prepared.job.operation is None else [("operation", prepared.job.operation)]
-    fwhm = kernel_fwhm(prepared)
-    planned: list[tuple[str, str]] = []
-    for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):
-        if len(layers) > 1:
-            heading = (f"layer {number + 1}", _heading(prepared, number))
-            rows.append(heading)
-        if not isinstance(stage, PreparedStage):
-            rows.append(("operation", _step_text(layer)))
-            continue
-        if len(layers) > 1:
-            planned.append(heading)
-        rows += _layer_rows(layer, fwhm)
-        if not isinstance(stage.convolution, Copy):  # which no algorithm computes
-            planned += _plan_rows(layer, stage, record, prepared.job.on_cluster)
+    more, planned = _stage_rows(prepared, layers, record, kernel_fwhm(prepared))
+    rows += more
     rows += [("missing", text) for text in _missing_words(prepared.job.missing)]
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
@@ -225,6 +248,52 @@ def describe(prepared: PreparedJob) -> str:
     if not prepared.job.on_cluster:
         rows += [("memory", _memory_text(record, depth)), ("", str(prepared.memory_use))]
     return aligned(rows)
+
+
+def _stage_rows(
+    prepared: PreparedJob,
+    layers: list[dict[str, Any]],
+    record: dict[str, Any],
+    fwhm: KernelFwhm | None = None,
+    within: str = "",
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What the stages of a job, or of a patch, do; and how the convolutions are computed.
+
+    layers : list       records of the stages
+    record : dict       of the job
+    within : str        before the numbers of the stages: those of a patch
+    """
+    rows: list[tuple[str, str]] = []
+    planned: list[tuple[str, str]] = []
+    for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):
+        heading = (f"layer {within}{number + 1}", _heading(prepared, number))
+        if len(layers) > 1:
+            rows.append(heading)
+        if isinstance(stage, PreparedPatches):
+            rows.append(("operation", _patches_text(layer)))
+            inner = _stage_rows(stage.inner, layer["layers"], record, within=f"{number + 1}.")
+            rows, planned = rows + inner[0], planned + inner[1]
+            continue
+        if not isinstance(stage, PreparedStage):
+            rows.append(("operation", _step_text(layer)))
+            continue
+        if len(layers) > 1:
+            planned.append(heading)
+        rows += _layer_rows(layer, fwhm)
+        if not isinstance(stage.convolution, Copy):  # which no algorithm computes
+            planned += _plan_rows(layer, stage, record, prepared.job.on_cluster)
+    return rows, planned
+
+
+def _patches_text(layer: dict[str, Any]) -> str:
+    """Patches in words."""
+    given = layer["arguments"]
+    size, overlap = "x".join(map(str, given["patch"])), triple_text(given["overlap"])
+    waits = "; what they share waits in temporary files" if layer["on_disk"] else ""
+    return (
+        f"{count_of(layer['patches'], 'patch', 'patches')} of {size} voxels, overlap {overlap}, "
+        f"blended by {given['blend']} weights{waits}"
+    )
 
 
 def _heading(prepared: PreparedJob, number: int) -> str:

@@ -31,7 +31,7 @@ from conv3d_cli.formats import lies_within, volume_files
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.network.graph import Node
 from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
-from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.request import Job, Stage, Step
 from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import OPTIONS, fields_not_compared
 from conv3d_cli.system.atomic import clean_up_output, sent_to, suffix_of, write_errors
@@ -429,12 +429,9 @@ def settings_of(job: Job) -> Record:
     {'stages': [{'strides': 2, 'kernel': 'box:size=3'}]}
     """
     result = _differing(job, NO_SETTINGS)
-    result["stages"] = [
-        {**_differing(stage, NO_STAGE_SETTINGS), "kernel": _kernel_words(stage)}
-        if isinstance(stage, Stage)
-        else {"inputs": list(stage.inputs), "node": _plain(stage.node)}
-        for stage in job.stages
-    ]
+    result["stages"] = [_stage_settings(stage) for stage in job.stages]
+    if job.patched is not None:
+        result["stages"] += [_stage_settings(stage) for stage in job.patched.stages]
     missing = _differing(job.missing, {"mask"})
     if missing or job.missing.mask is not None:
         result["missing"] = {**missing, "mask": _part(job.missing.mask)}
@@ -446,6 +443,12 @@ def settings_of(job: Job) -> Record:
     result |= {output.role: os.path.basename(output.path) for output in job.beside}
     found: Record = json.loads(json.dumps(result, default=_plain))
     return found
+
+
+def _stage_settings(stage: Stage | Step) -> Record:
+    if isinstance(stage, Stage):
+        return {**_differing(stage, NO_STAGE_SETTINGS), "kernel": _kernel_words(stage)}
+    return {"inputs": list(stage.inputs), "node": _plain(stage.node)}
 
 
 def _part(path: str | None) -> str | None:

@@ -46,6 +46,9 @@ _NOT_TAKEN = (
     "argmax",
     "label_names",
     "output_name",
+    "patch",
+    "overlap",
+    "blend",
     "mask_labels",
 )
 _OF_MEANS = ("missing", "min_coverage")

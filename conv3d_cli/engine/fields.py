@@ -65,6 +65,13 @@ class Field:
         """Store whole planes, (d, H, W)."""
         self.voxels[start : start + len(planes)] = planes
 
+    def rows(self, plane: int, rows: Span) -> Array:
+        """Rows of a plane, (h, W); `put_rows` stores what was changed."""
+        return self.voxels[plane, rows[0] : rows[1]]
+
+    def put_rows(self, plane: int, rows: Span, values: Array) -> None:
+        """Store the rows of a plane that `rows` gave."""
+
     def close(self) -> None:
         """Let go of the voxels."""
         self.voxels = np.empty((0, 0, 0), self.voxels.dtype)
@@ -107,6 +114,14 @@ class FileField(Field):
 
     def write(self, start: int, planes: Array) -> None:
         self._write(np.ascontiguousarray(planes, self.real), start * self.plane_bytes)
+
+    def rows(self, plane: int, rows: Span) -> Array:
+        found = np.empty((rows[1] - rows[0], self.size[2]), self.real)
+        self._read(found, plane * self.plane_bytes + rows[0] * self.row_bytes)
+        return found
+
+    def put_rows(self, plane: int, rows: Span, values: Array) -> None:
+        self._write(values, plane * self.plane_bytes + rows[0] * self.row_bytes)
 
     def close(self) -> None:
         self.file.close()

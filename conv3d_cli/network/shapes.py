@@ -31,9 +31,12 @@ class ShapedNetwork:
     apart: tuple[str, ...]
 
 
-def shape_network(network: Network, shape: Shape) -> ShapedNetwork:
+def shape_network(
+    network: Network, shape: Shape, cure: str = "pad or crop the volume before"
+) -> ShapedNetwork:
     """Give every node its operation, for a volume of a shape; the network has one input.
 
+    cure : str      what to do about sizes that do not join
     Raises: ShapeError if the volume has other channels, or sizes that do not join (the message
         names the nearest that do); as `make_operation`.
     """
@@ -47,7 +50,8 @@ def shape_network(network: Network, shape: Shape) -> ShapedNetwork:
     try:
         operations = _operations(network, shape)
     except SizesDiffer as error:
-        raise ShapeError(f"{error}; {_sizes_that_join(network, shape, error)}") from None
+        told = _sizes_that_join(network, shape, error, cure)
+        raise ShapeError(f"{error}; {told}") from None
     _require_the_same(network, shape)
     transforms = {name: VoxelTransform()}
     apart = []
@@ -104,7 +108,7 @@ def _operations(network: Network, shape: Shape) -> dict[str, Operation]:
     return operations
 
 
-def _sizes_that_join(network: Network, shape: Shape, error: SizesDiffer) -> str:
+def _sizes_that_join(network: Network, shape: Shape, error: SizesDiffer, cure: str) -> str:
     """Words on the nearest sizes that do join, along each axis that does not."""
     told = []
     for axis in range(3):
@@ -127,7 +131,7 @@ def _sizes_that_join(network: Network, shape: Shape, error: SizesDiffer) -> str:
         told.append(f"{known} along {AXIS_NAMES[axis]}")
     if not told:
         return "no size near the volume's joins either"
-    return f"sizes that join: {', '.join(told)}; pad or crop the volume before"
+    return f"sizes that join: {', '.join(told)}; {cure}"
 
 
 def _fits(network: Network, shape: Shape, axis: int, length: int) -> bool:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from conv3d_cli.errors import MemoryLimitError, setting
-from conv3d_cli.pipeline.memory import MemoryUse, SlabJob, megabytes
+from conv3d_cli.pipeline.memory import MemoryUse, SlabJob, megabytes, patch_job
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.prepared import Convolution
     from conv3d_cli.pipeline.boxes.partition import Partition, Redundancy
     from conv3d_cli.pipeline.boxes.stream import BoxJob
+    from conv3d_cli.pipeline.graph import PatchBody
 
 
 # Bytes of a slab's input and output, if the ceiling allows. Small slabs shorten the wait at both
@@ -105,6 +106,22 @@ def choose_blocking(
     )
     error.needed = least.total
     raise error
+
+
+def fit_patches(job: SlabJob, body: PatchBody, limit: int) -> None:
+    """Choose the slabs of a patch, and whether rows of patches wait in files, for a ceiling.
+
+    job : SlabJob       of the volume
+    limit : int         bytes of the whole process
+    The largest useful slabs are chosen with which the rest of the job fits, first in memory.
+    """
+    step = job.last.plan.depth_step
+    depths = list(_slab_depths(patch_job(body)))
+    for body.on_disk in (False, True):
+        for body.slab_depth, together in depths:
+            body.graph.compute_together(together)
+            if job.memory(step).total <= limit:
+                return
 
 
 class _Slabs(NamedTuple):

@@ -27,9 +27,9 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
         files["template mask"] = volume_files(job.template_mask)
     if job.label_names is not None:
         files["label names"] = (job.label_names,)
-    for number, stage in enumerate(job.stages, 1):
+    for number, stage in enumerate(job.given_stages, 1):
         if isinstance(stage, Stage) and (path := kernel_file(stage)) is not None:
-            files["kernel" if len(job.stages) == 1 else f"kernel of layer {number}"] = (
+            files["kernel" if len(job.given_stages) == 1 else f"kernel of layer {number}"] = (
                 readable_files(path)
             )
     return files
@@ -38,7 +38,7 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
 def settings_files(job: Job) -> tuple[str, ...]:
     """The files that a job was made from: configs, a manifest, weights files, biases."""
     return tuple(
-        dict.fromkeys([*job.files, *(path for stage in job.stages for path in stage.files)])
+        dict.fromkeys([*job.files, *(path for stage in job.given_stages for path in stage.files)])
     )
 
 

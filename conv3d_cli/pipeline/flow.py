@@ -3,7 +3,8 @@
 All of them are read forward only. A `LayerReader` computes a convolution, an `OperationReader`
 another operation, from the readers of their inputs, so each keeps only the planes that its next
 outputs need. A `Tee` gives one reader to several nodes: it keeps the planes that the fastest has
-read and the slowest has not. `held.py` counts what all of them hold.
+read and the slowest has not. A `PatchReader` runs a graph of its own in patches. `held.py` counts
+what all of them hold.
 """
 
 from __future__ import annotations
@@ -19,12 +20,22 @@ import numpy as np
 from conv3d_cli.convolution.slabs import HeldPlanes, SlabSource
 from conv3d_cli.engine.fields import Field, FileField
 from conv3d_cli.formats.base import reserve_space, spool_reader
+from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.model.box import Box
 from conv3d_cli.model.grid import grid_after
-from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+from conv3d_cli.model.spec import Triple
+from conv3d_cli.model.volume import Array, ArrayReader, ArrayWriter, VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape, Window
 from conv3d_cli.network.operations.statistics import GATHERING
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, GraphNode, OperationNode
+from conv3d_cli.pipeline.graph import (
+    VOLUME,
+    ConvolutionNode,
+    Graph,
+    GraphNode,
+    OperationNode,
+    PatchedNode,
+)
+from conv3d_cli.pipeline.stream import StreamPlan, stream
 from conv3d_cli.system.atomic import write_errors
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
@@ -329,6 +340,193 @@ class IteratedReader(VolumeReader):
         self.reader.finish()
 
 
+class PatchReader(_ComputedReader):
+    """The blended outputs of patches.
+
+    beside : str or None    see `spool_reader`
+    """
+
+    def __init__(
+        self, reader: VolumeReader, node: PatchedNode, team: Team, beside: str | None
+    ) -> None:
+        self.reader, self.node, self.layout, self.body = reader, node, node.layout, node.body
+        self.team, self.beside, self.path = team, beside, reader.path
+        shape = Shape(*node.size, node.channels)
+        self.header = derived_header(reader.header, shape, node.dtype)
+        self._inputs: _Ring | None = None
+        self._sums: _Ring | None = None
+
+    def _begin(self, n: int) -> None:
+        self._forget()
+        depth = min(self.layout.size[0], self.layout.patch[0])
+        plane = self.layout.size[1:]
+        self._inputs = self._ring(depth, plane, self.reader.header.shape[4])
+        self._sums = self._ring(depth, plane, self.header.shape[4])
+        self._row = 0  # the next row of patches
+        self._read = 0  # planes of the volume that were read
+        self._cleared = 0  # planes whose sums were begun
+
+    def _ring(self, depth: int, plane: tuple[int, ...], channels: int) -> _Ring:
+        size = (depth, plane[0], plane[1] * channels)
+        real = self.header.dtype
+        with self._errors():
+            if not self.body.on_disk:
+                return _Ring(Field(np.zeros(size, real)), size, channels)
+            file = unnamed_file(self.beside)  # the field closes it
+            reserve_space(file, math.prod(size) * real.itemsize)
+            return _Ring(FileField(file, size, real), size, channels)
+
+    def _errors(self) -> write_errors:
+        return write_errors(f"temporary files in {temporary_folder(self.beside)}")
+
+    def _compute(self, n: int, start: int, stop: int, out: Array) -> None:
+        assert self._sums is not None
+        starts, size = self.layout.starts(0), self.layout.size[0]
+        done = start
+        while done < stop:
+            while self._row < len(starts) and starts[self._row] <= done:
+                with self._errors():
+                    self._add_row(n, starts[self._row])
+                self._row += 1
+            known = starts[self._row] if self._row < len(starts) else size
+            known = min(known, stop)
+            self._finish(done, out[done - start : known - start])
+            done = known
+
+    def _add_row(self, n: int, depth: int) -> None:
+        """Add the outputs of the patches that begin at a depth."""
+        assert self._inputs is not None
+        assert self._sums is not None
+        layout = self.layout
+        _, last = layout.planes_of(depth)
+        for start in range(self._read, last, MOST_PLANES):
+            stop = min(start + MOST_PLANES, last)
+            header = self.reader.header
+            block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
+            self._inputs.store(start, real_values(block, header.scale, self.header.dtype))
+            self.reader.release(n, start)
+        self._read = last
+        for plane in range(self._cleared, last):
+            self._sums.clear(plane)
+        self._cleared = last
+        for height in layout.starts(1):
+            for width in layout.starts(2):
+                self._add_patch((depth, height, width))
+
+    def _add_patch(self, starts: Triple) -> None:
+        """Add the output of a patch, times its weights."""
+        layout, sums = self.layout, self._sums
+        assert sums is not None
+        found = self._run(self._patch_at(starts))
+        inside, own = self._places(starts)
+
+        def add(_: int, d: int) -> None:
+            place = own.depth[0] + d
+            weights = layout.weights(Box((place, place + 1), *own[1:]))[0]
+            weighted = found[place][own.slices[1:]]
+            with np.errstate(invalid="ignore", over="ignore"):
+                weighted *= weights[..., None].astype(weighted.dtype)
+                sums.add(inside.depth[0] + d, inside, weighted)
+
+        self.team.run(inside.size.depth, add)
+
+    def _patch_at(self, starts: Triple) -> Array:
+        """The voxels of a patch, (d, h, w, c), with zeros beyond the volume."""
+        inputs = self._inputs
+        assert inputs is not None
+        patch = np.zeros(self.body.source.axes.shape, self.header.dtype)
+        inside, own = self._places(starts)
+
+        def fill(_: int, d: int) -> None:
+            plane = patch[own.depth[0] + d]
+            plane[own.slices[1:]] = inputs.part(inside.depth[0] + d, inside)
+
+        self.team.run(inside.size.depth, fill)
+        return patch
+
+    def _places(self, starts: Triple) -> tuple[Box, Box]:
+        """The part of a patch in the volume: its place in the volume, and in the patch."""
+        inside = self.layout.inside(starts)
+        return inside, inside.shift([-start for start in starts])
+
+    def _run(self, patch: Array) -> Array:
+        """The output of a patch, (d, h, w, c)."""
+        body = self.body
+        out = np.empty(body.result.axes.shape, body.result.dtype)
+        with ExitStack() as stack:
+            reader = reader_of_last(
+                body.graph,
+                ArrayReader(patch, body.source, self.path),
+                self.team,
+                stack,
+                body.spooled,
+                body.spooled_inputs,
+                self.beside,
+            )
+            is_filled = body.graph.written(body.result.dtype) is not None
+            plan = StreamPlan(body.graph.last, body.parts, body.slab_depth, is_filled)
+            stream(plan, reader, ArrayWriter(out, body.result), self.team, in_turn=True)
+        return out
+
+    def _finish(self, start: int, out: Array) -> None:
+        """Divide the sums in planes by the sums of weights."""
+        sums, layout = self._sums, self.layout
+        assert sums is not None
+        whole = Box.whole(layout.size)
+
+        def divide(_: int, d: int) -> None:
+            total = layout.total(start + d)[..., None]
+            with np.errstate(invalid="ignore", over="ignore"):
+                np.divide(sums.part(start + d, whole), total, out=out[d], casting="same_kind")
+
+        self.team.run(len(out), divide)
+
+    def _forget(self) -> None:
+        for ring in (self._inputs, self._sums):
+            if ring is not None:
+                ring.field.close()
+        self._inputs = self._sums = None
+
+    def finish(self) -> None:
+        self._forget()
+        self.reader.finish()
+
+
+class _Ring:
+    """Some consecutive planes of a volume: a plane takes the place of one that is done."""
+
+    def __init__(self, field: Field, size: Triple, channels: int) -> None:
+        self.field, self.size, self.channels = field, size, channels
+
+    def _place(self, plane: int) -> int:
+        return plane % self.size[0]
+
+    def store(self, start: int, planes: Array) -> None:
+        """Store planes (d, H, W, c)."""
+        for d, plane in enumerate(planes, start):
+            self.field.write(self._place(d), plane.reshape(1, len(plane), -1))
+
+    def clear(self, plane: int) -> None:
+        """Begin a plane of zeros."""
+        _, height, width = self.size
+        self.field.write(self._place(plane), np.zeros((1, height, width)))
+
+    def part(self, plane: int, box: Box) -> Array:
+        """Rows and columns of a plane, (h, w, c)."""
+        return self._columns(self.field.rows(self._place(plane), box.height), box)
+
+    def add(self, plane: int, box: Box, values: Array) -> None:
+        """Add values (h, w, c) to rows and columns of a plane."""
+        rows = self.field.rows(self._place(plane), box.height)
+        self._columns(rows, box)[...] += values
+        self.field.put_rows(self._place(plane), box.height, rows)
+
+    def _columns(self, rows: Array, box: Box) -> Array:
+        first, last = box.width
+        part = rows[:, first * self.channels : last * self.channels]
+        return part.reshape(len(rows), last - first, self.channels)
+
+
 class Tee:
     """Gives one reader to several nodes, each of which reads it forward."""
 
@@ -434,15 +632,17 @@ def reader_of_last(
         if isinstance(node, ConvolutionNode):
             provide(position, LayerReader(taken[0], node, team))
         else:
-            assert isinstance(node, OperationNode)
             provide(position, _reader_of(node, taken, team, beside))
     raise AssertionError("a graph ends with a convolution")
 
 
 def _reader_of(
-    node: OperationNode, taken: list[VolumeReader], team: Team, beside: str | None
+    node: GraphNode, taken: list[VolumeReader], team: Team, beside: str | None
 ) -> VolumeReader:
     """The reader of an operation other than a convolution."""
+    if isinstance(node, PatchedNode):
+        return PatchReader(taken[0], node, team, beside)
+    assert isinstance(node, OperationNode)
     if node.operation.iterates:
         return IteratedReader(taken[0], node, team, beside)
     if node.operation.needs_whole:

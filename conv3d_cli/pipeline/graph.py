@@ -19,7 +19,9 @@ from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import first_needed, last_needed
 from conv3d_cli.model.box import Runs, merge
+from conv3d_cli.model.patches import PatchLayout
 from conv3d_cli.model.spec import Triple
+from conv3d_cli.model.volume import VolumeHeader
 from conv3d_cli.network.operations.base import Operation
 from conv3d_cli.pipeline.boxes.partition import GAP, BoxGraph, BoxNode, input_runs
 
@@ -202,6 +204,58 @@ class OperationNode(GraphNode):
         return self.operation.span(number, 0, (start, stop))
 
 
+@dataclass
+class PatchBody:
+    """What runs in each patch: a graph of its own, of a volume of the patch's size.
+
+    graph : Graph
+    parts : list                see `StreamPlan`
+    source, result : VolumeHeader   of a patch, and of what is made of it
+    spooled, spooled_inputs : see `flow.reader_of_last`
+    slab_depth : int            output planes of a patch that are computed at once
+    on_disk : bool              planes of the volume wait for their patches in temporary files
+    """
+
+    graph: Graph
+    parts: list[tuple[int, slice]]
+    source: VolumeHeader
+    result: VolumeHeader
+    spooled: frozenset[int]
+    spooled_inputs: tuple[int, ...]
+    slab_depth: int = 1
+    on_disk: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PatchedNode(GraphNode):
+    """Patches of a volume, each of which a graph computes, in a graph. They are blended."""
+
+    layout: PatchLayout
+    body: PatchBody
+
+    @property
+    def size(self) -> Triple:
+        return self.layout.size
+
+    @property
+    def channels(self) -> int:
+        return self.body.result.shape[4]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.body.result.dtype
+
+    def at_once(self, start: int, threads: int) -> int:
+        return self.size[0]  # it divides sums that are there
+
+    def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
+        raise NotImplementedError("patches are not computed in boxes")
+
+    def planes(self, number: int, start: int, stop: int) -> tuple[int, int]:
+        starts = self.layout.covering(0, (start, stop))
+        return self.layout.planes_of(starts[0])[0], self.layout.planes_of(starts[-1])[1]
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """The nodes of a job. Its last node is a convolution.
@@ -228,6 +282,23 @@ class Graph:
     def operations(self) -> list[Operation]:
         """All other operations, in order."""
         return [node.operation for node in self.nodes if isinstance(node, OperationNode)]
+
+    @cached_property
+    def bodies(self) -> list[PatchBody]:
+        """What runs in patches."""
+        return [node.body for node in self.nodes if isinstance(node, PatchedNode)]
+
+    @cached_property
+    def all_convolutions(self) -> list[Convolution]:
+        """All convolutions, those that run in patches first."""
+        inner = [one for body in self.bodies for one in body.graph.all_convolutions]
+        return [*inner, *self.convolutions]
+
+    @cached_property
+    def all_operations(self) -> list[Operation]:
+        """All other operations, those that run in patches first."""
+        inner = [one for body in self.bodies for one in body.graph.all_operations]
+        return [*inner, *self.operations]
 
     @property
     def last(self) -> Convolution:
@@ -266,7 +337,7 @@ class Graph:
 
     def use_threads(self, threads: int) -> None:
         """Plan all convolutions for another number of threads."""
-        for convolution in self.convolutions:
+        for convolution in self.all_convolutions:
             convolution.use_threads(threads)
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 
 from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.pipeline.flow import WHOLE_PLANES
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
+from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode, PatchedNode
 
 
 @dataclass
@@ -202,6 +202,8 @@ class _Count:
         node = self.graph.nodes[position]
         if isinstance(node, ConvolutionNode):
             self._layer(position, node, start, stop)
+        elif isinstance(node, PatchedNode):
+            self._patches(position, node, start, stop)
         else:
             assert isinstance(node, OperationNode)
             self._operation(position, node, start, stop)
@@ -280,6 +282,18 @@ class _Count:
         if last == node.size[0]:
             for window in windows:
                 window.forget()
+
+    def _patches(self, position: int, node: PatchedNode, start: int, stop: int) -> None:
+        """See `flow.PatchReader`; what it keeps does not depend on requests."""
+        (window,) = self.windows[position]
+        _, last = node.planes(0, start, stop)
+        for first in range(window.stop, last, MOST_PLANES):
+            until = min(first + MOST_PLANES, last)
+            self.requests[position, 0](first, until)
+            with self.pass_by(2 * (until - first) * window.plane):
+                pass
+        window.stop = max(window.stop, last)
+        self.note(position, stop - start)
 
 
 def _depth_taken(graph: Graph, consumer: tuple[int, int]) -> int:

@@ -42,12 +42,23 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
         from conv3d_cli.pipeline.composing import check_template_mask  # few jobs have one
 
         check_template_mask(settings.run.template_mask, settings.run.operation)
-    if network is not None:
-        network = select_in_network(network, settings.run)
+    if settings.run.patch is not None:
+        from conv3d_cli.pipeline.patches import check_patched, in_patches  # few jobs have any
+
+        check_patched(settings)
+        bare = replace(settings.run, argmax=None, channels=None)
+        if network is not None:
+            network = select_in_network(network, bare)
+        stages = in_patches(_stages(replace(settings, run=bare), network), network, settings.run)
+        network = None
+    else:
+        if network is not None:
+            network = select_in_network(network, settings.run)
+        stages = _stages(settings, network)
     return Job(
         source=source,
         target=target,
-        stages=_stages(settings, network),
+        stages=stages,
         network=network,
         missing=missing,
         beside=beside,

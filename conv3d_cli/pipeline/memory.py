@@ -13,7 +13,14 @@ import numpy as np
 from conv3d_cli.convolution.slabs import Slab, cut_slabs, most_planes
 from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.formats.passes import MOST_PLANES
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
+from conv3d_cli.pipeline.graph import (
+    VOLUME,
+    ConvolutionNode,
+    Graph,
+    OperationNode,
+    PatchBody,
+    PatchedNode,
+)
 from conv3d_cli.pipeline.held import count_held
 from conv3d_cli.pipeline.stream import FILLED_BEHIND, WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
@@ -212,6 +219,8 @@ class SlabJob:
                 use = use.plus(scratch=node.convolution.plan.scratch_for(size))
             elif isinstance(node, OperationNode):
                 use = use.plus(scratch=node.scratch_for(computed, self.last.plan.threads))
+            elif isinstance(node, PatchedNode):
+                use = use.plus(patches=_patches_held(node, self.last.plan.threads))
         window = held.window_planes[-1]
         if not is_filled:
             use = use.plus(**self.last.memory(window, held.computed[-1]))
@@ -232,6 +241,38 @@ class SlabJob:
             use = use.plus(input=held.windows, layers=held.layers - held.windows, skips=held.skips)
         is_first = self.graph.nodes[-1].inputs[0] == VOLUME and not self.sequential
         return use.plus(reader=self.reader(window if is_first else held.read))
+
+
+def patch_job(body: PatchBody) -> SlabJob:
+    """A patch as far as its memory depends on it."""
+    channels, real = body.source.shape[4], body.source.dtype
+    return SlabJob(
+        body.graph,
+        real,
+        real,
+        sequential=len(body.graph.nodes) > 1,
+        channels=body.result.shape[4],
+        weights={},
+        in_channels=channels,
+        in_plane_voxels=math.prod(body.source.shape[2:4]),
+        spooled=body.spooled,
+    )
+
+
+def _patches_held(node: PatchedNode, threads: int) -> int:
+    """What a node's reader and the stages of a patch hold at most."""
+    layout, body = node.layout, node.body
+    size, channels = body.source.dtype.itemsize, (body.source.shape[4], node.channels)
+    patch = math.prod(layout.patch) * sum(channels)
+    row_planes = min(layout.size[0], layout.patch[0]) if not body.on_disk else 0
+    rows = row_planes * math.prod(layout.size[1:]) * sum(channels)
+    # of each thread: a plane of a patch times its weights, rows of a file, and a plane of weights
+    products = math.prod(layout.patch[1:]) * (node.channels + 2)
+    strips = layout.patch[1] * layout.size[2] * max(channels) * 2 if body.on_disk else 0
+    plane = math.prod(layout.size[1:])
+    totals = plane * (2 * 8 + node.channels * size * (2 if body.on_disk else 1))
+    own = size * (patch + rows) + threads * max(size * (products + strips), totals)
+    return own + patch_job(body).memory(body.slab_depth).total - PROCESS.total
 
 
 @lru_cache(maxsize=16)

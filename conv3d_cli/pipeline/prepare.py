@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -35,15 +35,22 @@ from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import Grid, Spacing, grid_after, triple_text
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
+from conv3d_cli.model.patches import PatchLayout
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
-from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
+from conv3d_cli.model.volume import (
+    ArrayReader,
+    Axes,
+    VolumeHeader,
+    VolumeReader,
+    parts_in_storage_order,
+)
 from conv3d_cli.network.operations.base import Operation, Shape
 from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.missing import MaskCertainty
-from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
+from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking, fit_patches
 from conv3d_cli.pipeline.checks import begin_checks
-from conv3d_cli.pipeline.flow import whole_nodes
-from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode
+from conv3d_cli.pipeline.flow import derived_header, whole_nodes
+from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode, PatchBody, PatchedNode
 from conv3d_cli.pipeline.held import nodes_to_spool
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import (
@@ -61,6 +68,8 @@ from conv3d_cli.pipeline.request import (
     Stage,
     Step,
     inputs_of,
+    read_overlap,
+    read_patch,
 )
 from conv3d_cli.pipeline.selection import check_selection
 from conv3d_cli.pipeline.stream import StreamPlan
@@ -126,6 +135,28 @@ class PreparedStep:
 
 
 @dataclass
+class PreparedPatches:
+    """A step that runs a job of its own in every patch, ready to run.
+
+    inputs : tuple of int       positions of the stages that it takes from, -1 for the volume
+    layout : PatchLayout        of the patches
+    inner : PreparedJob         of one patch, whose voxels its reader does not have
+    body : PatchBody            how it runs
+    """
+
+    step: Step
+    inputs: tuple[int, ...]
+    layout: PatchLayout
+    inner: PreparedJob
+    body: PatchBody
+
+    @property
+    def node(self) -> PatchedNode:
+        """Its place in the graph."""
+        return PatchedNode(self.inputs, self.layout, self.body)
+
+
+@dataclass
 class PreparedJob:
     """A job that is ready to run. Use it within the context of `prepare_job`.
 
@@ -146,7 +177,7 @@ class PreparedJob:
 
     job: Job
     reader: VolumeReader
-    stages: list[PreparedStage | PreparedStep]
+    stages: list[AnyPrepared]
     header: VolumeHeader
     stream_plan: StreamPlan
     boxes: Boxes | None
@@ -169,6 +200,11 @@ class PreparedJob:
     def convolutions(self) -> list[PreparedStage]:
         """The stages that are convolutions, in order."""
         return [stage for stage in self.stages if isinstance(stage, PreparedStage)]
+
+    @property
+    def patches(self) -> PreparedPatches | None:
+        """The stage that runs in patches; None if there is none."""
+        return next((one for one in self.stages if isinstance(one, PreparedPatches)), None)
 
     @property
     def last(self) -> PreparedStage:
@@ -197,6 +233,9 @@ class PreparedJob:
     def memory(self) -> int:
         """The predicted peak of the whole process in bytes."""
         return self.memory_use.total
+
+
+AnyPrepared: TypeAlias = PreparedStage | PreparedStep | PreparedPatches
 
 
 @contextmanager
@@ -329,7 +368,7 @@ def open_mask(
         yield check_mask(reader, header, labels)
 
 
-def _graph(stages: Sequence[PreparedStage | PreparedStep]) -> Graph:
+def _graph(stages: Sequence[AnyPrepared]) -> Graph:
     return Graph(tuple(stage.node for stage in stages))
 
 
@@ -350,16 +389,29 @@ class _ResolvedStep(NamedTuple):
     operation: Operation
 
 
+class _ResolvedPatches(NamedTuple):
+    """A step that runs other stages in every patch, whose sizes are known."""
+
+    prepared: PreparedPatches
+    chain: _Resolved
+
+
 class _Resolved(NamedTuple):
     """All stages of a job, whose sizes are known; and the network that they were made of."""
 
-    stages: list[_ResolvedStage | _ResolvedStep]
+    stages: list[_ResolvedStage | _ResolvedStep | _ResolvedPatches]
     network: ShapedNetwork | None
 
     @property
     def convolutions(self) -> list[_ResolvedStage]:
         """Those that are convolutions."""
         return [stage for stage in self.stages if isinstance(stage, _ResolvedStage)]
+
+    @property
+    def all_convolutions(self) -> list[_ResolvedStage]:
+        """Those that are convolutions, and those that run in patches before them."""
+        inner = [one.chain for one in self.stages if isinstance(one, _ResolvedPatches)]
+        return [*(one for chain in inner for one in chain.all_convolutions), *self.convolutions]
 
     @property
     def last(self) -> ResolvedConvolution:
@@ -408,7 +460,7 @@ def _prepare(
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
         notes.append(lost)
-    notes += unused_notes(job, reader.header, [one.resolved for one in chain.convolutions])
+    notes += unused_notes(job, reader.header, [one.resolved for one in chain.all_convolutions])
     notes += lost_provenance(job.target, header)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
@@ -424,6 +476,9 @@ def _prepare(
         spooled |= {-1}
         order.spool_input[0] = False
     blocking = _choose_blocking(job, reader, stages, header, order, spooled)
+    for one in stages:
+        if isinstance(one, PreparedPatches):
+            one.inner.stream_plan.slab_depth = one.body.slab_depth
     if blocking.full_memory:
         notes.append(
             f"{graph.last.plan.threads} of {count_of(thread_count(job.threads), 'thread')} "
@@ -472,9 +527,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
-def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolved:
+def _resolve_stages(
+    job: Job, header: VolumeHeader, notes: list[str], cure: str = "pad or crop the volume before"
+) -> _Resolved:
     """Kernel, problem and activations of every stage, for what it takes.
 
+    cure : str      what to do about sizes that do not join
     Raises: ShapeError, which names the layer of a stack; other errors of `resolve_kernel`, and of
         `shape_network`.
     """
@@ -482,7 +540,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
     if job.network is not None:
         from conv3d_cli.network.shapes import shape_network  # few jobs have a network
 
-        network = shape_network(job.network, Shape(*header.shape[1:]))
+        network = shape_network(job.network, Shape(*header.shape[1:]), cure)
         notes += job.network.notes
         if network.apart:
             names = ", ".join(f"'{name}'" for name in network.apart)
@@ -490,13 +548,20 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
                 f"the network joins volumes whose voxels lie at other places, at {names}; the "
                 "output's place is that of the first"
             )
-    chain: list[_ResolvedStage | _ResolvedStep] = []
+    chain: list[_ResolvedStage | _ResolvedStep | _ResolvedPatches] = []
     grid = _grid_of(job, header, notes)
     # masks and missing voxels are of the input, the coverage of a mean is of each layer
     later = Missing(min_coverage=job.missing.min_coverage)
     shapes, grids = {-1: header.shape}, {-1: grid}
     for number, stage in enumerate(job.stages):
         inputs = inputs_of(stage, number)
+        if isinstance(stage, Step) and stage.body is not None:
+            source = shapes[inputs[0]]
+            patches = _prepare_patches(job, stage, inputs, source, grids[inputs[0]], notes)
+            chain.append(patches)
+            shapes[number] = (*source[:4], patches.prepared.body.result.shape[4])
+            grids[number] = grid_after(grids[inputs[0]], patches.prepared.body.result.transform)
+            continue
         if isinstance(stage, Step):
             from conv3d_cli.network.operations.catalogue import make_operation
 
@@ -530,6 +595,93 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> _Resolv
         shapes[number] = (shape[0], *problem.out_size, resolved.channels_out)
         grids[number] = grid_after(grids[inputs[0]], problem)
     return _Resolved(chain, network)
+
+
+def _prepare_patches(
+    job: Job,
+    step: Step,
+    inputs: tuple[int, ...],
+    source: tuple[int, ...],
+    grid: Grid,
+    notes: list[str],
+) -> _ResolvedPatches:
+    """Lay the patches of a volume, and decide how one of them is computed.
+
+    source : (N, D, H, W, C)    of what they are patches of
+    grid : Grid                 by which lengths are converted to voxels
+    Raises: ShapeError, which names the patch, also for an output of another size; as
+        `_resolve_stages`.
+    """
+    from conv3d_cli.pipeline.patches import inner_job  # few jobs have any
+
+    assert step.body is not None
+    patch = read_patch(job.patch, grid)
+    _, depth, height, width, channels = source
+    layout = PatchLayout((depth, height, width), patch, read_overlap(job.overlap), job.blend)
+    real, own = np.dtype(job.precision), inner_job(job, step.body)
+    header = VolumeHeader(Axes("zyxc", (*patch, channels)), real, grid=grid)
+    reader = ArrayReader(np.broadcast_to(np.zeros((), real), header.axes.shape), header)
+    where = f"in a patch of {'x'.join(map(str, patch))} voxels"
+    try:
+        chain = _resolve_stages(own, header, notes, "pass a patch of such a size")
+    except ShapeError as error:
+        raise ShapeError(f"{where}: {error}") from error
+    last, (_, transform) = chain.last, _placed(chain, grid)
+    if last.problem.out_size != patch:
+        raise ShapeError(
+            f"{where}: the output has {'x'.join(map(str, last.problem.out_size))} voxels, and "
+            f"patches are blended where it has as many; leave {setting('patch')} out, or keep the "
+            f"size ({setting('padding', 'same')}, no strides)"
+        )
+    shape = Shape(*patch, last.channels_out)
+    result = replace(derived_header(header, shape, real), transform=transform)
+    order = _stream_order(own, reader, result, chain)
+    stages, planning = _assemble_stages(own, chain, order, None, False, layout.count)
+    graph = _graph(stages)
+    spooled = nodes_to_spool(graph)
+    body = PatchBody(
+        graph,
+        order.parts,
+        header,
+        result,
+        spooled,
+        tuple(n for n, spooled in enumerate(order.spool_input) if spooled),
+    )
+    inner = PreparedJob(
+        job=own,
+        reader=reader,
+        stages=stages,
+        header=result,
+        stream_plan=StreamPlan(graph.last, order.parts, 1),
+        boxes=None,
+        spool_input=order.spool_input,
+        spool_output=False,
+        memory_use=max(planning, key=lambda use: use.total),
+        spooled=spooled,
+        network=chain.network,
+    )
+    return _ResolvedPatches(PreparedPatches(step, inputs, layout, inner, body), chain)
+
+
+def _placed(chain: _Resolved, grid: Grid) -> tuple[Grid, VoxelTransform]:
+    """The grid of the output of stages, and the map from its voxels to those of the input.
+
+    grid : Grid     of the input
+    """
+    if chain.network is not None:
+        (output,) = chain.network.network.outputs.values()
+        transform = chain.network.transforms[output]
+        return grid_after(grid, transform), transform
+    transform = VoxelTransform()
+    for one in chain.stages:
+        if isinstance(one, _ResolvedStep):
+            continue
+        if isinstance(one, _ResolvedPatches):
+            step = one.prepared.body.result.transform
+        else:
+            step = one.resolved.problem.voxel_transform
+        grid, transform = grid_after(grid, step), transform.then(step)
+    return grid, transform
 
 
 def _grid_of(job: Job, header: VolumeHeader, notes: list[str]) -> Grid:
@@ -571,15 +723,7 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
 
     Raises: ShapeError for --scale auto with RGB voxels, and for --scale keep without a copy.
     """
-    grid, transform = source.grid, VoxelTransform()
-    if chain.network is not None:
-        (output,) = chain.network.network.outputs.values()
-        transform = chain.network.transforms[output]
-        grid = grid_after(grid, transform)
-    else:
-        for _, _, resolved, _ in chain.convolutions:
-            grid = grid_after(grid, resolved.problem)
-            transform = transform.then(resolved.problem.voxel_transform)
+    grid, transform = _placed(chain, source.grid)
     last = chain.last
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
     copies = len(chain.stages) == 1 and last.is_copy and _regularizer(chain) is None
@@ -683,10 +827,10 @@ def _shift_notes(job: Job, header: VolumeHeader, chain: _Resolved) -> list[str]:
     shifted = [axis for axis, offset in enumerate(header.transform.offset) if offset % 1]
     if not shifted:
         return []
-    kernels = [one.resolved.kernel for one in chain.convolutions]
+    kernels = [one.resolved.kernel for one in chain.all_convolutions]
     even = any(kernel.size[axis] % 2 == 0 for kernel in kernels for axis in shifted)
     cause = "an even kernel" if even else "a kernel whose centre lies between voxels"
-    cause = cause if chain.network is None else "the network"
+    cause = cause if job.given_network is None else "the network"
     half = all(header.transform.offset[axis] % 1 == 0.5 for axis in shifted)
     along = ",".join(AXIS_NAMES[axis] for axis in shifted)
     told = output_format(job.target).holds_spacing and header.grid.affine is not None
@@ -739,19 +883,30 @@ _LABEL_DTYPES = ((255, "uint8"), (65535, "uint16"), (math.inf, "uint32"))
 
 
 def _assemble_stages(
-    job: Job, chain: _Resolved, order: _StreamOrder, mask: Mask | None, keeps_scale: bool
-) -> tuple[list[PreparedStage | PreparedStep], list[MemoryUse]]:
+    job: Job,
+    chain: _Resolved,
+    order: _StreamOrder,
+    mask: Mask | None,
+    keeps_scale: bool,
+    patches: int = 1,
+) -> tuple[list[AnyPrepared], list[MemoryUse]]:
     """Plan all stages. Returns them, and the memory that the planning of each needs.
 
     Only the last stage may compute channels one by one; the others compute all channels at once.
 
     keeps_scale : bool      see `Copy`
+    patches : int           of which each goes through all stages
     Raises: MemoryLimitError for more weights than the ceiling allows.
     """
-    stages: list[PreparedStage | PreparedStep] = []
+    stages: list[AnyPrepared] = []
     planning = []
     kernels: list[Kernel] = []
     for position, one in enumerate(chain.stages):
+        if isinstance(one, _ResolvedPatches):
+            stages.append(one.prepared)
+            planning.append(one.prepared.inner.memory_use)
+            kernels += [stage.kernel for stage in one.prepared.inner.convolutions]
+            continue
         if isinstance(one, _ResolvedStep):
             real = np.dtype(job.precision)
             if isinstance(one.operation, MaskCertainty) and mask is not None:
@@ -783,14 +938,14 @@ def _assemble_stages(
         stages.append(
             PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses, inputs)
         )
-    begin_checks(job, _graph(stages).convolutions, len(order.parts))
+    begin_checks(job, _graph(stages).convolutions, len(order.parts) * patches)
     return stages, planning
 
 
 def _choose_blocking(
     job: Job,
     reader: VolumeReader,
-    stages: list[PreparedStage | PreparedStep],
+    stages: list[AnyPrepared],
     header: VolumeHeader,
     order: _StreamOrder,
     spooled: frozenset[int],
@@ -804,9 +959,13 @@ def _choose_blocking(
         if len(stages) == 1
         else reader.header.axes.canonical_shape[4]
     )
-    done = [stage for stage in stages if isinstance(stage, PreparedStage)]
+    every = [
+        *stages,
+        *(s for one in stages if isinstance(one, PreparedPatches) for s in one.inner.stages),
+    ]
+    done = [stage for stage in every if isinstance(stage, PreparedStage)]
     given = [stage.stage.kernel for stage in done if isinstance(stage.stage.kernel, Kernel)]
-    weights = weight_memory([*given, *(stage.kernel for stage in done)], graph.convolutions)
+    weights = weight_memory([*given, *(stage.kernel for stage in done)], graph.all_convolutions)
     slab_job = SlabJob(
         graph,
         reader.header.dtype,
@@ -829,6 +988,8 @@ def _choose_blocking(
         spooled=spooled,
         in_memory=reader.in_memory,
     )
+    for body in graph.bodies:
+        fit_patches(slab_job, body, memory_ceiling(_ceiling(job)))
     return choose_blocking(
         slab_job, _ceiling(job), lambda: _box_job(job, reader, graph, header, channels, weights)
     )
@@ -880,9 +1041,9 @@ def _box_job(
     """The job in boxes, or None if it cannot be computed in boxes.
 
     Boxes need a reader and a writer of boxes, an output without additional volumes, and a graph
-    without an operation on the whole volume. All convolutions but the last compute their boxes with
-    a halo, so they can have neither an activation along the width nor an activity penalty, which
-    counts every voxel once.
+    without patches and without an operation on the whole volume. All convolutions but the last
+    compute their boxes with a halo, so they can have neither an activation along the width nor an
+    activity penalty, which counts every voxel once.
     """
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
@@ -896,7 +1057,7 @@ def _box_job(
         compression=job.compression,
     )
     convolutions = graph.convolutions
-    if reading is None or writing is None or job.beside or graph.needs_whole:
+    if reading is None or writing is None or job.beside or graph.needs_whole or graph.bodies:
         return None
     if not all(convolution.takes_boxes for convolution in convolutions):
         return None

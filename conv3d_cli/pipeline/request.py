@@ -11,14 +11,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conv3d_cli.errors import SpecError, name_hint, named, setting, unknown_name, words
+from conv3d_cli.errors import (
+    ShapeError,
+    SpecError,
+    UnknownNameError,
+    name_hint,
+    named,
+    setting,
+    unknown_name,
+    words,
+)
 from conv3d_cli.formats import check_compression, check_levels_by, output_format, scaled_formats
 from conv3d_cli.formats.zarr.remote import check_timeout, waiting
-from conv3d_cli.kernels.lengths import read_spacing
+from conv3d_cli.kernels.lengths import parse_lengths, read_lengths, read_sizes, read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
+from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
-from conv3d_cli.model.spec import Boundary, ConvSpec, triple
+from conv3d_cli.model.patches import BLENDS
+from conv3d_cli.model.spec import Boundary, ConvSpec, Triple, triple
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 from conv3d_cli.pipeline.outputs import VOLUME, Output, PeakRules, role_of
 from conv3d_cli.settings.options import OPTIONS
@@ -112,6 +123,66 @@ def read_normalization(text: str) -> InputNormalization:
             f"received {text!r:.60}"
         )
     return InputNormalization(method, (low, high), nonzero)
+
+
+def read_patch(value: Any, grid: Grid | None = None) -> Triple:
+    """The size of a patch in voxels along D, H, W, as an option, a config or Python gives it.
+
+    grid : Grid or None     by which lengths are converted, and rounded; None: the volume is not
+                            known yet, and lengths are taken as if voxels had a side of 1
+    Raises: SpecError, UnknownNameError; ShapeError for lengths without a voxel spacing.
+
+    >>> read_patch("64,96,96"), read_patch(32), read_patch("96mm", Grid((3.0, 2.0, 2.0), "mm"))
+    ((64, 96, 96), (32, 32, 32), (32, 48, 48))
+    """
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    text = ",".join(map(str, parts))
+    try:
+        if not any(letter.isalpha() for letter in text):
+            return read_sizes(text, "patch")
+        sizes: Sequence[float] = parse_lengths(text, "patch")[0]
+    except UnknownNameError:
+        raise
+    except SpecError:
+        sizes = (0,)
+    if min(sizes) <= 0:
+        raise SpecError(
+            f"{named('patch')} must be one size or three in depth,height,width order: whole "
+            f"numbers of voxels of at least 1, as in {setting('patch', '64,96,96')}, or lengths "
+            f"with a unit, as in {setting('patch', '96mm')}; received {text!r:.60}"
+        )
+    if grid is not None:
+        sizes = read_lengths(text, "patch", grid)
+    voxels = [round(size) for size in sizes]
+    if min(voxels) < 1 and grid is not None:
+        raise ShapeError(
+            f"{setting('patch', text)} is less than half a voxel, whose sides are "
+            f"{grid.spacing_words}; pass a larger patch"
+        )
+    return triple([max(1, length) for length in voxels], "patch")
+
+
+def read_overlap(value: Any) -> tuple[float, float, float]:
+    """The overlap of patches along D, H, W, as an option, a config or Python gives it.
+
+    Raises: SpecError.
+
+    >>> read_overlap("0.25"), read_overlap([0, 0.5, 0.5])
+    ((0.25, 0.25, 0.25), (0.0, 0.5, 0.5))
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+    try:
+        found = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) not in (1, 3) or not all(0 <= part < 1 for part in found):
+        raise SpecError(
+            f"{named('overlap')} must be a fraction from 0 to below 1, or three in "
+            f"depth,height,width order, as in {setting('overlap', 0.5)}; received {value!r:.60}"
+        )
+    depth, height, width = found * 3 if len(found) == 1 else found
+    return depth, height, width
 
 
 @dataclass(frozen=True)
@@ -268,17 +339,27 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Body:
+    """The stages that a job runs in each patch, and the network that they were made of, if any."""
+
+    stages: tuple[Stage | Step, ...]
+    network: Network | None = None
+
+
+@dataclass(frozen=True)
 class Step:
     """An operation of a network that is no convolution, in a job.
 
     node : Node                 its name, operation, attributes and weights
     inputs : tuple of int       positions in the job of what it takes, or -1 for the volume
     files : tuple of str        paths that weights were read from
+    body : Body or None         what it runs in each patch of what it takes
     """
 
     node: Node
     inputs: tuple[int, ...]
     files: tuple[str, ...] = ()
+    body: Body | None = None
 
     @property
     def name(self) -> str:
@@ -301,6 +382,10 @@ class Job:
     normalize_input : str       how the input is scaled first, see `read_normalization`
     normalize_mask : str or None    mask of the voxels whose statistics count for that
     template_mask : str or None     volume that tells which voxels of a template are matched
+    patch : text, int, ints or None     size of the patches in which the body of a step runs, see
+                                `read_patch`; None: there is none
+    overlap : text, number or numbers   of patches, see `read_overlap`
+    blend : str                 how their outputs are blended, see `model.patches`
     output_name : str or None   the output of a network that has several
     channels : tuple or None    positions of the channels that are written, in order; the last step
                                 takes them (`selection.py`). None: all are
@@ -365,6 +450,9 @@ class Job:
     normalize_input: str = "none"
     normalize_mask: str | None = None
     template_mask: str | None = None
+    patch: str | int | Sequence[int] | None = None
+    overlap: str | float | Sequence[float] = 0.5
+    blend: str = "gaussian"
     output_name: str | None = None
     channels: str | int | Sequence[int] | None = None
     argmax: bool = False
@@ -463,13 +551,15 @@ class Job:
                 f"select from that file by {words('-k identity', 'the kernel identity')} and "
                 f"{self.selects}"
             )
+        self._check_patches()
         if means and len(self.stages) > 1 and self.operation is None:
             raise SpecError(
                 f"a mask, missing values and {setting('nan', 'ignore')} are for one convolution, "
                 f"received {self.called}; run the layers one by one"
             )
         first = [s for s in self.stages if isinstance(s, Step) and -1 in s.inputs]
-        if first and self.missing.nan != "propagate" and self.operation is None:
+        composed = self.operation is not None or self.patched is not None
+        if first and self.missing.nan != "propagate" and not composed:
             raise SpecError(
                 f"{setting('nan', self.missing.nan)} is done by convolutions, and the network "
                 f"begins with {first[0].node.title}; leave it out"
@@ -523,6 +613,21 @@ class Job:
         return [stage for stage in self.stages if isinstance(stage, Stage)]
 
     @property
+    def patched(self) -> Body | None:
+        """What the job runs in patches; None if it has none."""
+        return next((s.body for s in self.stages if isinstance(s, Step) and s.body), None)
+
+    @property
+    def given_stages(self) -> tuple[Stage | Step, ...]:
+        """The stages that were asked for: those that run in patches, or else all."""
+        return self.stages if self.patched is None else self.patched.stages
+
+    @property
+    def given_network(self) -> Network | None:
+        """The network that was asked for, which may run in patches."""
+        return self.network if self.patched is None else self.patched.network
+
+    @property
     def called(self) -> str:
         """The stages in messages.
 
@@ -531,6 +636,8 @@ class Job:
         """
         if self.operation is not None:
             return f"the operation {self.operation}"
+        if self.patched is not None:
+            return f"patches ({setting('patch', self.patch)})"
         if self.network is not None:
             return f"a network of {count_of(len(self.network.nodes), 'node')}"
         return f"a stack of {count_of(len(self.stages), 'layer')}"
@@ -554,6 +661,26 @@ class Job:
             isinstance(stage, Stage) and inputs_of(stage, number) == (number - 1,)
             for number, stage in enumerate(self.stages)
         )
+
+    def _check_patches(self) -> None:
+        """Check and read the settings of patches. Raises: SpecError, UnknownNameError."""
+        if self.patch is None:
+            return
+        read_patch(self.patch)
+        parts = self.patch if isinstance(self.patch, (list, tuple)) else [self.patch]
+        object.__setattr__(self, "patch", ",".join(map(str, parts)))
+        object.__setattr__(self, "overlap", read_overlap(self.overlap))
+        if self.blend not in BLENDS:
+            raise unknown_name("blend", self.blend, BLENDS)
+        asked = setting("patch", self.patch)
+        if self.on_cluster:
+            raise SpecError(f"--scheduler does not take {asked} yet: leave one of them out")
+        body = () if self.patched is None else self.patched.stages
+        if any(isinstance(stage, Stage) and stage.activity_regularizer for stage in body):
+            raise SpecError(
+                f"{setting('activity_regularizer')} counts every voxel once, and patches overlap: "
+                f"leave it or {asked} out"
+            )
 
     def _check_beside(self) -> None:
         """Check that the job can have what it writes beside its output. Raises: SpecError."""

@@ -304,7 +304,7 @@ def run_job(
                     _write_table(table, job)
                 writer.commit()
             times.write += time.perf_counter() - commit_started
-    checked = check_report(graph.convolutions)
+    checked = check_report(graph.all_convolutions)
     late_notes = [note for note in prepared.reader.notes if note not in prepared.notes]
     return JobReport(
         source=job.source,
@@ -470,7 +470,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
 
 def loss_notes(prepared: PreparedJob) -> list[str]:
     """Notes on values that the arithmetic or the output's dtype lost, apart from clipped ones."""
-    job, convolutions = prepared.job, prepared.graph.convolutions
+    job, convolutions = prepared.job, prepared.graph.all_convolutions
     first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
     out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
     is_copy = isinstance(first, Copy) and first is last
@@ -485,7 +485,7 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
     real = out if is_copy else first.plan.dtype
     cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
     notes = losses.notes(real, out, cure)
-    notes += filter(None, (operation.lost_note() for operation in prepared.graph.operations))
+    notes += filter(None, (operation.lost_note() for operation in prepared.graph.all_operations))
     if out == np.float64 and job.precision == "float32" and not is_copy:
         notes.append(
             "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "
@@ -538,10 +538,11 @@ def all_losses(prepared: PreparedJob) -> dict[str, float]:
     batch_shape = prepared.reader.header.axes.batch_shape
     batch = batch_shape[0] if batch_shape else 1
     losses = {}
-    for number, stage in enumerate(prepared.stages):
+    stages = prepared.stages if prepared.patches is None else prepared.patches.inner.stages
+    for number, stage in enumerate(stages):
         if not isinstance(stage, PreparedStage):
             continue
-        prefix = f"{stage.stage.name or number + 1}." if len(prepared.stages) > 1 else ""
+        prefix = f"{stage.stage.name or number + 1}." if len(stages) > 1 else ""
         if stage.convolution.activity is not None:
             losses[f"{prefix}activity"] = stage.convolution.activity_sum / max(1, batch)
         losses.update({f"{prefix}{name}": value for name, value in stage.losses.items()})

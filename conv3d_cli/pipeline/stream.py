@@ -43,8 +43,14 @@ def load_loops(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> None:
     """
     from conv3d_cli.engine.machine_code import load
 
+    load(_loops_of(graph, source, out))
+
+
+def _loops_of(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> list[MachineCode]:
     stored = np.dtype(np.uint8) if source.dtype == bool else source.dtype.newbyteorder("=")
     codes: list[MachineCode] = []
+    for body in graph.bodies:
+        codes += _loops_of(body.graph, body.source, body.result.dtype)
     for position, node in enumerate(graph.nodes):
         if isinstance(node, ConvolutionNode):
             of_volume = node.inputs[0] == VOLUME
@@ -56,7 +62,7 @@ def load_loops(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> None:
             )
         elif isinstance(node, OperationNode):
             codes += node.operation.loops(node.real)
-    load(codes)
+    return codes
 
 
 @dataclass
@@ -164,7 +170,7 @@ def stream(
 
     if in_turn:
         for step in range(len(steps)):
-            compute(step, read(step))()
+            (fill(step, None) if stream_plan.is_filled else compute(step, read(step)))()
     elif stream_plan.is_filled:
         overlap(len(steps), lambda step: None, fill, times, FILLED_BEHIND)
     else:

@@ -12,7 +12,7 @@ from conv3d_cli.formats import open_volume, takes_gz_level
 from conv3d_cli.formats.zarr.names import is_url
 from conv3d_cli.layer import get_activation
 from conv3d_cli.model.volume import VolumeHeader
-from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.settings.needs import no_effect
 
 
@@ -39,7 +39,8 @@ def _idle_boundary(job: Job, source: VolumeHeader, chain: Sequence[ResolvedConvo
 
 
 def _idle_data_format(job: Job, source: VolumeHeader, chain: Sequence[ResolvedConvolution]) -> str:
-    activations = [get_activation(one) for stage in job.convolutions for one in stage.activations]
+    convolutions = [stage for stage in job.given_stages if isinstance(stage, Stage)]
+    activations = [get_activation(one) for stage in convolutions for one in stage.activations]
     if any(activation.kind == "axis" for activation in activations) or job.source == "-":
         return ""
     if job.axes is None:

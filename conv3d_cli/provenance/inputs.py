@@ -43,9 +43,9 @@ def _named(job: Job, given: Settings) -> Iterator[tuple[str, str]]:
             yield "volume" if role == "input" else role.partition(" of layer ")[0], path
     if given.config is not None:
         yield "config", given.config
-    for path in () if job.network is None else job.network.files:
+    for path in () if job.given_network is None else job.given_network.files:
         yield "weights", path
-    for stage in job.stages:
+    for stage in job.given_stages:
         kernel = stage.kernel if isinstance(stage, Stage) else None
         weights = kernel.name.partition("::")[0] if isinstance(kernel, Kernel) else None
         for path in stage.files:

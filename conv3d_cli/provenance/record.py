@@ -21,7 +21,12 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.volume import VolumeHeader
 from conv3d_cli.pipeline.operations import find_operation
-from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, PreparedStep
+from conv3d_cli.pipeline.prepare import (
+    PreparedJob,
+    PreparedPatches,
+    PreparedStage,
+    PreparedStep,
+)
 from conv3d_cli.pipeline.request import read_channels, stage_names
 from conv3d_cli.provenance.command import Rename
 from conv3d_cli.settings.config import is_kernel_file
@@ -161,11 +166,12 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
 def _stage_record(prepared: PreparedJob, position: int, rename: Rename) -> dict[str, Any]:
     """A stage as a JSON object; where the stages are no chain, with its name and what it takes."""
     stage = prepared.stages[position]
-    own = (
-        layer_record(stage, prepared.reader.header.grid, rename)
-        if isinstance(stage, PreparedStage)
-        else step_record(stage)
-    )
+    if isinstance(stage, PreparedStage):
+        own = layer_record(stage, prepared.reader.header.grid, rename)
+    elif isinstance(stage, PreparedPatches):
+        own = patches_record(stage, rename)
+    else:
+        own = step_record(stage)
     if prepared.job.is_chain:
         return own
     names = stage_names(prepared.job)
@@ -173,6 +179,21 @@ def _stage_record(prepared: PreparedJob, position: int, rename: Rename) -> dict[
         "Name": names[position],
         "Inputs": [names[n] if n >= 0 else "volume" for n in stage.inputs],
         **own,
+    }
+
+
+def patches_record(patches: PreparedPatches, rename: Rename) -> dict[str, Any]:
+    """Patches, and the stages that run in each of them, as a JSON object."""
+    layout, inner = patches.layout, patches.inner
+    return {
+        "Operation": patches.step.node.operation,
+        "Arguments": {
+            "Patch": list(layout.patch),
+            "Overlap": list(layout.overlap),
+            "Blend": layout.blend,
+        },
+        "Patches": layout.count,
+        "Layers": [_stage_record(inner, position, rename) for position in range(len(inner.stages))],
     }
 
 
@@ -197,18 +218,22 @@ def description(prepared: PreparedJob, rename: Rename) -> str:
 
 def done_text(prepared: PreparedJob, rename: Rename) -> str:
     """What was done to a volume, for a line: the kernels, an operation, or a network's files."""
-    job, network = prepared.job, prepared.job.network
+    job, network = prepared.job, prepared.job.given_network
     if job.operation is not None:
         done = [job.operation]
         if job.composed_from is not None and find_operation(job.operation).takes_kernel:
             done[0] += f" with {text_of_kernel(job.composed_from.kernel, rename)}"
     elif network is None:
         layers = prepared.convolutions[: -1 if job.selects else None]
+        if prepared.patches is not None:
+            layers = prepared.patches.inner.convolutions
         done = [kernel_text(stage, rename) for stage in layers]
     else:
         done = [f"the network {', '.join(map(rename, network.files))}".rstrip()]
         if job.output_name is not None:
             done[0] += f" (output {job.output_name})"
+    if prepared.patches is not None:
+        done[-1] += f" in patches of {'x'.join(map(str, prepared.patches.layout.patch))} voxels"
     if job.argmax:
         done.append("argmax")
     elif job.selects:

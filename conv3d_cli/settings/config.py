@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import (
     ConfigError,
+    Conv3DError,
     FormatError,
     ShapeError,
     SpecError,
@@ -131,7 +132,7 @@ def _read_network_file(path: str, kind: NetworkFile) -> Config:
     try:
         network = kind.read(path)
     except (SpecError, ShapeError) as error:
-        raise type(error)(f"config {path}: {error}") from None
+        raise type(error)(f"config {path}: {error}{_single_layers(path)}") from None
     return _of_network(path, network)
 
 
@@ -488,7 +489,7 @@ def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
         with read_errors(path):
             network = read_keras_network(model, read_weights(weights), (path, weights))
     except SpecError as error:
-        raise type(error)(f"config {path}: {error}") from None
+        raise type(error)(f"config {path}: {error}{_single_layers(weights)}") from None
     return _of_network(path, network)
 
 
@@ -497,7 +498,6 @@ def _network_config(path: str, model: dict[str, Any]) -> Config:
 
     Raises: SpecError, whose message names a layer that can be run alone; FormatError.
     """
-    from conv3d_cli.kernels import weights
     from conv3d_cli.kernels.weights.layer import read_errors
     from conv3d_cli.network.keras import read_network
 
@@ -505,10 +505,18 @@ def _network_config(path: str, model: dict[str, Any]) -> Config:
         with read_errors(path):
             network = read_network(path, model)
     except SpecError as error:
-        try:
-            names = [layer.name for layer in weights.read_layers(path)]
-        except FormatError:
-            raise type(error)(f"config {path}: {error}") from None
-        cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
-        raise type(error)(f"config {path}: {error}; {cure}") from None
+        raise type(error)(f"config {path}: {error}{_single_layers(path)}") from None
     return _of_network(path, network)
+
+
+def _single_layers(path: str) -> str:
+    """Words on the layers of a refused network that can be run alone; "" if there are none."""
+    from conv3d_cli.kernels import weights
+
+    try:
+        names = [layer.name for layer in weights.read_layers(path)]
+    except Conv3DError:  # what is wrong with the file was said
+        return ""
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    one = words(f"-k {path}::{names[0]}", f"kernel='{path}::{names[0]}'")
+    return f"; run a layer alone, as in {one} (it holds {listed})"

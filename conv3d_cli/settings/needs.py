@@ -70,6 +70,7 @@ NEEDS: tuple[Need, ...] = (
         lambda job, stage: (job.run.levels or 1) > 1,
         "levels of resolution after the first, and this output has one",
     ),
+    Need(("overlap", "blend"), lambda job, stage: job.run.patch is not None, "patches"),
 )
 
 
@@ -94,7 +95,8 @@ def check_needs(job: JobSettings) -> None:
     conv3d_cli.errors.SpecError: seed has no effect: it is for a kernel drawn by its initializer; \
 leave it out
     """
+    stages = job.stages or (Settings(),)  # a network has none, and its job has settings
     for need in NEEDS:
         for name in need.options:
-            if name in job.given and not any(need.met(job, stage) for stage in job.stages):
+            if name in job.given and not any(need.met(job, stage) for stage in stages):
                 raise SpecError(f"{no_effect(name, f'it is for {need.purpose}')}; leave it out")

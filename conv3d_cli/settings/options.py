@@ -607,6 +607,39 @@ class Settings:
         help="Compare only the voxels of the template of `conv3d match` where this volume, which "
         "has its shape, is above 0.",
     )
+    patch: str | int | Sequence[int] | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="D,H,W",
+        unit=Unit.LENGTH,
+        config=Value((str, int, list), 'voxels as in 96 or [64, 96, 96], or lengths as in "96mm"'),
+        help="Run the network in overlapping patches of this size, as it was trained, and blend "
+        "their outputs. Sizes are in voxels along depth, height and width, or lengths as in 96mm, "
+        "which are rounded to voxels. What is smaller than a patch is extended by zeros.",
+    )
+    overlap: str | float | Sequence[float] | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="F",
+        unit=Unit.FRACTION,
+        default=0.5,
+        config=Value((str, int, float, list), "a fraction from 0 to below 1, or a list of three"),
+        help="The fraction of a --patch that the next one shares along each axis, from 0 to below "
+        "1; three for depth, height and width.",
+    )
+    blend: str | None = option(
+        choice("gaussian", "constant"),
+        Place.JOB,
+        "Data",
+        shapes=True,
+        default="gaussian",
+        help="How voxels of overlapping patches are averaged: by a Gaussian whose standard "
+        "deviation is an eighth of the patch, or all alike.",
+    )
     output_name: str | None = option(
         TEXT,
         Place.JOB,

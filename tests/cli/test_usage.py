@@ -16,6 +16,7 @@ from conv3d_cli.cli import COMMANDS, main
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.kernels import describe_builtins
 from conv3d_cli.model.missing import NAN_MODES
+from conv3d_cli.model.patches import BLENDS
 from conv3d_cli.model.spec import BOUNDARIES
 from conv3d_cli.pipeline.request import NORMALIZATIONS, OUTPUT_DTYPES
 from conv3d_cli.settings.options import OPTION, OPTIONS
@@ -181,6 +182,7 @@ def test_the_words_for_values_are_not_values_here_and_stand_for_some() -> None:
         "boundary": set(BOUNDARIES),
         "padding": {"valid", "same", "same_lower", "full"},
         "normalize_input": set(NORMALIZATIONS),
+        "blend": set(BLENDS),
         "preset": set(PRESETS),
         "kernel": {kernel.name for kernel in kernels},
         "parameter": {p.name for kernel in kernels for p in kernel.parameters},

@@ -1034,6 +1034,24 @@ def test_one_line_and_nothing_written(nodes, shape, code, words, run, error_line
     assert not (tmp_path / "y.npy").exists()
 
 
+def test_a_refused_graph_offers_the_layers_that_run_alone(run, error_line, rng, tmp_path):
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], name="first"),
+        node("LRN", ["a"], ["y"], name="norm", size=3),
+    ]
+    stored = {"w": rng.normal(size=(2, 1, 3, 3, 3)).astype(np.float32)}
+    path = save_graph(tmp_path, nodes, stored)
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 4, 5, 6), np.float32))
+    job = ["apply", tmp_path / "x.npy", "-o", tmp_path / "y.npy"]
+    line = error_line(run(*job, "-c", path, code=2).output)
+    name = line.partition(f"; run a layer alone, as in -k {path}::")[2].partition(" (it holds ")[0]
+    assert name, line
+    run(*job, "-k", f"{path}::{name}", "--data-format", "channels_first")
+    assert np.load(tmp_path / "y.npy").shape == (1, 2, 2, 3, 4)
+    alone = save_graph(tmp_path, [node("LRN", ["x"], ["y"], name="norm", size=3)])
+    assert "alone" not in run(*job, "-c", alone, code=2).output
+
+
 def test_channels_along_another_axis_are_told(run, error_line, tmp_path):
     path = save_graph(tmp_path, [node("Relu", ["x"], ["y"])])
     np.save(tmp_path / "x.npy", np.zeros((1, 4, 5, 6, 1), np.float32))

@@ -30,6 +30,8 @@ REFUSED = {
     "min_coverage": ["a.nii.gz", *BOX, *OUT, "--min-coverage", "0.5"],
     "min_coverage ": ["a.nii.gz", *BOX, *OUT, "--nan", "zero", "--min-coverage", "0.5"],
     "levels_by": ["a.nii.gz", *BOX, "-o", "o.zarr", "--levels-by", "mode"],
+    "overlap": ["a.nii.gz", *BOX, *OUT, "--overlap", "0.5"],
+    "blend": ["a.nii.gz", *BOX, *OUT, "--blend", "constant"],
     "recursive": ["a.nii.gz", *BOX, *OUT, "-r"],
     "include_discrete": ["a.nii.gz", *BOX, *OUT, "--include-discrete"],
     "allow_outside": ["a.nii.gz", *BOX, *OUT, "--allow-outside"],
@@ -44,6 +46,8 @@ ACCEPTED = {
     "min_coverage": ["a.nii.gz", *BOX, *OUT, "--mask", "mask.nii", "--min-coverage", "0.5"],
     "min_coverage ": ["a.nii.gz", *BOX, *OUT, "--nan", "ignore", "--min-coverage", "0.5"],
     "min_coverage  ": ["a.nii.gz", *BOX, *OUT, "--missing", "0", "--min-coverage", "0.5"],
+    "overlap": ["a.nii.gz", *BOX, *OUT, "--patch", "2", "--overlap", "0.5"],
+    "blend": ["a.nii.gz", *BOX, *OUT, "--patch", "2", "--blend", "constant"],
     "min_coverage   ": ["a.nii.gz", *BOX, *OUT, "--like", "fsl", "--min-coverage", "0.5"],
 }
 

@@ -85,6 +85,7 @@ VALUES: dict[str, Any] = {
     "bias_constraint": "non_neg",
     "channels": "1,2",
     "normalize_input": "zscore",
+    "patch": "4",
     "dtype": "int16",
     "precision": "float64",
     "scale": "auto",

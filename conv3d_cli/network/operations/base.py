@@ -338,7 +338,7 @@ class Operation:
             if length < 1:
                 raise ShapeError(
                     f"{self.where} leaves no voxel along {AXIS_NAMES[axis]}, where its input has "
-                    f"{self.inputs[0][axis]}; give a larger volume"
+                    f"{self.inputs[0][axis]}; give a larger volume or patch"
                 )
 
 

@@ -28,7 +28,8 @@ class BorderPadding3D(PlaneByPlane, Shift):
             if self.mode == "reflect" and max(pair) >= length:
                 raise ShapeError(
                     f"{self.where} mirrors {max(pair)} voxels of a volume of "
-                    f"{self.inputs[0]}, which takes more voxels than that; give a larger volume"
+                    f"{self.inputs[0]}, which takes more voxels than that; give a larger volume or "
+                    "patch"
                 )
         return pairs
 
