@@ -555,7 +555,7 @@ def test_the_fast_way_is_the_definition_and_has_its_bits_in_every_box(
                 lambda: Field(np.empty(operation.shape.size, dtype)),
                 np.dtype(dtype),
                 team,
-                lambda channel, number, field: None,
+                lambda channel, number, field, data: None,
             )
             found = np.stack([field.voxels for field in fields], axis=3)
             assert np.all(np.abs(found - expected) <= allowed)
