@@ -145,7 +145,9 @@ def test_the_bits_depend_on_neither_threads_nor_memory(
 
     def fit(job: Any, body: Any, limit: int) -> None:
         depths = list(blocking._slab_depths(patch_job(body)))
-        body.slab_depth, body.on_disk = depths[0 if slabs == "largest" else -1], on_disk
+        body.slab_depth, together = depths[0 if slabs == "largest" else -1]
+        body.graph.compute_together(together)
+        body.on_disk = on_disk
 
     monkeypatch.setattr(prepare, "fit_patches", fit)
     run(*job, "-o", "z.npy", "-j", threads)
