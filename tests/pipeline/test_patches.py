@@ -16,6 +16,7 @@ import pytest
 from networks import Draw, functional, layer, volume, write_keras
 
 from conv3d_cli import convolve_file
+from conv3d_cli.errors import MemoryLimitError
 from conv3d_cli.model.box import Box
 from conv3d_cli.pipeline import blocking, flow, prepare
 from conv3d_cli.pipeline.flow import reader_of_last
@@ -166,7 +167,10 @@ def test_a_low_ceiling_takes_smaller_slabs_then_files(net: Any) -> None:
     job = job_of("net.keras", patch="32,48,48", threads=1)
     in_memory, deepest, most = decided(1 << 40)
     assert not in_memory
-    found = [decided(most - (n << 20)) for n in range(1, 25)]
+    found = []
+    with pytest.raises(MemoryLimitError):
+        for n in range(1, 1000):
+            found.append(decided(most - (n << 20)))
     assert any(depth < deepest and not on_disk for on_disk, depth, _ in found)
     assert found[-1][0]
 
