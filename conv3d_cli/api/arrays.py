@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 Activation: TypeAlias = str | Mapping[str, Any] | activations.Activation | Callable[..., Any] | None
 
 # Work that is predicted to take less is done in the calling thread: to start a thread and wait for
-# it takes about 0.1 ms (2 CPUs, 2026-11).
-QUICK_SECONDS = 500e-6
+# it takes 0.1 to 0.5 ms (2 CPUs, 2026-11), and predictions count the packing of the weights, which
+# is done once.
+QUICK_SECONDS = 1e-3
 
 _plans = KeptPlans()
 _calls = KeptCalls()

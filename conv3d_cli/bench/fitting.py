@@ -17,7 +17,7 @@ from conv3d_cli.engine.costs import features
 RIDGE = 1.0
 # An algorithm's time matters most where it is the fastest: a measurement weighs (least time / its
 # time) to this power.
-NEARNESS = 0.5
+NEARNESS = 1.0
 INDENT = 12 * " "  # of the coefficients in the source
 ROUNDS = 15  # of reweighting, by which outliers lose their weight (Huber)
 FEWEST = 10  # measurements of an algorithm; with fewer, its own prediction stands
