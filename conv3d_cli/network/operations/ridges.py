@@ -351,7 +351,8 @@ def tuple_of(values: Any) -> Floats:
 class Ridges(HessianOperation):
     """A measure of ridges, the largest over all scales, for each channel; and that scale.
 
-    shape : tube, plate or blob         what is looked for; plates and blobs only by frangi
+    The attribute `shape` says what is looked for: tube, plate or blob; the last two only by frangi.
+
     c : float or None           frangi: a norm of the Hessian that counts as structure; jerman: the
                                 least λ3; meijering: what counts as 1. None: from the second input,
                                 the largest of `RidgeMaxima`, for each channel and scale

@@ -381,10 +381,9 @@ class StructureTensor(Operation):
     The products, six for each voxel, are computed for some rows at a time, with those that the
     window sees around them.
 
-    sigma, per : of `SlopeProducts`
-    window : (D, H, W)      standard deviation in voxels of the Gaussian window
-    outputs, axes : of `WindowedTensor`
-    boundary : text         what lies beyond the edges of the volume
+    Its attributes `sigma` and `per` are those of `SlopeProducts`, `outputs` and `axes` those of
+    `WindowedTensor`, whose `sigma` is `window`: (D, H, W) standard deviations in voxels. `boundary`
+    says what lies beyond the edges of the volume.
     """
 
     attributes: ClassVar[tuple[str, ...]] = (
