@@ -171,7 +171,7 @@ def test_asking_loads_nothing_heavy() -> None:
     environment = {
         **os.environ,
         "_CONV3D_COMPLETE": "bash_complete",
-        "COMP_WORDS": "conv3d apply --over",
+        "COMP_WORDS": "conv3d apply --overw",
     }
     done = subprocess.run(
         [sys.executable, "-c", program],
