@@ -135,12 +135,15 @@ def _check_paths(job: Job, make_folder: bool) -> None:
             )
     _check_target(job, make_folder)
     taken = {true_path(path) for path in (file_of(job.source), *written_files(job.target))}
+    if job.beside:  # an estimate's name is made up, so it may meet a kernel's or a mask's
+        taken |= {true_path(path) for files in input_files(job).values() for path in files}
     for output in job.beside:
         files = () if takes_many(output.path) else written_files(output.path)
         paths = {true_path(path) for path in files}
         if paths & taken or replaced_part(job.source, output.path):
             raise OutputExistsError(
-                f"cannot write {output.path}: it is the input or the output; name another file"
+                f"cannot write {output.path}: it is the input or the output, or the job reads it; "
+                "name another file"
             )
         if role_of(output.role).is_table:
             _check_table(output, job.overwrite, make_folder)

@@ -344,6 +344,21 @@ def test_stop_is_told(volume: Path, tmp_path: Path, run: Any) -> None:
     assert "3 iterations did not bring the change below --stop 1e-09" in told
 
 
+@pytest.mark.parametrize("option", ["--kernel", "--mask"])
+def test_estimates_never_replace_what_the_job_reads(
+    volume: Path, tmp_path: Path, run: Any, error_line: Any, option: str
+) -> None:
+    read = tmp_path / "o_iter2.npy"
+    np.save(read, np.ones((3, 3, 3) if option == "--kernel" else (20, 30, 40), np.float32))
+    before = read.read_bytes()
+    given = [option, read] if option == "--kernel" else ["-k", PSF, option, read]
+    line = ["deconvolve", volume, *given, "--iterations", 4, "--save-every", 2]
+    result = run(*line, "-o", tmp_path / "o.npy", "--overwrite", code=5)
+    assert "o_iter2.npy: it is the input or the output" in error_line(result.stderr)
+    assert read.read_bytes() == before
+    assert not (tmp_path / "o.npy").exists()
+
+
 def test_progress_counts_iterations(volume: Path, tmp_path: Path) -> None:
     from conv3d_cli.pipeline.request import Job, Stage
     from conv3d_cli.pipeline.run import run_job
