@@ -106,13 +106,14 @@ def test_none_of_them_is_left_by_a_job_that_fails(job: Job) -> None:
 @pytest.mark.parametrize("role", ["coverage", "sevens"])
 def test_paths_are_checked(job: Job, role: str) -> None:
     others = tuple(output for output in job.beside if output.role != role)
-    for wrong in ("x.npy", "y.npy", others[0].path):
+    for wrong in ("x.npy", "m.npy", "y.npy", others[0].path):
         with pytest.raises(
             OutputExistsError, match=f"cannot write {wrong}: it is the input or the output"
         ):
             check_paths(replace(job, beside=(*others, Output(role, wrong)), overwrite=True))
-    with pytest.raises(OutputExistsError, match=r"cannot write m\.npy: file exists"):
-        check_paths(replace(job, beside=(Output(role, "m.npy"),)))
+    np.save("old.npy", np.zeros(1))
+    with pytest.raises(OutputExistsError, match=r"cannot write old\.npy: file exists"):
+        check_paths(replace(job, beside=(Output(role, "old.npy"),)))
     with pytest.raises(SpecError, match=r"cannot write c\.doc: no volume has the suffix"):
         check_paths(replace(job, beside=(Output(role, "c.doc"),)))
 
