@@ -362,7 +362,7 @@ REFUSED: list[tuple[str, Array, list[str], str]] = [
         "one voxel left",
         np.eye(3)[None] * 0 + np.array([[[0, 2, 0]]]),
         ["--ignore", "0"],
-        "is 2 everywhere",
+        "is 2 wherever it counts",
     ),
 ]
 

@@ -114,8 +114,9 @@ def _template(
         )
     own = values[inside]
     if own.min() == own.max():
+        where = "everywhere" if inside.all() else "wherever it counts"
         raise ShapeError(
-            f"the template {kernel.name} is {own[0]:g} everywhere, so that nothing in a volume is "
+            f"the template {kernel.name} is {own[0]:g} {where}, so that nothing in a volume is "
             "more like it than anything else; take a template that varies"
         )
     own = own / np.abs(own).max()
