@@ -6,6 +6,9 @@ Whether the sums are right at all, `test_every_algorithm.py` tells.
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -170,6 +173,42 @@ def test_outputs_of_any_alignment_and_strides(case: Case) -> None:
         np.testing.assert_array_equal(out, expected[0])
         out[...] = 7
         assert (whole == 7).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("weights", ["symmetric", "log", "two outer"])
+@pytest.mark.usefixtures("stores")
+def test_outputs_that_begin_anywhere_in_a_cache_line(weights: str, precision: str) -> None:
+    """Vectors lie as the output's lines do: none is left out, and no term is added twice."""
+    case = Case((6, 9, 80), (5, 3, 17), padding="full", weights=weights)
+    volume = source(case, precision)
+    expected = case.expected(*case.arrays())[0] * 90
+    done = plan_for(case, precision)
+    shape = done.problem.out_shape[1:]
+    assert shape[2] % 16 == 0
+    whole = np.empty(expected.size + 32, precision)
+    whole = whole[-whole.ctypes.data // whole.itemsize % 16 :]  # begins at a cache line
+    planes = done.problem.source_indices(0, 0, shape[0])
+    with plan.Team(2) as team:
+        for place in range(16):
+            out = whole[place:][: expected.size].reshape(shape)
+            out[...] = np.nan
+            done.convolve_slab(volume[0], out, planes, team)
+            np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["avx2", "baseline"])
+def test_vectors_that_are_shorter_than_a_cache_line(name: str) -> None:
+    test = f"{__file__}::{test_outputs_that_begin_anywhere_in_a_cache_line.__name__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        env={**os.environ, "CONV3D_CPU": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_nan_reaches_the_windows_that_contain_it_alone() -> None:

@@ -335,7 +335,7 @@ def _tiling(
     ring_plane = full_height * pitch * itemsize + 64
     ring_plane += 64 * (ring_plane // 64 % 2 == 0)
     half_rows = sums * layout.row_step * itemsize + 256
-    lines = 8 * max(full_height * problem.strides[1] + rows, ring)
+    lines = 8 * max(full_height * problem.strides[1] + rows, depth_terms * ring)
     lines = -(-lines // 64) * 64
     planes_in_ring = filters * depth_terms * ring
     workspace = 2 * lines + height_terms * half_rows + planes_in_ring * ring_plane + 256

@@ -288,10 +288,11 @@ def _sum_columns(
 def _next_vector(step, column, lanes):
     """The column of the vector of outputs that follows one.
 
-    The first vector begins at column 0, the others at `line_column` and at whole vectors from
-    there, so that they are aligned in the output and in the ring.
+    The first vector begins at column 0, the others at whole vectors before and behind
+    `line_column`, so that they are aligned in the output and in the ring. A vector may be shorter
+    than a cache line.
     """
-    first = step[F.line_column]
+    first = step[F.line_column] % lanes
     return first if column < first else column + lanes
 
 
@@ -447,27 +448,27 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, bits, real)
                         + tile * rows * ring_row
                         + itemsize * begin
                     )
-                    for term in range(terms):
-                        source = half_at + term * half_rows
-                        x = 0
-                        while x < step[F.width]:
+                    # all terms of a vector before the next one, which may overlap it
+                    x = 0
+                    while x < step[F.width]:
+                        for term in range(terms):
                             for k in range(0, kw, chunk):
                                 _sum_columns(
                                     rows,
                                     lanes,
                                     double,
-                                    source=source + itemsize * x,
+                                    source=half_at + term * half_rows + itemsize * x,
                                     row=row_bytes,
                                     offsets=offsets,
-                                    weights=weights,
+                                    weights=weights + itemsize * term * kw,
                                     begin=k,
                                     end=min(k + chunk, kw),
                                     first=int(k == 0 and term == 0),
                                     out=to + itemsize * x,
                                     out_row=ring_row,
                                 )
-                            x = _next_vector(step, x, lanes)
-                        weights += itemsize * kw
+                        x = _next_vector(step, x, lanes)
+                    weights += itemsize * terms * kw
 
     return loops
 
@@ -509,6 +510,7 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
             weights += itemsize * before_depth
             first_sum = step[F.accumulator] + itemsize * f * step[F.acc_filter_step]
             first_out = step[F.out] + itemsize * (corner + filter_ * step[F.out_filter_step])
+            count = (rows - 1) * stride + step[F.extent_d]
             for plane in range(kept):
                 from_ring = (
                     ring_at
@@ -517,14 +519,16 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
                     + itemsize * begin
                 )
                 slot = first_position % ring
-                for i in range((rows - 1) * stride + step[F.extent_d]):
-                    lines[i] = from_ring + slot * ring_plane
+                for i in range(count):
+                    lines[plane * count + i] = from_ring + slot * ring_plane
                     slot = slot + 1 if slot + 1 < ring else 0
-                for row in range(block_rows):
-                    x = 0
-                    while x < width:
-                        held = first_sum + row * sums_row + itemsize * x
-                        out, out_step, streams = held, sums_plane, 0
+            for row in range(block_rows):
+                # all terms of a vector before the next one, which may overlap it
+                x = 0
+                while x < width:
+                    held = first_sum + row * sums_row + itemsize * x
+                    out, out_step, streams = held, sums_plane, 0
+                    for plane in range(kept):
                         k = 0
                         while k == 0 or k < (kd // 2 if fold else kd):
                             if fold:
@@ -545,9 +549,9 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
                                     double,
                                     0,
                                     0,
-                                    lines=lines_at,
+                                    lines=lines_at + 8 * plane * count,
                                     at=row * ring_row + itemsize * x,
-                                    weights=weights,
+                                    weights=weights + itemsize * plane * kd,
                                     taps=kd,
                                     begin=k,
                                     end=end,
@@ -567,11 +571,11 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
                                     double,
                                     shared,
                                     0,
-                                    lines=lines_at,
+                                    lines=lines_at + 8 * plane * count,
                                     at=row * ring_row + itemsize * x,
                                     stride=stride,
                                     dilation=dilation,
-                                    weights=weights,
+                                    weights=weights + itemsize * plane * kd,
                                     begin=k,
                                     end=end,
                                     first=first,
@@ -582,7 +586,6 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
                                     streams=streams,
                                 )
                                 k += chunk
-                        x = _next_vector(step, x, lanes)
-                weights += itemsize * kd
+                    x = _next_vector(step, x, lanes)
 
     return loops
