@@ -453,6 +453,11 @@ def _checked_out(
         )
     if not array.flags.writeable:
         raise ShapeError("out must be an array that can be filled, and this one is read-only")
+    if not array.flags.aligned:
+        raise ShapeError(
+            f"the numbers of out must lie at multiples of {array.itemsize} bytes in memory, and "
+            "these do not: pass an array that np.empty has made"
+        )
     if np.may_share_memory(array, source):
         raise ShapeError("out must not overlap x, which is read while out is written: pass a copy")
     return array

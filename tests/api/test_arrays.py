@@ -198,6 +198,7 @@ def test_out_of_other_kinds(rng: np.random.Generator) -> None:
         (np.empty((3, 3, 4)), "shape (3, 3, 3), received float64 (3, 3, 4)"),
         (np.empty((3, 3, 3), np.float32), "received float32"),
         (np.broadcast_to(0.0, (3, 3, 3)), "read-only"),
+        (np.zeros(27 * 8 + 1, np.uint8)[1:].view(np.float64).reshape(3, 3, 3), "multiples of 8"),
         (np.empty((3, 3, 3), ">f8" if np.little_endian else "<f8"), "of float64"),
         (np.zeros((3, 3, 3)).tolist(), "a NumPy array, received a list"),
     ],
