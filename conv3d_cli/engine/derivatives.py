@@ -227,6 +227,20 @@ def compute_largest(
     return _run(bank, formula, source, taps, parameters, np.empty((*size, 0)), team, True)
 
 
+def _forward(source: Extended) -> tuple[Array, list[Array]]:
+    """The voxels, aligned and with positive strides, and the indices of `source` in them.
+
+    A negative offset means outside in the loops.
+    """
+    voxels = np.require(source.voxels, requirements="A")
+    indices = [np.asarray(own, np.int64) for own in source.indices]
+    for axis in range(3):
+        if voxels.strides[axis] < 0:
+            voxels, own = np.flip(voxels, axis), indices[axis]
+            indices[axis] = np.where(own < 0, -1, voxels.shape[axis] - 1 - own)
+    return voxels, indices
+
+
 def _run(
     bank: str,
     formula: str,
@@ -237,7 +251,8 @@ def _run(
     team: Team,
     largest: bool,
 ) -> Array:
-    voxels, itemsize = source.voxels, source.voxels.itemsize
+    voxels, indices = _forward(source)
+    itemsize = voxels.itemsize
     depth, height, width = out.shape[:3]
     fields = FIELD_COUNTS[bank][0]
     numbers = 1 if largest else out.shape[3]
@@ -247,9 +262,9 @@ def _run(
     steps = [step // itemsize for step in voxels.strides]
     planes, rows, columns = (
         np.where(np.asarray(own, np.int64) < 0, -1, np.asarray(own, np.int64) * step)
-        for own, step in zip(source.indices, steps, strict=False)
+        for own, step in zip(indices, steps, strict=False)
     )
-    inside = _run_of(source.indices[2]) if steps[2] == 1 else (0, 0)
+    inside = _run_of(indices[2]) if steps[2] == 1 else (0, 0)
     weights = layout.weights.astype(voxels.dtype)
     parameters = np.ascontiguousarray(parameters, np.float64)
     tiles = [(y, x) for y in range(0, height, layout.rows) for x in range(0, width, layout.columns)]

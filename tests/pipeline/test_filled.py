@@ -102,6 +102,18 @@ def test_another_dtype_is_rounded_once(dtype: str, tmp_path: Path, run: Any) -> 
 
 
 @pytest.mark.parametrize("text", ["local:statistic=std:size=3", "tensor:of=hessian:sigma=1vox"])
+def test_arrays_of_any_strides(text: str) -> None:
+    """Views are read where they lie, also backwards and from records."""
+    expected = operate(X, text)
+    for axes in ((0,), (1,), (2,), (0, 1, 2)):
+        backwards = np.flip(np.flip(X, axes).copy(), axes)
+        np.testing.assert_array_equal(operate(backwards, text), expected)
+    records = np.zeros(X.shape, [("label", np.uint8), ("value", np.float32)])
+    records["value"] = X
+    np.testing.assert_array_equal(operate(records["value"], text), expected)
+
+
+@pytest.mark.parametrize("text", ["local:statistic=std:size=3", "tensor:of=hessian:sigma=1vox"])
 def test_channels_that_lie_apart(text: str) -> None:
     """Numbers of a row then have gaps, which not every operation can fill."""
     both = np.stack([X, X[::-1] * 2])
