@@ -320,9 +320,8 @@ def _run(
     return np.asarray(found.max(axis=0))
 
 
-def _run_of(indices: Sequence[int]) -> tuple[int, int]:
+def _run_of(at: Array) -> tuple[int, int]:
     """The first and last position of the longest run of neighbouring voxels."""
-    at = np.asarray(indices)
     breaks = np.flatnonzero((np.diff(at) != 1) | (at[:-1] < 0)) + 1
     edges = np.concatenate([[0], breaks, [len(at)]])
     longest = int(np.argmax(np.diff(edges)))
