@@ -628,10 +628,14 @@ def _prepare_patches(
         raise ShapeError(f"{where}: {error}") from error
     last, (_, transform) = chain.last, _placed(chain, grid)
     if last.problem.out_size != patch:
+        cure = (
+            f"keep the size ({setting('padding', 'same')}, no strides)"
+            if chain.network is None
+            else "pass sizes that the network keeps: multiples of its strides, where all layers pad"
+        )
         raise ShapeError(
             f"{where}: the output has {'x'.join(map(str, last.problem.out_size))} voxels, and "
-            f"patches are blended where it has as many; leave {setting('patch')} out, or keep the "
-            f"size ({setting('padding', 'same')}, no strides)"
+            f"patches are blended where it has as many; leave {setting('patch')} out, or {cure}"
         )
     shape = Shape(*patch, last.channels_out)
     result = replace(derived_header(header, shape, real), transform=transform)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,9 +168,13 @@ def test_a_low_ceiling_takes_smaller_slabs_then_files(net: Any) -> None:
     in_memory, deepest, most = decided(1 << 40)
     assert not in_memory
     found = []
-    with suppress(MemoryLimitError):
+
+    def fall() -> None:
         for n in range(1, 1000):
             found.append(decided(most - (n << 20)))
+
+    with pytest.raises(MemoryLimitError):
+        fall()
     assert any(depth < deepest and not on_disk for on_disk, depth, _ in found)
     assert found[-1][0]
 
@@ -372,6 +375,23 @@ def test_wrong_requests_are_one_line(asked: str, net: Any, run: Any) -> None:
 def test_an_output_of_another_size_is_refused(kernel: str, net: Any, run: Any) -> None:
     result = run("apply", "x.npy", "-k", "box:size=3", *kernel.split(), "--patch", 6, "-o", "y.npy", code=4)  # fmt: skip
     assert "in a patch of 6x6x6 voxels: the output has" in result.output
+
+
+def test_a_network_that_loses_voxels_is_told_sizes_not_options(
+    net: Any, run: Any, tmp_path: Path
+) -> None:
+    layers = [
+        volume(2),
+        layer("MaxPooling3D", "down", "volume", pool_size=[2, 2, 2]),
+        layer("UpSampling3D", "up", "down", size=[2, 2, 2]),
+    ]
+    write_keras(tmp_path / "down.keras", functional(layers, "up"), {})
+    job = ["apply", "x.npy", "-c", "down.keras", "-o", "y.npy", "--patch"]
+    refused = run(*job, 5, code=4).output
+    assert "in a patch of 5x5x5 voxels: the output has 4x4x4 voxels" in refused
+    assert "multiples of its strides" in refused
+    assert "--padding" not in refused  # a network brings its own
+    run(*job, 4)
 
 
 def test_sizes_that_do_not_join_name_the_patch(net: Any, run: Any, tmp_path: Path) -> None:
