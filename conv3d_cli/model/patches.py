@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.model.box import Box, Span
 from conv3d_cli.model.spec import Triple
+from conv3d_cli.system.elementary import exp
 
 BLENDS = ("gaussian", "constant")
 SIGMA = 0.125  # standard deviation of the Gaussian weights, as a fraction of the patch
@@ -96,7 +97,7 @@ class PatchLayout:
             return tuple(np.ones(length) for length in self.patch)
         distances = (np.arange(length) - (length - 1) / 2 for length in self.patch)
         return tuple(
-            np.exp(-0.5 * (distance / (SIGMA * length)) ** 2)
+            np.asarray(exp(-0.5 * (distance / (SIGMA * length)) ** 2))
             for distance, length in zip(distances, self.patch, strict=True)
         )
 

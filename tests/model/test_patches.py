@@ -61,3 +61,9 @@ def test_the_patches_of_a_box_are_those_that_have_voxels_in_it() -> None:
     layout = PatchLayout((20, 20, 20), (8, 8, 8), (0.5, 0.0, 0.5))
     box = Box((7, 9), (8, 9), (0, 20))
     assert list(layout.patches_of(box)) == list(itertools.product([0, 4, 8], [8], [0, 4, 8, 12]))
+
+
+def test_weights_are_the_same_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's exponential differs by the vectors of a CPU."""
+    monkeypatch.setattr(np, "exp", None)
+    assert PatchLayout((9, 9, 9), (5, 6, 7), (0.5,) * 3).profiles[2][3] == 1
