@@ -161,7 +161,7 @@ class ResumeLog:
             status.interrupted = True
             status.reason = "a killed run left it"
         elif known.done is not None:
-            status.reason = "it was changed since it was made"
+            status.reason = _lost(known.done, outputs, settings)
         elif known.begun:
             status.reason = self._change(list(known.begun.values())[-1], settings, inputs, [])
         else:
@@ -519,6 +519,14 @@ def _first_difference(record: Record, settings: Record) -> str:
             old = old if isinstance(old, dict) else {}
             names += sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return f"it was made with other settings ({', '.join(dict.fromkeys(names))})" if names else ""
+
+
+def _lost(record: Record, outputs: Sequence[str], settings: Record) -> str:
+    """Why outputs are not those of a record."""
+    if len(record["outputs"]) != len(outputs) and (changed := _first_difference(record, settings)):
+        return changed
+    missing = [os.path.basename(path) for path in outputs if not os.path.exists(path)]
+    return f"{missing[0]} is missing" if missing else "it was changed since it was made"
 
 
 def is_settled(fingerprint: FileFingerprint) -> bool:
