@@ -417,6 +417,7 @@ def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:
         ([], 2, "deconvolve needs a kernel: pass --kernel"),
         (["-k", PSF, "--iterations", "0"], 2, "--iterations must be at least 1, received 0"),
         (["-k", PSF, "--save-every", "0"], 2, "--save-every must be at least 1, received 0"),
+        (["-k", PSF, "--save-every", "10"], 2, "--save-every 10 writes nothing: there are 10"),
         (["-k", PSF, "--save-every", "1", "--iterations", "2000000000"], 2, "at most 1,000"),
         (["-k", PSF, "--tv", "0.5"], 2, "--tv must be below 1/6"),
         (["-k", PSF, "--background", "-1"], 2, "--background must not be negative"),

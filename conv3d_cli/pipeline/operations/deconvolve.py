@@ -116,6 +116,11 @@ def deconvolve(
     for name, value, least in (("iterations", count, 1), ("save_every", save_every, 1)):
         if value is not None and value < least:
             raise SpecError(f"{setting(name)} must be at least {least}, received {value}")
+    if save_every is not None and save_every >= count:
+        raise SpecError(
+            f"{setting('save_every', save_every)} writes nothing: there are {count} iterations, "
+            "and the last one is the output"
+        )
     for name, number in (("stop", stop), ("tv", tv), ("background", background)):
         if number is not None and not (number >= 0 and math.isfinite(number)):
             raise SpecError(f"{setting(name)} must not be negative, received {number:g}")
