@@ -2,6 +2,8 @@
 
 avx512: Intel(R) Xeon(R) Processor (avx512), 2050 problems of seeds 301, 201, 2026-11-30
 avx2: Intel(R) Xeon(R) Processor (avx2), 2050 problems of seeds 301, 201, 2026-11-30
+Of seed 201 the times of separable, fft-channels, fft, sparse and direct are left out: they were
+measured before these changed.
 """
 
 # class of CPUs -> algorithm -> coefficients of `costs.features`
