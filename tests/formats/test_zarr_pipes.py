@@ -14,7 +14,8 @@ from processes import LIMIT
 zarr = pytest.importorskip("zarr")
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs of POSIX")
 
-# Runs a command once for each file of a store, with a pipe in its place.
+# Runs a command once for each file of a store, with a pipe in its place; each in a process of its
+# own, since reads of other files may still wait in a thread when a command has ended.
 EACH = """
 import os, sys
 from conv3d_cli.cli import main
@@ -23,10 +24,14 @@ files, command = sys.argv[1].split(os.pathsep), sys.argv[2:]
 for file in files:
     os.rename(file, "kept")
     os.mkfifo(file)
-    try:
-        main(command)
-    except SystemExit as end:
-        print(end.code, file)
+    child = os.fork()
+    if not child:
+        try:
+            main(command)
+        except SystemExit as end:
+            print(end.code, file)
+        sys.exit()
+    os.waitpid(child, 0)
     os.unlink(file)
     os.rename("kept", file)
 """
