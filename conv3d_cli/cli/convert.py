@@ -16,7 +16,7 @@ from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.running import keep_blas_quiet, run_volumes
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.settings.option import File, Option, Place
-from conv3d_cli.settings.options import Settings
+from conv3d_cli.settings.options import OF_NETWORKS, Settings
 
 # Options of jobs and commands that have no meaning for a copy. Channels are selected by arithmetic.
 _NOT_TAKEN = (
@@ -29,13 +29,8 @@ _NOT_TAKEN = (
     "normalize_input",
     "normalize_mask",
     "template_mask",
-    "patch",
-    "overlap",
-    "blend",
-    "output_name",
+    *OF_NETWORKS,
     "channels",
-    "argmax",
-    "label_names",
     "precision",
     "coverage_out",
     "bids",

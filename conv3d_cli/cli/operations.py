@@ -30,6 +30,7 @@ from conv3d_cli.cli.values import OneOf
 from conv3d_cli.pipeline.operations import SUMMARIES, find_operation
 from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, ROLES
 from conv3d_cli.settings.option import File, Option, Place, Unit
+from conv3d_cli.settings.options import OF_NETWORKS
 
 if TYPE_CHECKING:
     from conv3d_cli.kernels.grammar import Parameter
@@ -43,12 +44,7 @@ _NOT_TAKEN = (
     "like",
     "to_fwhm",
     "algorithm",
-    "argmax",
-    "label_names",
-    "output_name",
-    "patch",
-    "overlap",
-    "blend",
+    *OF_NETWORKS,
     "mask_labels",
 )
 _OF_MEANS = ("missing", "min_coverage")

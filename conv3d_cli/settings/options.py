@@ -1228,6 +1228,8 @@ def _options() -> Iterator[Option]:
 
 OPTIONS: tuple[Option, ...] = tuple(_options())
 OPTION = {option.name: option for option in OPTIONS}
+# Options of `apply` about networks, which other commands do not run.
+OF_NETWORKS = ("output_name", "argmax", "label_names", "patch", "overlap", "blend")
 # Options that are short for -k gaussian:NAME=LENGTH.
 SHORTHANDS = ("fwhm", "sigma")
 
