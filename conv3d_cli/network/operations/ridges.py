@@ -359,8 +359,9 @@ class Ridges(HessianOperation):
     given : dict                the arguments of measures: `shape`; `alpha` and `beta`, how soon
                                 frangi leaves out plates and blobs; `tau`, jerman's least λ3 in
                                 parts of the largest in the volume
-    lengths : of each scale: what a second channel says of the scale with the largest response, of
-        several the first; 0 where no response is above 0. None: there is no such channel
+    lengths : list of float     the number of each scale for a second channel, which has that of the
+                                first scale with the largest response, or 0 where no response is
+                                above 0; empty: there is no such channel
     """
 
     arity = (1, 2)
