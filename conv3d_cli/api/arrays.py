@@ -33,9 +33,9 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.pipeline.blocking import DEEP_SLAB_BYTES, LEAST_SLAB
-from conv3d_cli.pipeline.graph import Graph
+from conv3d_cli.pipeline.graph import Graph, StreamPlan
 from conv3d_cli.pipeline.outputs import ROLES
-from conv3d_cli.pipeline.stream import StreamPlan, load_loops, stream
+from conv3d_cli.pipeline.stream import load_loops, stream
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:

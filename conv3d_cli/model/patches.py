@@ -68,10 +68,6 @@ class PatchLayout:
         """The number of patches."""
         return math.prod(map(len, self._starts))
 
-    def planes_of(self, start: int) -> Span:
-        """The planes of the volume that patches at this depth take."""
-        return max(0, start), min(self.size[0], start + self.patch[0])
-
     def inside(self, starts: Triple) -> Box:
         """The part of a patch that lies in the volume, in the volume's positions."""
         depth, height, width = (
@@ -84,6 +80,15 @@ class PatchLayout:
         """Positions along an axis of the patches that have voxels in a span."""
         first, last = outputs
         return tuple(s for s in self.starts(axis) if s < last and s + self.patch[axis] > first)
+
+    def needed(self, axis: int, outputs: Span) -> Span:
+        """The voxels of the volume along an axis that patches with voxels in a span take.
+
+        >>> PatchLayout((10, 4, 8), (4, 4, 12), (0.5, 0.5, 0.5)).needed(0, (3, 5))
+        (0, 8)
+        """
+        starts = self.covering(axis, outputs)
+        return max(0, starts[0]), min(self.size[axis], starts[-1] + self.patch[axis])
 
     def patches_of(self, outputs: Box) -> Iterator[Triple]:
         """Positions of the patches that have voxels in a box, in the order of blending."""

@@ -481,9 +481,9 @@ class VolumeReader(abc.ABC):
         """An uninitialised array for `read_into`, in the memory order that suits the reader."""
         return np.empty((planes, *self.header.shape[2:]), self.header.dtype)
 
-    def fill(self, n: int, start: int, out: Array) -> None:
-        """As `read_into`, from plane `start` on; planes that are computed are computed together."""
-        self.read_into(n, slice(start, start + len(out)), out)
+    def read_at_once(self, n: int, depth: slice, out: Array) -> None:
+        """As `read_into`; a reader that computes its planes computes all of these in one call."""
+        self.read_into(n, depth, out)
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         """Stored voxels of some rows and columns, (d, h, w, c); else as `read`.

@@ -118,7 +118,7 @@ def fit_patches(job: SlabJob, body: PatchBody, limit: int) -> None:
     step = job.last.plan.depth_step
     depths = list(_slab_depths(patch_job(body)))
     for body.on_disk in (False, True):
-        for body.slab_depth, together in depths:
+        for body.plan.slab_depth, together in depths:
             body.graph.compute_together(together)
             if job.memory(step).total <= limit:
                 return

@@ -35,7 +35,7 @@ from conv3d_cli.pipeline.graph import (
     OperationNode,
     PatchedNode,
 )
-from conv3d_cli.pipeline.stream import StreamPlan, stream
+from conv3d_cli.pipeline.stream import stream
 from conv3d_cli.system.atomic import write_errors
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
@@ -203,9 +203,9 @@ class OperationReader(_ComputedReader):
             for reader in self.readers
         ]
 
-    def fill(self, n: int, start: int, out: Array) -> None:
+    def read_at_once(self, n: int, depth: slice, out: Array) -> None:
         self._begin_once(n)
-        self._compute(n, start, start + len(out), out)
+        self._compute(n, depth.start, depth.stop, out)
 
     def _compute(self, n: int, start: int, stop: int, out: Array) -> None:
         operation, (height, width) = self.operation, self.header.shape[2:4]
@@ -398,7 +398,7 @@ class PatchReader(_ComputedReader):
         assert self._inputs is not None
         assert self._sums is not None
         layout = self.layout
-        _, last = layout.planes_of(depth)
+        last = min(layout.size[0], depth + layout.patch[0])
         for start in range(self._read, last, MOST_PLANES):
             stop = min(start + MOST_PLANES, last)
             header = self.reader.header
@@ -463,9 +463,7 @@ class PatchReader(_ComputedReader):
                 body.spooled_inputs,
                 self.beside,
             )
-            is_filled = body.graph.written(body.result.dtype) is not None
-            plan = StreamPlan(body.graph.last, body.parts, body.slab_depth, is_filled)
-            stream(plan, reader, ArrayWriter(out, body.result), self.team, in_turn=True)
+            stream(body.plan, reader, ArrayWriter(out, body.result), self.team, in_turn=True)
         return out
 
     def _finish(self, start: int, out: Array) -> None:

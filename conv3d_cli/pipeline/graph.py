@@ -205,24 +205,38 @@ class OperationNode(GraphNode):
 
 
 @dataclass
+class StreamPlan:
+    """The schedule by which voxels move from a reader through the last convolution to a writer.
+
+    parts : list            (n, input channels) of each part, in the order of streaming
+    slab_depth : int        output planes computed at once, a multiple of the plan's `depth_step`
+    is_filled : bool        the convolution would only copy what its reader computes, which
+                            therefore fills the writer's blocks: see `Graph.written`
+    """
+
+    convolution: Convolution
+    parts: list[tuple[int, slice]]
+    slab_depth: int
+    is_filled: bool = False
+
+
+@dataclass
 class PatchBody:
     """What runs in each patch: a graph of its own, of a volume of the patch's size.
 
     graph : Graph
-    parts : list                see `StreamPlan`
+    plan : StreamPlan           of a patch
     source, result : VolumeHeader   of a patch, and of what is made of it
     spooled, spooled_inputs : see `flow.reader_of_last`
-    slab_depth : int            output planes of a patch that are computed at once
     on_disk : bool              planes of the volume wait for their patches in temporary files
     """
 
     graph: Graph
-    parts: list[tuple[int, slice]]
+    plan: StreamPlan
     source: VolumeHeader
     result: VolumeHeader
     spooled: frozenset[int]
     spooled_inputs: tuple[int, ...]
-    slab_depth: int = 1
     on_disk: bool = False
 
 
@@ -249,11 +263,10 @@ class PatchedNode(GraphNode):
         return self.size[0]  # it divides sums that are there
 
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
-        raise NotImplementedError("patches are not computed in boxes")
+        return merge((self.layout.needed(axis, span) for span in outputs), GAP)
 
     def planes(self, number: int, start: int, stop: int) -> tuple[int, int]:
-        starts = self.layout.covering(0, (start, stop))
-        return self.layout.planes_of(starts[0])[0], self.layout.planes_of(starts[-1])[1]
+        return self.layout.needed(0, (start, stop))
 
 
 @dataclass(frozen=True, eq=False)

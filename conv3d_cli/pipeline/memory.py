@@ -272,7 +272,7 @@ def _patches_held(node: PatchedNode, threads: int) -> int:
     plane = math.prod(layout.size[1:])
     totals = plane * (2 * 8 + node.channels * size * (2 if body.on_disk else 1))
     own = size * (patch + rows) + threads * max(size * (products + strips), totals)
-    return own + patch_job(body).memory(body.slab_depth).total - PROCESS.total
+    return own + patch_job(body).memory(body.plan.slab_depth).total - PROCESS.total
 
 
 @lru_cache(maxsize=16)

@@ -50,7 +50,14 @@ from conv3d_cli.network.operations.missing import MaskCertainty
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking, fit_patches
 from conv3d_cli.pipeline.checks import begin_checks
 from conv3d_cli.pipeline.flow import derived_header, whole_nodes
-from conv3d_cli.pipeline.graph import ConvolutionNode, Graph, OperationNode, PatchBody, PatchedNode
+from conv3d_cli.pipeline.graph import (
+    ConvolutionNode,
+    Graph,
+    OperationNode,
+    PatchBody,
+    PatchedNode,
+    StreamPlan,
+)
 from conv3d_cli.pipeline.held import nodes_to_spool
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import (
@@ -72,7 +79,6 @@ from conv3d_cli.pipeline.request import (
     read_patch,
 )
 from conv3d_cli.pipeline.selection import check_selection
-from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
@@ -476,9 +482,6 @@ def _prepare(
         spooled |= {-1}
         order.spool_input[0] = False
     blocking = _choose_blocking(job, reader, stages, header, order, spooled)
-    for one in stages:
-        if isinstance(one, PreparedPatches):
-            one.inner.stream_plan.slab_depth = one.body.slab_depth
     if blocking.full_memory:
         notes.append(
             f"{graph.last.plan.threads} of {count_of(thread_count(job.threads), 'thread')} "
@@ -643,9 +646,10 @@ def _prepare_patches(
     stages, planning = _assemble_stages(own, chain, order, None, False, layout.count)
     graph = _graph(stages)
     spooled = nodes_to_spool(graph)
+    plan = StreamPlan(graph.last, order.parts, 1, graph.written(result.dtype) is not None)
     body = PatchBody(
         graph,
-        order.parts,
+        plan,
         header,
         result,
         spooled,
@@ -656,7 +660,7 @@ def _prepare_patches(
         reader=reader,
         stages=stages,
         header=result,
-        stream_plan=StreamPlan(graph.last, order.parts, 1),
+        stream_plan=plan,
         boxes=None,
         spool_input=order.spool_input,
         spool_output=False,

@@ -20,10 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
-from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode
+from conv3d_cli.model.volume import VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.pipeline.graph import (
+    VOLUME,
+    ConvolutionNode,
+    Graph,
+    OperationNode,
+    StreamPlan,
+)
 from conv3d_cli.system.isolated import end_all
 
 if TYPE_CHECKING:
@@ -63,22 +68,6 @@ def _loops_of(graph: Graph, source: VolumeHeader, out: np.dtype[Any]) -> list[Ma
         elif isinstance(node, OperationNode):
             codes += node.operation.loops(node.real)
     return codes
-
-
-@dataclass
-class StreamPlan:
-    """The schedule by which voxels move from a reader through the last convolution to a writer.
-
-    parts : list            (n, input channels) of each part, in the order of streaming
-    slab_depth : int        output planes computed at once, a multiple of the plan's `depth_step`
-    is_filled : bool        the convolution would only copy what its reader computes, which
-                            therefore fills the writer's blocks: see `Graph.written`
-    """
-
-    convolution: Convolution
-    parts: list[tuple[int, slice]]
-    slab_depth: int
-    is_filled: bool = False
 
 
 @dataclass
@@ -125,56 +114,47 @@ def stream(
         for start in range(0, size, depth)
     ]
 
-    def read(step: int) -> SlabInput:
+    def read(step: int) -> SlabInput | None:
+        if stream_plan.is_filled:
+            return None
         part, start, stop = steps[step]
         if part not in sources:
             sources[part] = SlabSource(reader, *stream_plan.parts[part], convolution.problem)
         return convolution.with_mask(sources[part].read(start, stop), stop)
 
-    def compute(step: int, slab: SlabInput) -> Callable[[], None]:
+    def compute(step: int, slab: SlabInput | None) -> Callable[[], None]:
         part, start, stop = steps[step]
         n, channels = stream_plan.parts[part]
         stored = convolution.stored(channels, writer.header.shape[4])
         block = writer.block(n, slice(start, stop), stored)
         started = time.perf_counter()
-        scale, outputs = reader.header.scale, convolution.outputs(channels)
-        times.clipped += convolution.convolve(slab, block, team, scale, outputs, advance)
+        if slab is None:
+            reader.read_at_once(n, slice(start, stop), block)
+            advance(block.size)
+        else:
+            scale, outputs = reader.header.scale, convolution.outputs(channels)
+            times.clipped += convolution.convolve(slab, block, team, scale, outputs, advance)
+            sources[part].release(stop)
+            if stop == size:
+                del sources[part]
         times.compute += time.perf_counter() - started
-        sources[part].release(stop)
-        if stop == size:
-            del sources[part]
-        return writes(n, start, stored.start, block)
-
-    def fill(step: int, _: None) -> Callable[[], None]:
-        part, start, stop = steps[step]
-        n, channels = stream_plan.parts[part]
-        stored = convolution.stored(channels, writer.header.shape[4])
-        block = writer.block(n, slice(start, stop), stored)
-        started = time.perf_counter()
-        reader.fill(n, start, block)
-        times.compute += time.perf_counter() - started
-        advance(block.size)
-        return writes(n, start, stored.start, block)
-
-    def writes(n: int, start: int, channel: int, block: Array) -> Callable[[], None]:
         values = [role.values(convolution) for role, _ in beside if role.values is not None]
 
         def write() -> None:
-            writer.write(n, start, channel, block)
+            writer.write(n, start, stored.start, block)
             for (_, other), array in zip(beside, values, strict=True):
                 other.write(
-                    n, start, channel, np.broadcast_to(array.astype(np.float32), block.shape)
+                    n, start, stored.start, np.broadcast_to(array.astype(np.float32), block.shape)
                 )
 
         return write
 
     if in_turn:
         for step in range(len(steps)):
-            (fill(step, None) if stream_plan.is_filled else compute(step, read(step)))()
-    elif stream_plan.is_filled:
-        overlap(len(steps), lambda step: None, fill, times, FILLED_BEHIND)
+            compute(step, read(step))()
     else:
-        overlap(len(steps), read, compute, times, WRITES_BEHIND)
+        behind = FILLED_BEHIND if stream_plan.is_filled else WRITES_BEHIND
+        overlap(len(steps), read, compute, times, behind)
     return times
 
 

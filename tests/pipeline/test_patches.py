@@ -146,7 +146,7 @@ def test_the_bits_depend_on_neither_threads_nor_memory(
 
     def fit(job: Any, body: Any, limit: int) -> None:
         depths = list(blocking._slab_depths(patch_job(body)))
-        body.slab_depth, together = depths[0 if slabs == "largest" else -1]
+        body.plan.slab_depth, together = depths[0 if slabs == "largest" else -1]
         body.graph.compute_together(together)
         body.on_disk = on_disk
 
@@ -161,7 +161,7 @@ def test_a_low_ceiling_takes_smaller_slabs_then_files(net: Any) -> None:
             assert prepared.patches is not None
             assert prepared.memory <= max_memory
             body = prepared.patches.body
-            return body.on_disk, body.slab_depth, prepared.memory
+            return body.on_disk, body.plan.slab_depth, prepared.memory
 
     np.save("x.npy", np.zeros((40, 90, 90, 2), np.float32))
     job = job_of("net.keras", patch="32,48,48", threads=1)
