@@ -60,11 +60,11 @@ def _wake_on_signals() -> None:
         while numbers := os.read(reads, 64):
             if ending.isdisjoint(numbers):
                 continue
-            for _ in range(round(SECONDS / NUDGE_SECONDS)):
-                time.sleep(NUDGE_SECONDS)
-                if _counting:
-                    return
+            time.sleep(NUDGE_SECONDS)
+            while not _counting:
                 signal.pthread_kill(main, signal.SIGURG)
+                time.sleep(NUDGE_SECONDS)
+            return
 
     threading.Thread(target=watch, name="conv3d-signals", daemon=True).start()
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
