@@ -212,6 +212,12 @@ def scan(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def sitk() -> Any:
+    """SimpleITK. Imported where warnings are errors, it ends the process on Python 3.13."""
+    return pytest.importorskip("SimpleITK")
+
+
+@pytest.fixture
 def mask(scan: Path) -> Path:
     """A mask on the grid of `scan`: 1 where the scan is brighter than its mean, else 0."""
     import nibabel

@@ -23,11 +23,6 @@ AFFINE = TO_RAS @ np.vstack(
 HEAD = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 4 3 2\n"
 
 
-@pytest.fixture
-def sitk() -> Any:
-    return pytest.importorskip("SimpleITK")
-
-
 @pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK
 
 from conv3d_cli import (
     Grid,
@@ -85,10 +84,10 @@ def test_a_centre_of_the_kernel_counts() -> None:
     assert np.unravel_index(found.argmax(), found.shape) == (1, 4, 10)
 
 
-def test_inside_it_is_that_of_simpleitk() -> None:
+def test_inside_it_is_that_of_simpleitk(sitk: Any) -> None:
     y, psf = blurred(beads()), read_kernel(PSF).weights
-    image, kernel = (SimpleITK.GetImageFromArray(np.float32(a)) for a in (y, psf))
-    expected = SimpleITK.GetArrayFromImage(SimpleITK.RichardsonLucyDeconvolution(image, kernel, 6))
+    image, kernel = (sitk.GetImageFromArray(np.float32(a)) for a in (y, psf))
+    expected = sitk.GetArrayFromImage(sitk.RichardsonLucyDeconvolution(image, kernel, 6))
     found = operate(y, "deconvolve:iterations=6:start=data", PSF)
     inside = (slice(6, -6),) * 3
     np.testing.assert_allclose(
@@ -96,10 +95,10 @@ def test_inside_it_is_that_of_simpleitk() -> None:
     )
 
 
-def test_wiener_is_tikhonov_of_simpleitk() -> None:
+def test_wiener_is_tikhonov_of_simpleitk(sitk: Any) -> None:
     y, psf = blurred(beads()), read_kernel(PSF).weights
-    image, kernel = (SimpleITK.GetImageFromArray(np.float32(a)) for a in (y, psf))
-    expected = SimpleITK.GetArrayFromImage(SimpleITK.TikhonovDeconvolution(image, kernel, 0.04))
+    image, kernel = (sitk.GetImageFromArray(np.float32(a)) for a in (y, psf))
+    expected = sitk.GetArrayFromImage(sitk.TikhonovDeconvolution(image, kernel, 0.04))
     found = operate(y, "deconvolve:method=wiener:snr=5", PSF)
     inside = (slice(7, -7),) * 3
     np.testing.assert_allclose(

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tifffile
 from blocking import in_boxes_of, plane_by_plane
-from nibabel.testing import data_path
 from scipy import ndimage
 from tools import command
 
@@ -24,6 +23,7 @@ from conv3d_cli.pipeline import prepare as job_module
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
 
+DATA = Path(nib.__file__).parent / "tests" / "data"
 SLOPE = np.array([0.7, -1.3, 2.1])  # per mm along x, y, z
 ANGLE = np.radians(25)
 TURN = np.array([[np.cos(ANGLE), -np.sin(ANGLE), 0], [np.sin(ANGLE), np.cos(ANGLE), 0], [0, 0, 1]])
@@ -116,7 +116,7 @@ def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(
 
 
 def test_example4d_by_numpys_gradient_and_its_affine(tmp_path: Path, run: Any) -> None:
-    source = Path(data_path) / "example4d.nii.gz"
+    source = DATA / "example4d.nii.gz"
     run(
         "apply",
         source,
@@ -572,7 +572,7 @@ def test_what_python_is_refused() -> None:
 
 @pytest.mark.skipif(command("mrfilter") is None, reason="MRtrix3 is not installed")
 def test_slopes_of_the_world_are_mrtrixs(tmp_path: Path, run: Any) -> None:
-    image = nib.load(Path(data_path) / "example4d.nii.gz")
+    image = nib.load(DATA / "example4d.nii.gz")
     nib.Nifti1Image(image.get_fdata()[..., 0].astype(np.float32), image.affine).to_filename(
         tmp_path / "x.nii"
     )
