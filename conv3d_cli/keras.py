@@ -49,7 +49,9 @@ class Variable(np.ndarray):
 
     def __array_wrap__(self, array: Array, context: Any = None, return_scalar: bool = False) -> Any:
         """Results of functions of NumPy as plain arrays and scalars."""
-        return array[()] if return_scalar else np.asarray(array)
+        plain = np.asarray(array)
+        # NumPy before 2.0 never says that a scalar is wanted: it means any array without axes
+        return plain[()] if return_scalar or (context is None and not plain.ndim) else plain
 
     @property
     def value(self) -> Array:

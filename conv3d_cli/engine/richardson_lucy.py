@@ -31,6 +31,7 @@ from conv3d_cli.engine.deconvolution import (
 )
 from conv3d_cli.engine.fields import Field
 from conv3d_cli.model.spec import Triple
+from conv3d_cli.system import elementary
 
 Array = NDArray[Any]
 
@@ -176,7 +177,7 @@ class _Solver:
     def _first_ratios(self) -> None:
         """The ratios for a constant estimate, whose blur is known."""
         constant, fill = self.start, self.blur.boundary.value
-        total = float(self.blur.weights.sum())
+        total = elementary.total(self.blur.weights)
         blurred = self.blur.coverage(False, lambda sums: constant * sums + fill * (total - sums))
         change = Change(
             FLAT, self.data, self.ratio, background=self.rules.background, floor=self.floor
@@ -255,9 +256,9 @@ class _Solver:
             wide = gain.astype(np.float64)
             product = 0.0
             if known:
-                product = float((wide * gained.read(start, stop)).sum())
+                product = elementary.total(wide * gained.read(start, stop))
             gained.write(start, gain)
-            return product, float(np.square(wide).sum())
+            return product, elementary.total(np.square(wide))
 
         products, squares = zip(*self._pass(work), strict=True)
         return math.fsum(products), math.fsum(squares)

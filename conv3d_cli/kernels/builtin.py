@@ -150,7 +150,9 @@ def gaussian(
         tool.weights(deviation, radius) if deviation else np.ones(1)
         for deviation, radius in zip(deviations, reach, strict=True)
     ]
-    return Kernel(_outer([profile / profile.sum() for profile in profiles]), name="gaussian")
+    return Kernel(
+        _outer([profile / elementary.total(profile) for profile in profiles]), name="gaussian"
+    )
 
 
 def ball(radius: Lengths, orient: OrientKind = VOXEL_AXES) -> Kernel:
@@ -500,7 +502,7 @@ def _gaussian_weights(deviations: Floats | Ellipsoid, truncate: float, name: str
     weights = elementary.exp(
         -0.5 * deviations.squared_distances(_reach(deviations, truncate, name))
     )
-    return np.asarray(weights / weights.sum())
+    return np.asarray(weights / elementary.total(weights))
 
 
 def _reach(deviations: Floats | Ellipsoid, truncate: float, name: str) -> list[int]:
@@ -527,7 +529,7 @@ def _gaussian_profiles(deviations: Floats, truncate: float, name: str) -> list[W
         profile = np.ones(1)
         if radius:
             profile = elementary.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
-        profiles.append(profile / profile.sum())
+        profiles.append(profile / elementary.total(profile))
     return profiles
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError, named
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system import elementary
 
 # Largest fraction of Σ|w| to crop; planes with more are part of the kernel, not its border.
 MAX_TOLERANCE = 0.1
@@ -40,7 +41,7 @@ class CroppedKernel:
         if not normalized:
             return self.removed_sum
         # |A/S' - (A + B)/S|: A sums the remaining weights times x, B the removed ones
-        remaining_sum = float(np.abs(self.kernel.weights).sum())
+        remaining_sum = elementary.total(np.abs(self.kernel.weights))
         scaling = abs(1 / self.kernel.sum - 1 / self.original_sum)
         return remaining_sum * scaling + self.removed_sum / abs(self.original_sum)
 
@@ -79,7 +80,7 @@ def crop_kernel(kernel: Kernel, tolerance: float) -> CroppedKernel:
     if kernel.is_bank:
         # one filter loses no more than all filters of the bank together
         magnitude = magnitude.sum(axis=-1)
-    budget = tolerance * float(magnitude.sum())
+    budget = tolerance * elementary.total(magnitude)
     if not magnitude.any():  # in a kernel of zeros no plane is border
         return CroppedKernel(kernel, (0, 0, 0), 0.0, 0.0)
     centre = kernel.centre or tuple((k - 1) / 2 for k in kernel.size)
@@ -114,4 +115,4 @@ def _inner(size: tuple[int, int, int], removed: list[int]) -> tuple[slice, ...]:
 
 def _outer_sum(magnitude: np.ndarray, axis: int) -> float:
     """Sum of the first and the last plane of an axis."""
-    return float(magnitude.take(0, axis).sum() + magnitude.take(-1, axis).sum())
+    return elementary.total(magnitude.take((0, -1), axis))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.model.kernel import Weights
 from conv3d_cli.model.spec import Triple
+from conv3d_cli.system import elementary
 
 Reals = NDArray[np.float64]
 
@@ -59,7 +60,7 @@ class CrossValidation:
     @property
     def varies(self) -> bool:
         """Whether the data are more than a constant, up to rounding."""
-        whole = float(self._data.sum())
+        whole = elementary.total(self._data)
         return whole - float(self._data[0, 0, 0]) > whole * 1e-20
 
     def score(self, noise: float) -> float:
@@ -68,8 +69,8 @@ class CrossValidation:
         for power in self._powers:
             left = noise / (power + noise)
             left[0, 0, 0] = 0  # the mean is no matter of the filter
-            traces += float(left.sum())
-            squares += float((np.square(left) * self._data).sum())
+            traces += elementary.total(left)
+            squares += elementary.total(np.square(left) * self._data)
         return squares / traces**2 if traces else math.inf
 
     def noise(self) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.model.kernel import Weights
+from conv3d_cli.system import elementary
 
 # A Wiener filter is cut where the weights that are left out have this part of all |weights|.
 LEFT_OUT = 1e-4
@@ -65,7 +66,7 @@ def _transfer(kernel: Weights, shape: list[int]) -> NDArray[np.complex128]:
 def _cut(weights: Weights, left_out: float) -> Weights:
     """The middle of a filter of odd sizes, without ends that have a small part of all |weights|."""
     sizes = np.abs(weights)
-    total = sizes.sum()
+    total = elementary.total(sizes)
     for axis in range(3):
         profile = sizes.sum(axis=tuple(a for a in range(3) if a != axis))
         middle = len(profile) // 2
@@ -122,7 +123,7 @@ def back_projector(kernel: Weights) -> Weights:
     centre = [(taps - 1) // 2 for taps in shape]
     mirrored = np.roll(found[::-1, ::-1, ::-1], 1, axis=(0, 1, 2))
     moved = np.roll(mirrored, centre, axis=(0, 1, 2))
-    return np.ascontiguousarray(moved / moved.sum())
+    return np.ascontiguousarray(moved / elementary.total(moved))
 
 
 def _half_maximum(profile: NDArray[np.float64]) -> float:

@@ -173,7 +173,7 @@ def _pupil_integral(
     quarter = power[:, places.reshape(reach[1] + 1, reach[2] + 1)]
     half = np.concatenate([quarter[:, :0:-1], quarter], axis=1)
     whole = np.concatenate([half[:, :, :0:-1], half], axis=2)
-    return np.ascontiguousarray(whole / whole.sum())
+    return np.ascontiguousarray(whole / elementary.total(whole))
 
 
 def _bessel(x: Reals) -> Reals:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Floats
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system import elementary
 from conv3d_cli.system.room import require_weights
 
 Array = NDArray[np.float64]
@@ -109,7 +110,8 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
     magnitude = np.abs(weights)
     if magnitude.any():
         # Restore the sum by changes in proportion to |w|; weights >= 0 are thereby scaled.
-        weights = weights + (kernel.sum - weights.sum()) * (magnitude / magnitude.sum())
+        missing = kernel.sum - elementary.total(weights)
+        weights = weights + missing * (magnitude / elementary.total(magnitude))
     new_centre = None
     if kernel.centre is not None:
         d, h, w = (float(reach[a]) if a in reach else c for a, c in enumerate(centre))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import ShapeError, SpecError, setting, words
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import layout_hint
+from conv3d_cli.system import elementary
 from conv3d_cli.system.words import count_of
 
 Weights = NDArray[np.float64]
@@ -148,7 +149,7 @@ class Kernel:
         13.5
         """
         with np.errstate(over="ignore"):
-            return float(self.weights.sum())
+            return elementary.total(self.weights)
 
     def for_channels(self, channels: int) -> Weights:
         """The weights in 5-D, (kd, kh, kw, in_channels/groups, filters), for a volume.

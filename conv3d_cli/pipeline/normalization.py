@@ -29,6 +29,7 @@ from conv3d_cli.pipeline.request import (
     inputs_of,
     read_normalization,
 )
+from conv3d_cli.system import elementary
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class Moments:
         if not values.size:
             return cls()
         with np.errstate(over="ignore", invalid="ignore"):  # values near the end of float64
-            mean = float(values.mean())
-            squares = float(np.square(values - mean).sum())
+            mean = elementary.total(values) / values.size
+            squares = elementary.total(np.square(values - mean))
         return cls(values.size, mean, squares, float(values.min()), float(values.max()))
 
     def join(self, other: Moments) -> None:

@@ -78,6 +78,8 @@ def test_memory_for_libraries(target: str, desk: Path) -> None:
     done = ended(desk, "RLIMIT_AS", 300_000 << 10, "-o", target, "--overwrite")
     if done.returncode == 0:
         pytest.skip("this machine's libraries need less")
+    if "memory for thread-local data: ABORT" in done.stderr:
+        pytest.skip("the C library ends the process itself")
     if "no more threads" not in done.stderr:  # their stacks are what the limit leaves no room for
         assert done.returncode == 6
         assert "out of memory" in done.stderr

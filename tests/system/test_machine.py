@@ -23,6 +23,9 @@ from conv3d_cli.system.machine import (
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No variables, 16 CPUs, and a control group folder to fill."""
+    # what is remembered of a folder, whose name may be that of an earlier test's
+    machine._cgroup_quota.cache_clear()
+    machine._cgroup_memory.cache_clear()
     for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
