@@ -38,7 +38,7 @@ from conv3d_cli.formats.hdf5.file import (
     text_of,
 )
 from conv3d_cli.formats.npy import axis_names
-from conv3d_cli.formats.stored import LARGEST, grid_in
+from conv3d_cli.formats.stored import LARGEST, grid_in, lost_place
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import unit_name
 from conv3d_cli.model.volume import (
@@ -361,9 +361,9 @@ def create_hdf5(
         raise WriteError(f"cannot write {path}: HDF5 holds no empty volume, shape {header.shape}")
     source = header.metadata if isinstance(header.metadata, Hdf5Source) else Hdf5Source(NAME)
     history = "\n".join(header.history)
-    notes: tuple[str, ...] = ()
+    notes = lost_place(header.grid, "HDF5", origin=False)
     if header.dtype == np.bool_:
-        notes = ("truth values are stored as 0 and 1 (uint8)",)
+        notes = (*notes, "truth values are stored as 0 and 1 (uint8)")
     if len(history.encode("utf-8", "surrogateescape")) > MAX_TEXT - 1024:
         notes = (*notes, "its history is left out: an attribute of HDF5 holds 64 KB")
         history = ""
