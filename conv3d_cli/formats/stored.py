@@ -343,7 +343,9 @@ def lost_place(grid: Grid, name: str, origin: bool) -> tuple[str, ...]:
     if np.abs(grid.affine - plain).max() <= 1e-6 * max(grid.spacing):
         return ()
     if origin:
-        return (f"{name} holds voxel spacing and origin but no rotation or flip: they are left out",)
+        return (
+            f"{name} holds voxel spacing and origin but no rotation or flip: they are left out",
+        )
     return (f"{name} holds voxel spacing but no origin, rotation or flip: they are left out",)
 
 
