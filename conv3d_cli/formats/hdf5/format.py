@@ -24,6 +24,7 @@ from conv3d_cli.formats.base import (
     library_errors,
     real_dtype,
 )
+from conv3d_cli.formats.conventions import CONVENTIONS, convention_notes
 from conv3d_cli.formats.hdf5 import FORMAT
 from conv3d_cli.formats.hdf5.file import (
     MAX_TEXT,
@@ -126,7 +127,7 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
                 facts=Facts(dropped=_attributes(file, dataset)),
             )
             chunk = chunk_of(dataset, letters)
-            notes = [*notes, *filter(None, [gaps_note(dataset, key)])]
+            notes = [*notes, *filter(None, [gaps_note(dataset, key)]), *_value_notes(dataset)]
             reader = DatasetReader(shown, header, file, dataset, chunk)
             reader.notes = tuple(notes)
             return reader
@@ -139,6 +140,11 @@ def _attributes(file: Any, dataset: Any) -> tuple[str, ...]:
     """The attributes of the dataset and the file that are not used, in words."""
     names = [name for holder in (dataset, file) for name in holder.attrs if name not in USED]
     return entries_of("the attributes", [plain_text(name) for name in dict.fromkeys(names)])
+
+
+def _value_notes(dataset: Any) -> tuple[str, ...]:
+    """Notes on what its attributes say of its values."""
+    return convention_notes({name: attribute(dataset, name) for name in CONVENTIONS})
 
 
 def _choose(file: Any, part: str, path: str) -> tuple[str, Any]:
