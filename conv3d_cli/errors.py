@@ -148,13 +148,18 @@ def for_command_line() -> Iterator[None]:
         _reader["types commands"] = before
 
 
+def reader_types_commands() -> bool:
+    """True within `for_command_line`: another process that writes messages should know."""
+    return _reader["types commands"]
+
+
 def words(command: str, python: str) -> str:
     """The words of a message for its reader: one who types commands, or writes Python.
 
     >>> words("pass --like VOLUME", "pass grid=")
     'pass grid='
     """
-    return command if _reader["types commands"] else python
+    return command if reader_types_commands() else python
 
 
 def setting(name: str, value: object = None) -> str:

@@ -25,7 +25,7 @@ from conv3d_cli.convolution.losses import Losses
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, input_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
-from conv3d_cli.formats.zarr.names import local_folder
+from conv3d_cli.formats.zarr.names import archive_of, local_folder
 from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.box import Box
 from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box
@@ -319,6 +319,11 @@ def check_suited(prepared: PreparedJob) -> None:
         raise SpecError(
             "--scheduler writes Zarr stores, to which several workers can write at once, and "
             f"{job.target} is not one; name an output that ends in .zarr"
+        )
+    if archive_of(job.target) is not None:
+        raise SpecError(
+            f"--scheduler writes with several workers at once, and {job.target} is a zip file, "
+            "which has one writer: name an output that ends in .zarr, and zip it by conv3d convert"
         )
     for name in whole_nodes(prepared.graph):
         raise SpecError(

@@ -323,6 +323,32 @@ def grid_in(grid: Grid, unit: str) -> tuple[tuple[float, float, float] | None, A
     return (d, h, w), np.diag([factor, factor, factor, 1.0]) @ grid.affine
 
 
+def lost_place(grid: Grid, name: str, origin: bool) -> tuple[str, ...]:
+    """A note on what a format without an affine loses of a grid; () if that is nothing.
+
+    name : str      of the format, for the note
+    origin : bool   the format holds the place of the first voxel
+
+    >>> grid = Grid((2.0, 2.0, 2.0), "mm", affine_from_spacing((2, 2, 2), (9, 0, 0)))
+    >>> lost_place(grid, "MRC", origin=True), lost_place(Grid(), "HDF5", origin=False)
+    ((), ())
+    >>> lost_place(grid, "HDF5", origin=False)
+    ('HDF5 holds voxel spacing but no origin, rotation or flip: they are left out',)
+    """
+    if grid.spacing is None or grid.affine is None:
+        return ()
+    plain = affine_from_spacing(grid.spacing)
+    if origin:
+        plain[:3, 3] = grid.affine[:3, 3]
+    if np.abs(grid.affine - plain).max() <= 1e-6 * max(grid.spacing):
+        return ()
+    if origin:
+        return (
+            f"{name} holds voxel spacing and origin but no rotation or flip: they are left out",
+        )
+    return (f"{name} holds voxel spacing but no origin, rotation or flip: they are left out",)
+
+
 def check_affine(affine: Affine, error: Callable[[str], Exception]) -> None:
     """Raise an error for an affine that is not finite, or that spans no volume."""
     spans = (np.abs(affine) <= LARGEST).all() and min(spacing_of_affine(affine)) > 0

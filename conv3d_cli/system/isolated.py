@@ -18,7 +18,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from typing import IO, Any
 
@@ -86,7 +86,10 @@ class Isolated:
             assert process.stdout is not None
             try:
                 with self._time_limit():
-                    _send(process.stdin, (self._seconds, function, arguments))
+                    _send(
+                        process.stdin,
+                        (self._seconds, errors.reader_types_commands(), function, arguments),
+                    )
                     kind, result = _receive(process.stdout)
             except (EOFError, OSError):
                 raise self._failure() from None
@@ -216,9 +219,10 @@ def serve() -> None:
     requests = sys.stdin.buffer
     try:
         while True:
-            seconds, function, arguments = _receive(requests)
+            seconds, types_commands, function, arguments = _receive(requests)
             limit_cpu_time(seconds)
-            answer = answer_to(function, arguments)
+            with errors.for_command_line() if types_commands else nullcontext():
+                answer = answer_to(function, arguments)
             limit_cpu_time(0)
             _send(answers, answer)
             del answer

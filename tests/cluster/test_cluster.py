@@ -342,6 +342,14 @@ def test_the_output_must_be_zarr(store: Path, tmp_path: Path, run: Any) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["out.ozx", "out.zarr.zip"])
+def test_a_zip_file_has_one_writer(store: Path, tmp_path: Path, run: Any, name: str) -> None:
+    arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / name]
+    result = run("apply", *arguments, "--scheduler", "local:1", code=2)
+    assert f"{name} is a zip file, which has one writer" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_forecast(cluster: Cluster, store: Path, run: Any) -> None:
     job = [store / "x.ome.zarr", "-k", "box:size=3"]
     assert (

@@ -484,3 +484,13 @@ def test_links_to_nothing_and_pipes_are_told(inside: bool, tmp_path: Path) -> No
 def read_notes(path: str) -> tuple[str, ...]:
     with open_volume(path) as reader:
         return reader.notes
+
+
+def test_padding_is_told(tmp_path: Path) -> None:
+    """Scanners fill what they do not see with a number that no tissue has."""
+    values = VALUES.astype(np.int16)
+    folder = series(tmp_path / "a", values, PixelPaddingValue=-2000)
+    (note,) = [note for note in read_notes(folder) if "missing" in note]
+    assert note.startswith("voxels of -2000 are missing by its PixelPaddingValue")
+    folder = series(tmp_path / "b", values)
+    assert not [note for note in read_notes(folder) if "missing" in note]

@@ -338,6 +338,23 @@ def test_what_is_lost_is_said(
         assert all("\n" not in note for note in writer.notes)
 
 
+def test_an_origin_comes_back_or_is_said_to_be_lost(
+    case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator
+) -> None:
+    grid = Grid((2.0, 2.0, 2.0), "mm", affine_from_spacing((2, 2, 2), (10, -30, 50)))
+    volume = replace(make("zyx", "float32", rng), grid=grid)
+    with create_volume(path, output_header(path, volume)) as writer:
+        notes = writer.notes
+    write_volume(path, volume)
+    back = read_back(path, "zyx").grid
+    if notes:
+        assert back.affine is None or (back.affine[:3, 3] == 0).all(), notes
+    else:
+        assert back.affine is not None
+        factor = 1 if back.unit == "mm" else 1e6 if back.unit == "nm" else 1e3
+        np.testing.assert_allclose(back.affine[:3, 3] / factor, [50, -30, 10], rtol=1e-6)
+
+
 def test_facts_come_back_or_are_said_to_be_lost(
     case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator
 ) -> None:
@@ -374,7 +391,10 @@ def test_affine_comes_back(
     affine[:3, :3] = turn * (0.5, 2, 3)
     affine[:3, 3] = (-90, 126.5, -72.25)
     grid = Grid((3.0, 2.0, 0.5), "mm", affine)
-    write_volume(path, replace(make("zyx", "uint8", rng), grid=grid))
+    volume = replace(make("zyx", "uint8", rng), grid=grid)
+    with create_volume(path, output_header(path, volume)) as writer:
+        assert bool(writer.notes) == (not case[0].holds_affine)
+    write_volume(path, volume)
     back = read_volume(path).grid
     if not case[0].holds_affine:
         assert back.affine is None or not np.allclose(back.affine, affine)

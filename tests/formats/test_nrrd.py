@@ -355,6 +355,23 @@ def test_segmentations_are_labels(tmp_path: Path, data: np.ndarray) -> None:
     assert content_of(str(path)) == "labels"
 
 
+def test_filtered_segments_are_none(tmp_path: Path, data: np.ndarray, run: Any) -> None:
+    """3D Slicer would show the means of labels as segments."""
+    path = tmp_path / "a.seg.nrrd"
+    nrrd_file(path, data)
+    keys = b"Segment1_LabelValue:=7\nSegmentation_ConversionParameters:=x\nown:=kept"
+    path.write_bytes(path.read_bytes().replace(b"# a comment", keys))
+    result = run("apply", path, "-k", "box:size=3", "-o", tmp_path / "b.seg.nrrd")
+    assert "the input's voxels are segments" in result.output
+    head = (tmp_path / "b.seg.nrrd").read_bytes().partition(b"\n\n")[0]
+    assert b"own:=kept" in head
+    assert b"Segment" not in head
+    assert content_of(str(path)) == "labels"
+    result = run("convert", path, tmp_path / "c.seg.nrrd")
+    assert "segments" not in result.output
+    assert keys in (tmp_path / "c.seg.nrrd").read_bytes()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is wrong
 
@@ -364,6 +381,7 @@ def test_segmentations_are_labels(tmp_path: Path, data: np.ndarray) -> None:
     [
         ({"encoding": "bzip2"}, "its encoding is bzip2, and only raw and gzip can be read; convert it: unu save"),
         ({"encoding": "ascii"}, "its encoding is ascii"),
+        ({"encoding": "ascii", "endian": None}, "its encoding is ascii"),
         ({"encoding": "hex"}, "its encoding is hex"),
         ({"type": "block"}, "blocks of bytes"),
         ({"type": "quad"}, "NRRD has no type 'quad'"),

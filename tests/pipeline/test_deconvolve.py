@@ -19,6 +19,8 @@ from conv3d_cli import (
     read_volume,
     write_volume,
 )
+from conv3d_cli.engine.fields import Field
+from conv3d_cli.engine.richardson_lucy import _Solver
 from conv3d_cli.errors import SpecError
 from conv3d_cli.kernels.inverse import back_projector, wiener
 
@@ -403,6 +405,26 @@ def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:
         "--sidecar",
     )
     assert "gibson_lanni:na=0.9" in (tmp_path / "o.json").read_text()
+
+
+def test_total_variation_is_verified_whatever_its_weight(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It multiplies what rounding does in each iteration, which is no fault of the output."""
+    data = np.random.default_rng(0).poisson(blurred(beads(margin=3)) + 20).astype(np.uint16)
+    np.save(tmp_path / "a.npy", data)
+    line = ["deconvolve", tmp_path / "a.npy", "-k", PSF, "--iterations", "10", "--verify", "200"]
+    for weight in ("0.1", "0.01"):
+        run(*line, "--tv", weight, "-o", tmp_path / f"{weight}.npy")
+    # an output that is wrong by 5 % is still found
+    right = _Solver._variation
+
+    def wrong(self: _Solver, source: Field, out: Field) -> None:
+        right(self, source, out)
+        out.write(0, out.read(0, len(data)) * np.float32(1.05))
+
+    monkeypatch.setattr(_Solver, "_variation", wrong)
+    run(*line, "--tv", "0.01", "-o", tmp_path / "wrong.npy", code=7)
 
 
 @pytest.mark.parametrize(

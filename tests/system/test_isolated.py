@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from processes import LIMIT, wait_until
 
-from conv3d_cli.errors import FormatError, SpecError
+from conv3d_cli.errors import FormatError, SpecError, for_command_line
 from conv3d_cli.system import isolated
 from conv3d_cli.system.isolated import Isolated
 
@@ -170,3 +170,12 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
         return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
     wait_until(gone)
+
+
+def test_messages_are_for_the_reader_of_the_first_process() -> None:
+    """Notes of HDF5 name options on the command line, and arguments in Python."""
+    with Isolated("a.h5", "the HDF5 library") as process:
+        assert process.call("conv3d_cli.errors:setting", "missing", "-1") == "missing='-1'"
+        with for_command_line():
+            assert process.call("conv3d_cli.errors:setting", "missing", "-1") == "--missing -1"
+        assert process.call("conv3d_cli.errors:setting", "missing", "-1") == "missing='-1'"

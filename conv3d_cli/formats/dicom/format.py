@@ -16,11 +16,13 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import library_errors
+from conv3d_cli.formats.conventions import missing_note
 from conv3d_cli.formats.dicom import FORMAT
 from conv3d_cli.formats.dicom.images import DECODERS, Images
 from conv3d_cli.formats.dicom.series import (
     AXIS_KEYS,
     CURE,
+    PADDING,
     Frame,
     Series,
     find_series,
@@ -66,6 +68,7 @@ def open_dicom(name: str, *, axes: str | None = None, channels_first: bool = Fal
         notes.append("its voxels are indices into a table of colours; used as plain numbers")
     if series.facts.get("lut"):
         notes.append("its values go through a table (Modality LUT): the stored values are used")
+    notes += missing_note(series.facts.get("padding"), PADDING)
     header = VolumeHeader(
         Axes(letters, shape),
         stored,

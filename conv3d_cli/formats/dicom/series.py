@@ -36,6 +36,7 @@ AXIS_KEYS = {
     "EffectiveEchoTime": "e",
     "DiffusionBValue": "b",
 }
+PADDING = "PixelPaddingValue"
 _IMAGE = (
     *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "PhotometricInterpretation", "ImageType", "NumberOfFrames"),
@@ -44,6 +45,7 @@ _PLACE = (
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices"),
     *("SliceThickness", "GridFrameOffsetVector", "DoseGridScaling", "FrameIncrementPointer"),
     *("RescaleSlope", "RescaleIntercept", "FrameTime", "TemporalResolution", "RescaleType"),
+    PADDING,
 )
 _NAMES = ("SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "InstanceNumber")
 _GROUPS = (
@@ -90,7 +92,7 @@ class Series:
     number, description : str   as the headers say
     notes : list                on what is left out
     facts : dict                of the first file: "syntax", "FrameTime", "TemporalResolution",
-                                "lut"
+                                "lut", "padding"
     """
 
     uid: str
@@ -211,6 +213,7 @@ def read_frames(path: str) -> tuple[Series, list[Frame]] | None:
             "FrameTime": _number(data, "FrameTime"),
             "TemporalResolution": _number(data, "TemporalResolution"),
             "lut": bool(data.get("ModalityLUTSequence")),
+            "padding": _number(data, PADDING),
             "cine": "FrameTime" in data or "FrameIncrementPointer" in data,
         }
         count = int(_number(data, "NumberOfFrames") or 1)

@@ -24,6 +24,7 @@ from conv3d_cli.formats.base import (
     library_errors,
     real_dtype,
 )
+from conv3d_cli.formats.conventions import CONVENTIONS, convention_notes
 from conv3d_cli.formats.hdf5 import FORMAT
 from conv3d_cli.formats.hdf5.file import (
     MAX_TEXT,
@@ -38,7 +39,7 @@ from conv3d_cli.formats.hdf5.file import (
     text_of,
 )
 from conv3d_cli.formats.npy import axis_names
-from conv3d_cli.formats.stored import LARGEST, grid_in
+from conv3d_cli.formats.stored import LARGEST, grid_in, lost_place
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.units import unit_name
 from conv3d_cli.model.volume import (
@@ -126,7 +127,7 @@ def open_hdf5(name: str, *, axes: str | None = None, channels_first: bool = Fals
                 facts=Facts(dropped=_attributes(file, dataset)),
             )
             chunk = chunk_of(dataset, letters)
-            notes = [*notes, *filter(None, [gaps_note(dataset, key)])]
+            notes = [*notes, *filter(None, [gaps_note(dataset, key)]), *_value_notes(dataset)]
             reader = DatasetReader(shown, header, file, dataset, chunk)
             reader.notes = tuple(notes)
             return reader
@@ -139,6 +140,11 @@ def _attributes(file: Any, dataset: Any) -> tuple[str, ...]:
     """The attributes of the dataset and the file that are not used, in words."""
     names = [name for holder in (dataset, file) for name in holder.attrs if name not in USED]
     return entries_of("the attributes", [plain_text(name) for name in dict.fromkeys(names)])
+
+
+def _value_notes(dataset: Any) -> tuple[str, ...]:
+    """Notes on what its attributes say of its values."""
+    return convention_notes({name: attribute(dataset, name) for name in CONVENTIONS})
 
 
 def _choose(file: Any, part: str, path: str) -> tuple[str, Any]:
@@ -361,9 +367,9 @@ def create_hdf5(
         raise WriteError(f"cannot write {path}: HDF5 holds no empty volume, shape {header.shape}")
     source = header.metadata if isinstance(header.metadata, Hdf5Source) else Hdf5Source(NAME)
     history = "\n".join(header.history)
-    notes: tuple[str, ...] = ()
+    notes = lost_place(header.grid, "HDF5", origin=False)
     if header.dtype == np.bool_:
-        notes = ("truth values are stored as 0 and 1 (uint8)",)
+        notes = (*notes, "truth values are stored as 0 and 1 (uint8)")
     if len(history.encode("utf-8", "surrogateescape")) > MAX_TEXT - 1024:
         notes = (*notes, "its history is left out: an attribute of HDF5 holds 64 KB")
         history = ""

@@ -28,6 +28,7 @@ from conv3d_cli.formats.stored import (
     create_stored,
     grid_in,
     lost_notes,
+    lost_place,
     open_stored,
     read_head,
     storable,
@@ -260,7 +261,8 @@ def create_mrc(
     )
     codec = codec_named(path)
     writer = create_stored(path, header, storage, codec, overwrite, options)
-    writer.notes = (*writer.notes, *notes, *lost_notes(header, FORMAT))
+    lost = (*lost_place(header.grid, FORMAT.name, origin=True), *lost_notes(header, FORMAT))
+    writer.notes = (*writer.notes, *notes, *lost)
     return writer
 
 

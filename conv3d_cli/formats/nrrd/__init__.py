@@ -23,6 +23,7 @@ FORMAT = VolumeFormat(
     compressions=("deflate",),
     libraries=("isal",),
     content=late("conv3d_cli.formats.nrrd.format:nrrd_content"),
+    lost_meaning=late("conv3d_cli.formats.nrrd.format:lost_meaning"),
     files=late("conv3d_cli.formats.nrrd.format:input_files"),
     written=late("conv3d_cli.formats.nrrd.format:output_names"),
 )

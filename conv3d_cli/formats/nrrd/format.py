@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -63,7 +64,9 @@ from conv3d_cli.system.portable import write_at
 
 CHANNELS = "conv3d_channels"  # key of a JSON list: name and color of each channel
 HISTORY = "conv3d_history"  # key of the history, a line for each step
-SEGMENTS = "Segment0_ID"  # key in label maps of 3D Slicer
+# keys of 3D Slicer's label maps: of each segment, and of all
+SEGMENT = re.compile(r"Segment\d+_")
+SEGMENTATION = re.compile(r"Segment(\d+|ation)_")
 KEPT_FIELDS = ("content", "sample units", "measurement frame")  # they remain true of an output
 GZIP = codec_named(".gz")
 
@@ -121,6 +124,7 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
         {name: header.fields[name] for name in KEPT_FIELDS if name in header.fields},
         keys,
     )
+    _encoding(header)
     dtype = header.dtype()
     volume = VolumeHeader(
         stored,
@@ -195,13 +199,19 @@ def _missing_name_hint(path: str) -> str:
     return "" if suffix_of(path) == ".nrrd" else "; add the line 'data file: NAME'"
 
 
-def _open_voxels(header: NrrdHeader, volume: VolumeHeader, stored: np.dtype[Any]) -> VolumeReader:
+def _encoding(header: NrrdHeader) -> str:
+    """How the voxels are stored: "raw", "gzip" or "gz". Raises: FormatError for another way."""
     encoding = header.require("encoding").lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise header.error(
             f"its encoding is {encoding[:40]}, and only raw and gzip can be read; "
             "convert it: unu save -f nrrd -e gzip"
         )
+    return encoding
+
+
+def _open_voxels(header: NrrdHeader, volume: VolumeHeader, stored: np.dtype[Any]) -> VolumeReader:
+    encoding = _encoding(header)
     path = _voxel_file(header)
     try:
         size = check_input(path)
@@ -238,7 +248,23 @@ def _open_voxels(header: NrrdHeader, volume: VolumeHeader, stored: np.dtype[Any]
 
 def nrrd_content(path: str) -> str:
     """ "labels" for a segmentation of 3D Slicer, else "". Raises: FormatError."""
-    return "labels" if SEGMENTS in _read_header_of(path).keys else ""
+    return "labels" if any(map(SEGMENT.match, _read_header_of(path).keys)) else ""
+
+
+def lost_meaning(volume: VolumeHeader) -> str:
+    """A note if an output is no longer the segmentation that its input is, else "".
+
+    volume : VolumeHeader       of the output
+    """
+    source = volume.metadata
+    if not isinstance(source, NrrdSource) or not volume.is_filtered:
+        return ""
+    if not any(map(SEGMENT.match, source.keys)):
+        return ""
+    return (
+        "the input's voxels are segments by its header (Segment0_...), and those of the output are "
+        "not: it has no such keys"
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -357,6 +383,8 @@ def output_fields(
         fields["endian"] = "little"
     fields["encoding"] = encoding
     keys = {} if source is None else dict(source.keys)
+    if header.is_filtered:
+        keys = {key: text for key, text in keys.items() if not SEGMENTATION.match(key)}
     if header.facts.name:
         fields["content"] = " ".join(header.facts.name.split())
     keys |= _channel_keys(header)

@@ -28,6 +28,7 @@ from conv3d_cli.formats.base import (
     RawWriter,
     real_dtype,
 )
+from conv3d_cli.formats.conventions import missing_note
 from conv3d_cli.formats.tiff import BIG_SUFFIXES, is_stack_name
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
@@ -59,6 +60,7 @@ from conv3d_cli.system.parts import split_part
 from conv3d_cli.system.words import plain_text
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
+NODATA = "GDAL_NODATA"  # tag with the number that marks missing voxels
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
 DIRECTORY_BYTES = 400  # of one page, estimated high
 MINISWHITE, PALETTE = 0, 3
@@ -221,7 +223,9 @@ def _read_header(
         facts=described.facts,
         file_dtype=series.dtype,
     )
+    nodata = series.keyframe.tags.get(NODATA)
     more = (*_series_notes(opened, path), *described.notes, *curve_notes(opened))
+    more += missing_note(None if nodata is None else nodata.value, NODATA)
     return header, (*notes, *opened.notes, *more)
 
 

@@ -31,6 +31,7 @@ from conv3d_cli.formats.base import (
     real_dtype,
     within,
 )
+from conv3d_cli.formats.conventions import convention_notes
 from conv3d_cli.formats.npy import axis_names
 from conv3d_cli.formats.zarr import FORMAT, names
 from conv3d_cli.formats.zarr import nifti as zarr_nifti
@@ -449,7 +450,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             notes += [note] if note else []
     levels = [(d.path, joined(group, d.path)) for d in image.datasets] if image is not None else []
     reader = ZarrReader(direct(array), header, path, watch, levels)
-    reader.notes = tuple(notes)
+    reader.notes = (*notes, *convention_notes(array.attrs.asdict()))
     return reader
 
 

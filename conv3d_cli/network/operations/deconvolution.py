@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # What the total variation may weigh: from 1/6 on, what an update is divided by can reach 0.
 MOST_VARIATION = 1 / 6
+# A trial of rounded iterations adds noise of rounding / TRIAL of the largest number to each; real
+# errors stay below SPREADS times what becomes of it.
+TRIAL, SPREADS, SEED = 64, 4, 0
 
 
 class RichardsonLucy(Operation):
@@ -61,6 +64,7 @@ class RichardsonLucy(Operation):
         self._require_bricks()
         self.counted: list[int] = []  # iterations of each channel
         self._last: tuple[Array, Reals] | None = None
+        self._spread: tuple[Array, float] | None = None
         return self.inputs[0]
 
     def _require_bricks(self) -> None:
@@ -87,12 +91,12 @@ class RichardsonLucy(Operation):
         d, h, w = box.slices
         return self._last[1][d, h, w]
 
-    def _estimates(self, voxels: Reals) -> Reals:
-        """All outputs, (D, H, W, C)."""
-        channels = [self._estimate(voxels[..., c]) for c in range(voxels.shape[3])]
+    def _estimates(self, voxels: Reals, rounding: float = 0.0) -> Reals:
+        """All outputs, (D, H, W, C); each iteration rounded, if asked for."""
+        channels = [self._estimate(voxels[..., c], rounding) for c in range(voxels.shape[3])]
         return np.stack(channels, axis=3)
 
-    def _estimate(self, y: Reals) -> Reals:
+    def _estimate(self, y: Reals, rounding: float) -> Reals:
         from conv3d_cli.engine.richardson_lucy import SMOOTH
 
         blur = _Definition(y.shape, self.kernel, self.boundary)
@@ -103,6 +107,7 @@ class RichardsonLucy(Operation):
         constant = max(y.mean() - self.background, least) or 1.0
         x = np.maximum(y, least) if self.from_data else np.full(y.shape, constant)
         point, gain = x, None
+        noise = np.random.default_rng(SEED)
         for number in range(self.iterations):
             ratios = y / np.maximum(blur(point) + self.background, least)
             change = back(ratios) if self.backward is not None else blur.adjoint(ratios)
@@ -112,7 +117,10 @@ class RichardsonLucy(Operation):
                 length = np.sqrt(sum(s * s for s in slopes) + (SMOOTH * y.mean()) ** 2)
                 bend = sum(np.diff(s / length, axis=a, prepend=0) for a, s in enumerate(slopes))
                 change = change / (1 - self.tv * bend)
-            new = np.maximum(point * change, 0)
+            new = point * change
+            if rounding:
+                new += rounding * new.max() * noise.uniform(-1, 1, new.shape)
+            new = np.maximum(new, 0)
             changed, size = np.abs(new - point).sum(), np.abs(point).sum()
             if self.accelerates:
                 last, gain = gain, new - point
@@ -136,9 +144,24 @@ class RichardsonLucy(Operation):
         assert self._last is not None
         largest = float(np.abs(self._last[1]).max(initial=0))
         own = 2 * self.iterations * rounding * largest
+        if self.tv:
+            own += SPREADS * self._spread_of(windows[0].voxels, rounding)
         if errors[0].voxels.any():
             own += 2.0**self.iterations * float(errors[0].voxels.max())
         return np.full(value.shape, own) + rounding * np.abs(value)
+
+    def _spread_of(self, voxels: Array, rounding: float) -> float:
+        """How far rounded iterations come to lie from the definition.
+
+        Where slopes are near SMOOTH, the total variation multiplies an error by about
+        12 tv / SMOOTH in each iteration, until the slopes are steep; only a trial tells what
+        remains of it.
+        """
+        if self._spread is None or not np.array_equal(self._spread[0], voxels):
+            assert self._last is not None
+            off = self._estimates(voxels, rounding / TRIAL) - self._last[1]
+            self._spread = voxels.copy(), float(np.abs(off).max(initial=0))
+        return self._spread[1]
 
     # ----------------------------------------------------------------------------------------------
     # The computation

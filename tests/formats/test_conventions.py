@@ -1,0 +1,69 @@
+"""What a file says of missing voxels and packed numbers is told, since it is not applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from conv3d_cli.formats.conventions import convention_notes
+
+VALUES = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
+CF = {"_FillValue": np.int16(-9999), "scale_factor": 0.5, "add_offset": np.array([10.0])}
+MISSING = "voxels of -9999 are missing by its {}; they count as values without --missing -9999"
+PACKED = "its values are packed (value = stored * 0.5 + 10) and are used as they are stored"
+
+
+def netcdf(folder: Path) -> Path:
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["v"] = VALUES
+        file["v"].attrs.update(CF)
+    return folder / "a.h5"
+
+
+def by_xarray(folder: Path) -> Path:
+    array = zarr.create_array(folder / "a.zarr", shape=VALUES.shape, dtype=VALUES.dtype)
+    array[:] = VALUES
+    array.attrs.update({name: float(np.ravel(value)[0]) for name, value in CF.items()})
+    return folder / "a.zarr"
+
+
+def by_gdal(folder: Path) -> Path:
+    tag = (42113, "s", 0, "-9999", True)
+    tifffile.imwrite(folder / "a.tif", VALUES.astype(np.float32), extratags=[tag])
+    return folder / "a.tif"
+
+
+@pytest.mark.parametrize(
+    ("make", "mark", "packed"),
+    [
+        (netcdf, "_FillValue", True),
+        (by_xarray, "_FillValue", True),
+        (by_gdal, "GDAL_NODATA", False),
+    ],
+)
+def test_conventions_that_are_not_applied_are_told(
+    make: Callable[[Path], Path], mark: str, packed: bool, tmp_path: Path, run: Any
+) -> None:
+    source = make(tmp_path)
+    given = ["--axes", "zyx"] if source.suffix == ".zarr" else []
+    for line in (
+        ["info", source],
+        ["apply", source, "-k", "box:size=3", "-o", tmp_path / "o.npy"],
+    ):
+        told = run(*line, *given).output
+        assert MISSING.format(mark) in " ".join(told.split())
+        assert (PACKED in " ".join(told.split())) == packed
+
+
+def test_nan_and_the_neutral_scale_need_no_word() -> None:
+    for value in (np.nan, "AAAAAAAA+H8=", None, np.array([1, 2]), True):
+        assert convention_notes({"_FillValue": value, "scale_factor": 1, "add_offset": 0}) == ()
+    (note,) = convention_notes({"_FillValue": np.nan, "missing_value": np.int32(-1)})
+    assert "voxels of -1 are missing by its missing_value" in note
