@@ -305,6 +305,25 @@ def test_halves_are_rounded_as_told(rounding, want, tmp_path):
     assert found.reshape(-1).tolist() == want
 
 
+def test_ties_that_runtimes_round_in_other_ways_are_refused(tmp_path):
+    """The middle of an odd line lies at a voxel only up to the rounding of scales."""
+    line = np.arange(7, dtype=np.float32).reshape(1, 1, 1, 1, 7)
+    given = {"coordinate_transformation_mode": "half_pixel_symmetric", "nearest_mode": "floor"}
+    for scale, mode, words in (
+        (1.7, "nearest", "no whole sizes"),
+        (1.7, "linear", ""),
+        (2.0, "nearest", ""),
+    ):
+        scales = np.array([1, 1, 1, 1, scale], np.float32)
+        resize = node("Resize", ["x", "", "s"], ["y"], mode=mode, **given)
+        job = (tmp_path, line, [resize], {"s": scales})
+        if not words:
+            assert output_of(*job, shape=line.shape).shape[-1] == int(7 * scale)
+            continue
+        with pytest.raises(ShapeError, match=words):
+            output_of(*job, shape=line.shape)
+
+
 def test_upsample_of_opset_9(x, tmp_path):
     scales = np.array([1, 1, 2, 1, 3], np.float32)
     found = output_of(tmp_path, x, [node("Upsample", ["x", "s"], ["y"])], {"s": scales}, opset=9)
