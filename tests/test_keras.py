@@ -264,7 +264,7 @@ def test_what_belongs_to_training_is_said() -> None:
     for name in ("add_loss", "quantize", "enable_lora", "fit"):
         with pytest.raises(AttributeError, match=rf"'{name}'; it belongs to training.*set_weights"):
             getattr(layer, name)
-    with pytest.raises(AttributeError, match="no attribute 'sgape'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'sgape'$"):
         layer.sgape  # noqa: B018 - the access is what fails
     for config in (None, "{}", [1]):
         with pytest.raises(ValueError, match="a config is a dict"):
