@@ -115,9 +115,13 @@ def read_keras_network(
     """
     reader = _Reader(weights, is_keras2(model), data_format=_data_format(model))
     taken = reader.model(model, (), "", None)
+    config = model.get("config")
+    given = config.get("output_layers") if isinstance(config, Mapping) else None
+    keys = sorted(map(str, given)) if isinstance(given, Mapping) else []
     outputs = {}
-    for tensor in taken:
+    for number, tensor in enumerate(taken):
         name = tensor.name.partition("/")[0] if len(taken) > 1 else tensor.name
+        name = keys[number] if len(keys) == len(taken) else name
         outputs[name if name not in outputs else tensor.name] = tensor.name
     nodes = list(reader.nodes)
     for name, node in list(outputs.items()):
@@ -646,7 +650,7 @@ class _Call:
         order, or by the names of its inputs.
         """
         wanted = [name for name, _, _ in _references(inputs)]
-        if isinstance(inputs, Mapping) or not set(wanted) <= set(self.names):
+        if not self.names or isinstance(inputs, Mapping) or not set(wanted) <= set(self.names):
             return self
         by_name = dict(zip(self.names, self.references, strict=True))
         return replace(self, references=tuple(by_name[name] for name in wanted), names=())

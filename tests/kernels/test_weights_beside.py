@@ -534,6 +534,26 @@ def test_a_traced_convolution_that_does_more_is_refused(tmp_path: Path) -> None:
         saved_layer(path)
 
 
+def test_a_model_of_a_class_of_its_own_tells_its_other_layers(tmp_path: Path) -> None:
+    """Its config lists no layers, but its weights have a group for each."""
+    h5py = pytest.importorskip("h5py")
+    shapes = {"c": [(1, 1, 1, 2, 3), (3,)], "b": [(3,)] * 4}
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for group, arrays in shapes.items():
+            for number, shape in enumerate(arrays):
+                file[f"{group}/vars/{number}"] = np.ones(shape, np.float32)
+    config = {"module": "net", "class_name": "Net", "config": {}, "registered_name": "my>Net"}
+    with zipfile.ZipFile(tmp_path / "net.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.write(tmp_path / "w.h5", "model.weights.h5")
+    path = str(tmp_path / "net.keras")
+    with pytest.raises(
+        SpecError, match=r"1 layer: c \(.*\), and 1 that is no Conv3D: b; choose one"
+    ):
+        saved_layer(path)
+    assert saved_layer(f"{path}::c").kernel.shape == (1, 1, 1, 2, 3)
+
+
 def test_a_tensor_alone_is_a_layer(tmp_path: Path) -> None:
     path = saved(tmp_path / "net.pt", np.zeros((2, 1, 1, 2, 3), np.float32))
     assert saved_layer(path).name == "weight"

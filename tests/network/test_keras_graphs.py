@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import evaluate
-from networks import Draw, Layer, functional, layer, tensor, volume, write_h5, write_keras
+from networks import (
+    Draw,
+    Layer,
+    functional,
+    layer,
+    sequential,
+    tensor,
+    volume,
+    write_h5,
+    write_keras,
+)
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.network.keras import read_keras_network, require_unquantized
@@ -52,6 +62,30 @@ def test_inputs_of_a_model_go_by_their_keys(inputs: Any, given: Any) -> None:
     model["inbound_nodes"] = [{"args": [given], "kwargs": {"mask": None}}]
     twice = layer("Rescaling", "twice", "volume", scale=2.0)
     np.testing.assert_allclose(computed(twice, model, output="inner"), X)
+
+
+def test_a_chain_within_a_model_takes_what_it_is_called_with() -> None:
+    chain = sequential([layer("Rescaling", "twice", scale=2.0)], "chain") | {"name": "chain"}
+    chain["inbound_nodes"] = [
+        {"args": [tensor("volume")], "kwargs": {}},
+        {"args": [tensor("chain")], "kwargs": {}},
+    ]
+    twice = layer("Identity", "out") | {
+        "inbound_nodes": [{"args": [tensor("chain", 1)], "kwargs": {}}]
+    }
+    np.testing.assert_allclose(computed(chain, twice, output="out"), 4 * X)
+
+
+def test_outputs_in_a_dict_have_its_keys() -> None:
+    layers = [volume(2)] + [
+        layer("Rescaling", name, "volume", scale=by) for name, by in (("p", 2.0), ("q", 3.0))
+    ]
+    model = functional(layers, "none")
+    model["config"]["output_layers"] = {"z": ["p", 0, 0], "a": ["q", 0, 0]}
+    found = evaluate(read_keras_network(model, None), X)
+    assert list(found) == ["a", "z"]
+    np.testing.assert_allclose(found["a"], 3 * X)
+    np.testing.assert_allclose(found["z"], 2 * X)
 
 
 def test_outputs_of_a_model_are_in_the_order_of_their_keys() -> None:
