@@ -57,6 +57,7 @@ _TENSOR_OPERATIONS = {
     "Maximum": "Maximum",
     "Minimum": "Minimum",
 }
+_JOINS = {*_TENSOR_OPERATIONS.values(), "Average"} - {"Divide"}
 # the arguments of a layer that its operation takes, by operation; the others only act in training,
 # or are read below
 _ARGUMENTS = {
@@ -386,6 +387,11 @@ class _Reader:
             raise SpecError(
                 f"layer '{layer.title}' is of class {class_name}{custom}; understood are "
                 f"{understood}"
+            )
+        if operation in _JOINS and len(inputs) == 1:
+            raise SpecError(
+                f"layer '{layer.title}' ({class_name}) joins one tensor with what the file does "
+                "not tell, as a legacy .h5 file does for numbers; save the model as .keras"
             )
         keys = _ARGUMENTS.get(operation, ())
         attributes = {key: config[key] for key in keys if config.get(key) is not None}

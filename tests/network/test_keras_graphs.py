@@ -144,6 +144,10 @@ def test_operations_on_tensors(made: Layer, expected: Callable[[Array], Array]) 
         (operation("Maximum", V, True), "of a tensor and True"),
         (operation("Softmax", V, axis=1), r"'op' \(Softmax\) runs along axis 1"),
         (operation("Concatenate", [V, V], axis=1), "concatenates along axis 1"),
+        (
+            layer("Add", "op", "volume"),
+            r"'op' \(Add\) joins one tensor .* save the model as .keras",
+        ),
         (operation("Clip", V, x_min=None, x_max=1.0), "Keras' operation Clip on tensors"),
     ],
 )
