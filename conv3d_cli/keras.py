@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,19 +64,42 @@ class Variable(np.ndarray):
         return np.array(self)
 
     def assign(self, value: ArrayLike) -> Variable:
-        """Set all numbers of the weight, and of its layer. Raises: ShapeError for another shape.
+        """Set all numbers of the weight, and of its layer.
 
+        Raises: ShapeError for another shape, and for what is no real number.
         >>> layer = Conv3D(1, 1, input_shape=(2, 2, 2, 1))
         >>> float(layer.kernel.assign(np.full((1, 1, 1, 1, 1), 3)).sum())
         3.0
         """
-        numbers = np.asarray(value)
-        if numbers.shape != self.shape:
-            raise ShapeError(
-                f"the weight {self.path} has the shape {self.shape}, received {numbers.shape}"
-            )
-        self[...] = numbers
+        self[...] = _numbers_of(value, f"the weight {self.path}", self.shape)
         return self
+
+
+def _numbers_of(value: ArrayLike, what: str, shape: Sequence[int] | None = None) -> Array:
+    """An array of real numbers. Raises: ShapeError.
+
+    what : str              of what, for messages
+    shape : tuple or None   that it must have; None: any
+    """
+    array = np.asarray(value)
+    if array.dtype.kind in "OSUmMc":
+        cure = "take its real part or magnitude" if array.dtype.kind == "c" else "convert it first"
+        raise ShapeError(f"{what} must hold real numbers, received dtype {array.dtype}; {cure}")
+    if shape is not None and array.shape != tuple(shape):
+        raise ShapeError(f"{what} has the shape {tuple(shape)}, received {array.shape}")
+    return array
+
+
+def _sizes_of(input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+    """The shape of an input, whose sizes may be None. Raises: ShapeError if it is none."""
+    try:
+        return tuple(None if n is None else operator.index(n) for n in input_shape)
+    except TypeError:
+        told = np.shape(input_shape) if isinstance(input_shape, np.ndarray) else input_shape
+        raise ShapeError(
+            "the shape of an input is a tuple of whole numbers, such as (None, 28, 28, 28, 1), "
+            f"received {told!r:.60}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -142,6 +166,23 @@ def _numbered(name: str) -> str:
     """The name of the next layer without a name: conv3d, conv3d_1, conv3d_2, ..."""
     number = next(_numbers[name])
     return f"{name}_{number}" if number else name
+
+
+def _checked_name(name: str | None) -> str | None:
+    """A name that a layer may have. Raises: SpecError."""
+    if name is not None and (not isinstance(name, str) or "/" in name):
+        raise SpecError(
+            f"the argument name must be a string without the character '/', received {name!r}"
+        )
+    return name
+
+
+# what Keras' layer has for training, or as a part of a model
+_OF_TRAINING = (
+    "add_loss", "add_metric", "add_weight", "compile", "enable_lora", "fit", "input",
+    "load_weights", "output", "predict", "quantize", "quantized_call", "save", "save_weights",
+    "stateless_call",
+)  # fmt: skip
 
 
 def _argument(name: str, text: str) -> Any:
@@ -212,10 +253,6 @@ class Conv3D:
         seed: int | None = None,
         trainable: bool = True,
     ) -> None:
-        if name is not None and (not isinstance(name, str) or "/" in name):
-            raise SpecError(
-                f"the argument name must be a string without the character '/', received {name!r}"
-            )
         snake = re.sub("([a-z])([A-Z])", r"\1_\2", type(self).__name__).lower()
         self._set_up(
             LayerConfig(
@@ -235,7 +272,7 @@ class Conv3D:
                 activity_regularizer=activity_regularizer,
                 kernel_constraint=kernel_constraint,
                 bias_constraint=bias_constraint,
-                name=name or _numbered(snake),
+                name=_checked_name(name) or _numbered(snake),
                 dtype=dtype,
                 seed=seed,
                 trainable=trainable,
@@ -250,6 +287,7 @@ class Conv3D:
         self._kernel: Array | None = None
         self._bias: Array | None = None
         self._activity: float | None = None
+        self._built_for: tuple[int | None, ...] | None = None
 
     # ----------------------------------------------------------------------------------------------
     # attributes
@@ -271,10 +309,28 @@ class Conv3D:
     bias_constraint = _argument("bias_constraint", "Constraint of the bias, or None.")
     rank = 3  # axes in space
 
+    def __getattr__(self, name: str) -> Any:
+        # Names that the class does not have come here (copy and pickle ask for some), and weights
+        # of a layer that is not built.
+        if name in ("kernel", "bias"):
+            raise AttributeError(f"you must build the layer before accessing its {name}")
+        more = ""
+        if name in _OF_TRAINING:
+            more = (
+                "; it belongs to training, and this class applies weights: use the layer of Keras "
+                "for it, keras.layers.Conv3D.from_config(layer.get_config()), and bring its "
+                "weights back by set_weights()"
+            )
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{more}")
+
     @property
     def name(self) -> str:
-        """The layer's name."""
+        """The layer's name; it can be set."""
         return self.config.name or "conv3d"
+
+    @name.setter
+    def name(self, value: str) -> None:
+        self.config = replace(self.config, name=_checked_name(value))
 
     @property
     def path(self) -> str:
@@ -332,12 +388,12 @@ class Conv3D:
         Raises: AttributeError before the layer is built, as in Keras.
         """
         if self._kernel is None:
-            raise AttributeError("you must build the layer before accessing its kernel")
+            raise AttributeError("kernel")  # see `__getattr__`
         return Variable.of(self._kernel, "kernel", self)
 
     @kernel.setter
-    def kernel(self, value: Array) -> None:
-        self._kernel = np.array(value)
+    def kernel(self, value: ArrayLike) -> None:
+        self.kernel.assign(value)
 
     @property
     def bias(self) -> Variable | None:
@@ -346,12 +402,20 @@ class Conv3D:
         Raises: AttributeError before the layer is built, as in Keras.
         """
         if self._kernel is None:
-            raise AttributeError("you must build the layer before accessing its bias")
+            raise AttributeError("bias")
         return None if self._bias is None else Variable.of(self._bias, "bias", self)
 
     @bias.setter
-    def bias(self, value: Array | None) -> None:
-        self._bias = None if value is None else np.array(value)
+    def bias(self, value: ArrayLike | None) -> None:
+        bias = self.bias
+        if (value is None) != (bias is None):
+            raise ShapeError(
+                f"layer {self.name} has use_bias={self.config.use_bias}, so its bias "
+                + ("cannot be taken away" if value is None else "is None")
+                + f"; make it with use_bias={not self.config.use_bias}"
+            )
+        if bias is not None and value is not None:
+            bias.assign(value)
 
     @property
     def weights(self) -> list[Variable]:
@@ -401,7 +465,7 @@ class Conv3D:
 
     def _check_channels(self, input_shape: Sequence[int | None]) -> int:
         """The number of input channels. Raises: ShapeError, with the facts of Keras' messages."""
-        shape = tuple(input_shape)
+        shape = _sizes_of(input_shape)
         if len(shape) < 5:
             raise ShapeError(
                 f"input of layer {self.name} is incompatible: "
@@ -440,11 +504,32 @@ class Conv3D:
         ((3, 3, 3, 4, 2), (2,))
         """
         channels = self._check_channels(input_shape)
-        if None not in tuple(input_shape)[-4:]:
-            self._problem(input_shape)
+        shape = _sizes_of(input_shape)
+        if None not in shape[-4:]:
+            self._problem(shape)
         kernel, bias = self.config.initial_weights(channels)
         # copies, since an initializer may return an array that its user keeps
         self._kernel, self._bias = np.array(kernel), None if bias is None else np.array(bias)
+        self._built_for = shape
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """What `build_from_config` takes; None before the layer is built."""
+        return None if self._built_for is None else {"input_shape": self._built_for}
+
+    def build_from_config(self, config: Mapping[str, Any]) -> None:
+        """Build the layer for the inputs of another, by its `get_build_config()`.
+
+        >>> layer = Conv3D(2, 3)
+        >>> layer.build_from_config(Conv3D(2, 3, input_shape=(8, 8, 8, 1)).get_build_config())
+        >>> layer.kernel.shape
+        (3, 3, 3, 1, 2)
+        """
+        if not isinstance(config, Mapping) or "input_shape" not in config:
+            raise SpecError(
+                f"a build config is a dict with input_shape, as of get_build_config(), received "
+                f"{config!r:.60}"
+            )
+        self.build(config["input_shape"])
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape; sizes that are None stay None.
@@ -454,7 +539,7 @@ class Conv3D:
         (None, 5, 6, 6, 8)
         """
         channels = self._check_channels(input_shape)
-        shape = tuple(input_shape)
+        shape = _sizes_of(input_shape)
         batch, space = (
             (shape[:-4], shape[-4:-1]) if self.channel_axis == -1 else (shape[:-4], shape[-3:])
         )
@@ -469,6 +554,12 @@ class Conv3D:
 
     # ----------------------------------------------------------------------------------------------
     # the computation
+
+    def _taken(self, inputs: ArrayLike) -> Array:
+        """The inputs as an array. Raises: ShapeError if they do not fit the layer."""
+        array = _numbers_of(inputs, f"the input of layer {self.name}")
+        self._check_channels(array.shape)
+        return array
 
     def __call__(
         self,
@@ -486,8 +577,7 @@ class Conv3D:
         training, mask : without effect, as on Keras' Conv3D
         Raises: ShapeError if the inputs do not fit the layer.
         """
-        inputs = np.asarray(inputs)
-        self._check_channels(inputs.shape)
+        inputs = self._taken(inputs)
         if not self.built:
             self.build(inputs.shape)
         y = self.call(inputs, threads)
@@ -503,8 +593,7 @@ class Conv3D:
         Parameters as of a call of the layer itself.
         Raises: AttributeError before the layer is built; ShapeError.
         """
-        inputs = np.asarray(inputs)
-        self._check_channels(inputs.shape)
+        inputs = self._taken(inputs)
         if self._kernel is None:
             raise AttributeError("you must build the layer before calling it")
         config, policy, bias = self.config, self.dtype_policy, self._bias
@@ -538,20 +627,22 @@ class Conv3D:
             shape.
         """
         current = self.weights
-        if not current:
+        if not isinstance(weights, (list, tuple)):
+            raise ShapeError(
+                f"layer {self.name} takes a list of its weights, as of get_weights(), received "
+                f"an object of type {type(weights).__name__}"
+            )
+        if not current and weights:
             raise ShapeError(f"layer {self.name} has no weights yet; call build(input_shape) first")
         if len(weights) != len(current):
             raise ShapeError(
                 f"layer {self.name} was passed a list of {len(weights)} weights, "
                 f"but it expects {len(current)} weights"
             )
-        arrays = [np.asarray(weight) for weight in weights]
-        for array, old in zip(arrays, current, strict=True):
-            if array.shape != old.shape:
-                raise ShapeError(
-                    f"layer {self.name} expects a weight of shape {old.shape}, "
-                    f"received shape {array.shape}"
-                )
+        arrays = [
+            _numbers_of(weight, f"the weight {old.path}", old.shape)
+            for weight, old in zip(weights, current, strict=True)
+        ]
         for array, old in zip(arrays, current, strict=True):
             old.assign(array)
 
@@ -613,6 +704,11 @@ class Conv3D:
         >>> Conv3D.from_config(Conv3D(2, 3, padding="same").get_config()).config.padding
         'same'
         """
+        if not isinstance(config, Mapping):
+            raise SpecError(
+                "a config is a dict, as of get_config(), received an object of type "
+                f"{type(config).__name__}; read a JSON text by json.loads() first"
+            )
         layer = cls.__new__(cls)
         layer._set_up(LayerConfig.from_keras(dict(config)))
         return layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 
@@ -209,9 +210,75 @@ def test_weights_share_their_numbers_with_the_layer() -> None:
 def test_set_weights_changes_all_or_nothing() -> None:
     layer = Conv3D(2, 1, input_shape=(2, 2, 2, 3))
     before = layer.get_weights()
-    with pytest.raises(ValueError, match=r"expects a weight of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"has the shape \(2,\)"):
         layer.set_weights([np.ones((1, 1, 1, 3, 2)), [1, 2, 3]])
     np.testing.assert_array_equal(layer.get_weights()[0], before[0])
+    for bias in (["a", "b"], [1j, 2], [None, 1]):
+        with pytest.raises(ValueError, match="bias must hold real numbers, received dtype"):
+            layer.set_weights([np.ones((1, 1, 1, 3, 2)), bias])
+        np.testing.assert_array_equal(layer.get_weights()[0], before[0])
+    for weights in (None, np.ones(2), "ab"):
+        with pytest.raises(ValueError, match="takes a list of its weights"):
+            layer.set_weights(weights)  # type: ignore[arg-type]
+    Conv3D(2, 1).set_weights([])
+
+
+def test_a_weight_that_is_set_must_fit_the_layer() -> None:
+    layer = Conv3D(2, 3, input_shape=(5, 5, 5, 3))
+    y = layer(np.ones((1, 5, 5, 5, 3)))
+    for wrong in (np.ones((5, 5, 5, 3, 2)), np.ones((3, 3, 3, 3, 4)), np.ones(3)):
+        with pytest.raises(ValueError, match=r"kernel has the shape \(3, 3, 3, 3, 2\), received"):
+            layer.kernel = wrong
+    with pytest.raises(ValueError, match=r"bias has the shape \(2,\), received \(1, 2\)"):
+        layer.bias = np.ones((1, 2))
+    with pytest.raises(ValueError, match="cannot be taken away; make it with use_bias=False"):
+        layer.bias = None
+    with pytest.raises(ValueError, match="so its bias is None; make it with use_bias=True"):
+        Conv3D(2, 3, use_bias=False, input_shape=(5, 5, 5, 3)).bias = np.ones(2)
+    np.testing.assert_array_equal(layer(np.ones((1, 5, 5, 5, 3))), y)
+    for name in ("kernel", "bias"):
+        with pytest.raises(AttributeError, match=f"build the layer before accessing its {name}"):
+            setattr(Conv3D(2, 3), name, np.ones((3, 3, 3, 3, 2)))
+    layer.kernel, layer.bias = np.ones((3, 3, 3, 3, 2)), [1, 2]  # type: ignore[assignment]
+    np.testing.assert_array_equal(layer(np.ones((1, 5, 5, 5, 3)))[0, 0, 0, 0], [82, 83])
+
+
+@pytest.mark.parametrize("dtype", ["complex64", object, "U1", "m8[s]"])
+def test_inputs_must_be_real_numbers(dtype: str) -> None:
+    layer = Conv3D(2, 1, input_shape=(2, 2, 2, 3))
+    x = np.zeros((1, 2, 2, 2, 3), dtype)
+    for call in (layer, layer.call):
+        with pytest.raises(ValueError, match="must hold real numbers, received dtype"):
+            call(x)
+
+
+@pytest.mark.parametrize("shape", [None, 5, "abcde", (1, 5, 5, 5, 2.0), np.ones((1, 5, 5, 5, 2))])
+def test_shapes_are_whole_numbers(shape: object) -> None:
+    for call in (Conv3D(2, 3).build, Conv3D(2, 3).compute_output_shape):
+        with pytest.raises(ValueError, match="shape of an input is a tuple of whole numbers"):
+            call(shape)  # type: ignore[arg-type]
+
+
+def test_what_belongs_to_training_is_said() -> None:
+    layer = Conv3D(2, 3)
+    for name in ("add_loss", "quantize", "enable_lora", "fit"):
+        with pytest.raises(AttributeError, match=rf"'{name}'; it belongs to training.*set_weights"):
+            getattr(layer, name)
+    with pytest.raises(AttributeError, match=r"no attribute 'sgape'$"):
+        layer.sgape  # noqa: B018 - the access is what fails
+    for config in (None, "{}", [1]):
+        with pytest.raises(ValueError, match="a config is a dict"):
+            Conv3D.from_config(config)  # type: ignore[arg-type]
+
+
+def test_build_configs() -> None:
+    layer, other = Conv3D(2, 3, input_shape=(5, 6, 7, 3)), Conv3D(2, 3)
+    assert other.get_build_config() is None
+    other.build_from_config(json.loads(json.dumps(layer.get_build_config())))
+    assert other.kernel.shape == layer.kernel.shape
+    with pytest.raises(ValueError, match="a build config is a dict with input_shape"):
+        other.build_from_config({"shape": (1, 5, 6, 7, 3)})
+    assert copy.deepcopy(layer).get_weights()[0].shape == layer.kernel.shape
 
 
 def test_a_layer_keeps_no_array_of_its_user() -> None:
@@ -231,6 +298,10 @@ def test_names_are_numbered() -> None:
     assert [OtherLayer(1, 1).name, OtherLayer(1, 1).name] == ["other_layer", "other_layer_1"]
     assert Conv3D(1, 1, name="mine").name == "mine"
     assert Conv3D.from_config(first.get_config()).name == first.name
+    second.name = "other"
+    assert (second.name, second.get_config()["name"], second.path) == ("other",) * 3
+    with pytest.raises(ValueError, match="string without the character '/'"):
+        second.name = "a/b"
     for name in ("a/b", 3):
         with pytest.raises(ValueError, match="string without the character '/'"):
             Conv3D(1, 1, name=name)

@@ -8,7 +8,7 @@ Source: Keras 3, keras/src/models/functional.py and keras/src/ops/function.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import FormatError, SpecError, setting
 from conv3d_cli.kernels.weights.keras import to_snake_case
+from conv3d_cli.kernels.weights.legacy import LORA, merge_lora
 from conv3d_cli.layer import activations
 from conv3d_cli.layer.config import as_keras2, is_keras2
 from conv3d_cli.model.keras_json import (
@@ -56,6 +57,7 @@ _TENSOR_OPERATIONS = {
     "Maximum": "Maximum",
     "Minimum": "Minimum",
 }
+_JOINS = {*_TENSOR_OPERATIONS.values(), "Average"} - {"Divide"}
 # the arguments of a layer that its operation takes, by operation; the others only act in training,
 # or are read below
 _ARGUMENTS = {
@@ -114,9 +116,13 @@ def read_keras_network(
     """
     reader = _Reader(weights, is_keras2(model), data_format=_data_format(model))
     taken = reader.model(model, (), "", None)
+    config = model.get("config")
+    given = config.get("output_layers") if isinstance(config, Mapping) else None
+    keys = sorted(map(str, given)) if isinstance(given, Mapping) else []
     outputs = {}
-    for tensor in taken:
+    for number, tensor in enumerate(taken):
         name = tensor.name.partition("/")[0] if len(taken) > 1 else tensor.name
+        name = keys[number] if len(keys) == len(taken) else name
         outputs[name if name not in outputs else tensor.name] = tensor.name
     nodes = list(reader.nodes)
     for name, node in list(outputs.items()):
@@ -131,6 +137,23 @@ def read_keras_network(
         files=files,
         notes=tuple(reader.notes),
     )
+
+
+def require_unquantized(model: Config) -> None:
+    """Refuse a model with a layer whose weights are quantized. Raises: SpecError."""
+    pending = [model]
+    while pending:
+        entry = pending.pop()
+        pending += layers_of(entry)
+        config = entry.get("config")
+        policy = config.get("dtype") if isinstance(config, Mapping) else None
+        inner = policy.get("config") if isinstance(policy, Mapping) else None
+        mode = inner.get("mode") if isinstance(inner, Mapping) else None
+        if mode is not None:
+            raise SpecError(
+                f"layer '{name_of(entry)}' ({class_of(entry)}) is quantized ({mode!s:.40}), which "
+                "is not computed: save the model before Keras' quantize()"
+            )
 
 
 def _data_format(model: Config) -> str | None:
@@ -246,7 +269,7 @@ class _Reader:
                 if name not in by_name:
                     raise SpecError(f"the model has no input layer '{name}'")
                 made[name, 0] = [self._input(name, by_name[name].config, layers)]
-        calls = {layer.name: list(_calls(layer.entry.get("inbound_nodes", []))) for layer in layers}
+        calls = {layer.name: layer.calls for layer in layers}
         # a model within another counts its own making as its first call
         wanted: dict[str, int] = {}
         outputs = list(_references(config.get("output_layers", [])))
@@ -352,7 +375,7 @@ class _Reader:
         class_name, config = layer.class_name, layer.config
         inputs, rank = tuple(t.name for t in taken), max((t.rank for t in taken), default=5)
         if layer.is_tensor_operation:
-            return self._tensor_operation(layer, name, inputs, constants), rank
+            return self._tensor_operation(layer, name, inputs, rank, constants), rank
         if class_name in ("Activation", *activations.LAYERS):
             return self._activation(layer, name, inputs, rank), rank
         operation = _LAYER_NAMES.get(class_name)
@@ -364,6 +387,11 @@ class _Reader:
             raise SpecError(
                 f"layer '{layer.title}' is of class {class_name}{custom}; understood are "
                 f"{understood}"
+            )
+        if operation in _JOINS and len(inputs) == 1:
+            raise SpecError(
+                f"layer '{layer.title}' ({class_name}) joins one tensor with what the file does "
+                "not tell, as a legacy .h5 file does for numbers; save the model as .keras"
             )
         keys = _ARGUMENTS.get(operation, ())
         attributes = {key: config[key] for key in keys if config.get(key) is not None}
@@ -422,9 +450,19 @@ class _Reader:
         activation = activations.get(identifier)
         return as_keras2(activation) if self.keras2 else activation
 
-    def _activation(self, layer: _Layer, name: str, inputs: tuple[str, ...], rank: int) -> Node:
-        """An activation layer; along an axis only if that is the channels'. Raises: SpecError."""
-        activation = self._known(dict(layer.entry))
+    def _activation(
+        self,
+        layer: _Layer,
+        name: str,
+        inputs: tuple[str, ...],
+        rank: int,
+        entry: Config | None = None,
+    ) -> Node:
+        """An activation layer; along an axis only if that is the channels'. Raises: SpecError.
+
+        entry : dict or None    its serialized activation; None: that of the layer
+        """
+        activation = self._known(dict(layer.entry if entry is None else entry))
         if activation.function in activations.AXIS_ACTIVATIONS:
             what = f"layer '{layer.title}' ({layer.class_name})"
             axis = activation.config.get("axis", -1)
@@ -433,19 +471,44 @@ class _Reader:
         return Node(name, "Activation", inputs, {"activation": activation.text})
 
     def _tensor_operation(
-        self, layer: _Layer, name: str, inputs: tuple[str, ...], constants: Sequence[Any]
+        self,
+        layer: _Layer,
+        name: str,
+        inputs: tuple[str, ...],
+        rank: int,
+        constants: Sequence[Any],
     ) -> Node:
         """An operation of Keras on tensors, or on a tensor and a number. Raises: SpecError."""
-        operation = _TENSOR_OPERATIONS.get(layer.class_name)
+        class_name = layer.class_name
+        if class_name == "Concatenate":
+            what = f"layer '{layer.title}' ({class_name})"
+            self._require_channels(layer.config.get("axis", -1), rank, what, "concatenates along")
+            return Node(name, class_name, inputs)
+        if class_name in ("Negative", "Clip") and len(inputs) == 1 and not constants:
+            if class_name == "Negative":
+                return Node(name, "Rescaling", inputs, {"scale": -1.0})
+            limits = {"least": layer.config.get("x_min"), "largest": layer.config.get("x_max")}
+            if all(_is_number(value) for value in limits.values()):
+                return Node(name, class_name, inputs, limits)
+        function = to_snake_case(class_name)
+        if function in {one.__name__ for one in activations.ACTIVATIONS} and not constants:
+            config = {key: value for key, value in layer.config.items() if key != "name"}
+            entry = {"class_name": function, "config": config}
+            return self._activation(layer, name, inputs, rank, entry)
+        operation = _TENSOR_OPERATIONS.get(class_name)
         if operation is None:
             raise SpecError(
                 f"layer '{layer.title}' is Keras' operation {layer.class_name} on tensors; "
-                f"understood are {', '.join(_TENSOR_OPERATIONS)}"
+                f"understood are {', '.join(_TENSOR_OPERATIONS)}, Negative, Clip, Concatenate, and "
+                "activations"
             )
         if not constants:
             return Node(name, operation, inputs)
         value, is_first = constants[0]
-        number = not isinstance(value, bool) and isinstance(value, (int, float))
+        number = _is_number(value)
+        if operation in ("Maximum", "Minimum") and number and len(constants) == 1:
+            limit = {"Maximum": "least", "Minimum": "largest"}[operation]
+            return Node(name, "Clip", inputs, {limit: value})
         scales = {
             ("Add", False): (1.0, value),
             ("Add", True): (1.0, value),
@@ -508,6 +571,10 @@ class _Reader:
                 f"layer '{layer.title}' ({layer.class_name}) lacks its weights "
                 f"{', '.join(lacking)} in the file"
             )
+        if set(stored) >= LORA:
+            kernel = merge_lora(stored.__getitem__, layer.config, layer.title)
+            rest = {name: array for name, array in stored.items() if name not in LORA}
+            return {**rest, "kernel": kernel}
         return stored
 
 
@@ -550,6 +617,18 @@ class _Layer:
         assert isinstance(config, Mapping)
         return config
 
+    @property
+    def calls(self) -> list[_Call]:
+        """The uses of the layer, or of the model, in order."""
+        found = list(_calls(self.entry.get("inbound_nodes", [])))
+        if not layers_of(self.entry) or not isinstance(self.entry["config"], Mapping):
+            return found
+        return [call.for_model(self.config.get("input_layers")) for call in found]
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float))
+
 
 _Reference = tuple[str, int, int]  # name of a layer, number of its call, number of its output
 
@@ -561,11 +640,26 @@ class _Call:
     references : tuple      the tensors that it takes, in order
     arguments : dict        the others, by keyword
     constants : tuple       (value, whether it comes before the first tensor) of positional numbers
+    names : tuple of str    keys of the tensors, where they are given in a dict
     """
 
     references: tuple[_Reference, ...]
     arguments: Mapping[str, Any]
     constants: tuple[tuple[Any, bool], ...] = ()
+    names: tuple[str, ...] = ()
+
+    def for_model(self, inputs: Any) -> _Call:
+        """The call with the tensors in the order of a model's inputs.
+
+        inputs : object     `input_layers` of the model
+        A dict gives tensors by the keys of the model's own dict of inputs, which has the same
+        order, or by the names of its inputs.
+        """
+        wanted = [name for name, _, _ in _references(inputs)]
+        if not self.names or isinstance(inputs, Mapping) or not set(wanted) <= set(self.names):
+            return self
+        by_name = dict(zip(self.names, self.references, strict=True))
+        return replace(self, references=tuple(by_name[name] for name in wanted), names=())
 
 
 def _calls(nodes: Any) -> Iterator[_Call]:
@@ -584,7 +678,10 @@ def _calls(nodes: Any) -> Iterator[_Call]:
                     seen = True
                 elif value is not None:
                     constants.append((value, not seen))
-            yield _Call(tuple(references), rest, tuple(constants))
+            given = args[0] if isinstance(args, list) and len(args) == 1 else None
+            names = sorted(map(str, given)) if isinstance(given, Mapping) else []
+            names = names if len(names) == len(references) else []
+            yield _Call(tuple(references), rest, tuple(constants), tuple(names))
         else:  # Keras 2: a list of [name, call, output, kwargs], or one of these
             if not isinstance(node, list):
                 raise SpecError(
@@ -602,7 +699,10 @@ def _calls(nodes: Any) -> Iterator[_Call]:
 
 
 def _references(value: Any) -> Iterator[_Reference]:
-    """All tensors within a JSON value, in order."""
+    """All tensors within a JSON value, in order; those of a dict in the order of its keys.
+
+    So Keras flattens the inputs and outputs of a model.
+    """
     if isinstance(value, Mapping):
         history = value.get("keras_history")
         config = value.get("config")
@@ -615,8 +715,8 @@ def _references(value: Any) -> Iterator[_Reference]:
         ):
             yield str(history[0]), int(history[1]), int(history[2])
         else:
-            for inner in value.values():
-                yield from _references(inner)
+            for key in sorted(value, key=str):
+                yield from _references(value[key])
     elif isinstance(value, (list, tuple)):
         is_tensor = (
             len(value) >= 3
@@ -643,6 +743,7 @@ def read_network(path: str, model: Config) -> Network:
 
     Raises: as `read_keras_network`.
     """
+    require_unquantized(model)
     weights = read_weights(path)
     if weights.version and "keras_version" not in model:
         model = {**model, "keras_version": weights.version}

@@ -477,7 +477,7 @@ def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
     Raises: ConfigError for another config, SpecError, FormatError.
     """
     from conv3d_cli.kernels.weights.layer import read_errors
-    from conv3d_cli.network.keras import read_keras_network
+    from conv3d_cli.network.keras import read_keras_network, require_unquantized
     from conv3d_cli.network.keras_weights import read_weights
 
     if not isinstance(model.get("class_name"), str):
@@ -487,6 +487,7 @@ def _with_weights(model: dict[str, Any], path: str, weights: str) -> Config:
         )
     try:
         with read_errors(path):
+            require_unquantized(model)
             network = read_keras_network(model, read_weights(weights), (path, weights))
     except SpecError as error:
         raise type(error)(f"config {path}: {error}{_single_layers(weights)}") from None

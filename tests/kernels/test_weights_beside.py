@@ -317,6 +317,8 @@ def pickled(value: Any) -> bytes:
             return b"J" + struct.pack("<i", value)
         case str():
             return b"X" + struct.pack("<I", len(value)) + value.encode()
+        case bytes():
+            return value  # operations
         case tuple():
             return b"(" + b"".join(map(pickled, value)) + b"t"
         case list():
@@ -482,6 +484,74 @@ def test_objects_in_place_of_weights_are_told(tmp_path: Path) -> None:
         FormatError, match=r"c \(its weights are stored as torchao\.dtypes\.QuantizedTensor, which"
     ):
         read_layers(path)
+
+
+def test_views_of_negated_numbers_are_negated(tmp_path: Path) -> None:
+    """PyTorch tells so in the last argument of the tensor."""
+    plain = pickled(np.zeros((2, 1, 1, 2, 3), np.float32))
+    negated = plain.removesuffix(b"NtR") + b"N" + pickled({"neg": True}) + b"tR"
+    for content, sign in ((plain, 1), (negated, -1)):
+        kernel = saved_layer(saved(tmp_path / "net.pt", {"c.weight": content})).kernel
+        np.testing.assert_array_equal(kernel[0, 1, 2], sign * np.array([[5, 11]]))
+
+
+def test_a_tensor_that_repeats_its_numbers_tells_the_cure(tmp_path: Path) -> None:
+    repeats = np.broadcast_to(np.zeros((2, 1, 1, 1, 3), np.float32), (2, 1, 1, 2, 3))
+    content = pickled(repeats).replace(pickled(12), pickled(6))
+    with pytest.raises(FormatError, match=r"repeats some of its 6 numbers; .*contiguous\(\)"):
+        saved_layer(saved(tmp_path / "net.pt", {"c.weight": content}))
+
+
+def traced(path: Path, *lines: str) -> str:
+    """TorchScript of a Conv3d whose forward method has these lines."""
+    state = {"weight": np.zeros((2, 1, 1, 2, 3), np.float32), "bias": None, "training": False}
+    source = "class Conv3d(Module):\n  weight : Tensor\n  def forward(self, input):\n"
+    with zipfile.ZipFile(
+        saved(path, Pickled("__torch__.torch.nn.modules.conv.Conv3d", state)), "a"
+    ) as archive:
+        text = source + "".join(f"    {line}\n" for line in lines)
+        archive.writestr("net/code/__torch__/torch/nn/modules/conv.py", text)
+    return str(path)
+
+
+def test_a_traced_convolution_has_its_arguments_in_its_call(tmp_path: Path) -> None:
+    call = "_0 = torch._convolution(input, weight, None, [2, 1, 3], [0, 1, 0], [1, 1, 1], False, [0, 0, 0], 1, False)"
+    config = saved_layer(traced(tmp_path / "a.pt", call, "return _0")).config
+    assert config is not None
+    assert config["strides"] == [2, 1, 3]
+    assert config["padding"] == [[0, 0], [1, 1], [0, 0]]
+    call = '_0 = torch._convolution_mode(input, weight, None, [1, 1, 1], "same", [1, 2, 1], 1)'
+    config = saved_layer(traced(tmp_path / "b.pt", call, "return _0")).config
+    assert config is not None
+    assert (config["padding"], config["dilation_rate"]) == ("same", [1, 2, 1])
+
+
+def test_a_traced_convolution_that_does_more_is_refused(tmp_path: Path) -> None:
+    padded = '_0 = torch.pad(input, [1, 1, 1, 1, 1, 1], "circular")'
+    call = "_1 = torch._convolution(_0, weight, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], False, [0, 0, 0], 1)"
+    path = traced(tmp_path / "a.pt", padded, call, "return _1")
+    with pytest.raises(SpecError, match=r"holds 1 layer that cannot be read: .*torch\.pad"):
+        saved_layer(path)
+
+
+def test_a_model_of_a_class_of_its_own_tells_its_other_layers(tmp_path: Path) -> None:
+    """Its config lists no layers, but its weights have a group for each."""
+    h5py = pytest.importorskip("h5py")
+    shapes = {"c": [(1, 1, 1, 2, 3), (3,)], "b": [(3,)] * 4}
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for group, arrays in shapes.items():
+            for number, shape in enumerate(arrays):
+                file[f"{group}/vars/{number}"] = np.ones(shape, np.float32)
+    config = {"module": "net", "class_name": "Net", "config": {}, "registered_name": "my>Net"}
+    with zipfile.ZipFile(tmp_path / "net.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.write(tmp_path / "w.h5", "model.weights.h5")
+    path = str(tmp_path / "net.keras")
+    with pytest.raises(
+        SpecError, match=r"1 layer: c \(.*\), and 1 that is no Conv3D: b; choose one"
+    ):
+        saved_layer(path)
+    assert saved_layer(f"{path}::c").kernel.shape == (1, 1, 1, 2, 3)
 
 
 def test_a_tensor_alone_is_a_layer(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def nested(x: Any) -> Any:
     return L.Maximum()([inner(chain(x)), inner(L.Cropping3D(1)(x))])
 
 
+def by_keys(x: Any) -> Any:
+    """Models that take and give dicts, whose keys are not in the order of the tensors."""
+    p, q = (L.Input((None, None, None, 3), name=name) for name in "pq")
+    minus = keras.Model({"z": p, "a": q}, L.Subtract()([p, q]), name="minus")
+    listed = keras.Model([q, p], L.Subtract()([p, q]), name="listed")
+    given = keras.Model(p, {"z": L.Conv3D(3, 1)(p), "a": L.Conv3D(3, 1)(p)}, name="given")
+    two = given(x)
+    y = minus({"a": two["z"], "z": two["a"]})
+    return listed({"p": y, "q": x})
+
+
 def up(size: Any, **options: Any) -> Callable[[Any], Any]:
     return lambda x: L.Conv3DTranspose(4, size, **options)(x)
 
@@ -99,6 +110,7 @@ NETWORKS: dict[str, Callable[[Any], Any]] = {
     "layer norm": lambda x: unet(x, lambda f: L.UpSampling3D(), L.LayerNormalization),
     "shared": shared,
     "nested": nested,
+    "keys": by_keys,
     "squeeze": lambda x: L.Conv3D(2, 3)(squeeze(L.Conv3D(4, 3, activation="elu")(x))),
     "add": lambda x: two(x, L.Add()),
     "subtract": lambda x: two(x, L.Subtract()),

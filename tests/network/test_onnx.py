@@ -305,6 +305,25 @@ def test_halves_are_rounded_as_told(rounding, want, tmp_path):
     assert found.reshape(-1).tolist() == want
 
 
+def test_ties_that_runtimes_round_in_other_ways_are_refused(tmp_path):
+    """The middle of an odd line lies at a voxel only up to the rounding of scales."""
+    line = np.arange(7, dtype=np.float32).reshape(1, 1, 1, 1, 7)
+    given = {"coordinate_transformation_mode": "half_pixel_symmetric", "nearest_mode": "floor"}
+    for scale, mode, words in (
+        (1.7, "nearest", "no whole sizes"),
+        (1.7, "linear", ""),
+        (2.0, "nearest", ""),
+    ):
+        scales = np.array([1, 1, 1, 1, scale], np.float32)
+        resize = node("Resize", ["x", "", "s"], ["y"], mode=mode, **given)
+        job = (tmp_path, line, [resize], {"s": scales})
+        if not words:
+            assert output_of(*job, shape=line.shape).shape[-1] == int(7 * scale)
+            continue
+        with pytest.raises(ShapeError, match=words):
+            output_of(*job, shape=line.shape)
+
+
 def test_upsample_of_opset_9(x, tmp_path):
     scales = np.array([1, 1, 2, 1, 3], np.float32)
     found = output_of(tmp_path, x, [node("Upsample", ["x", "s"], ["y"])], {"s": scales}, opset=9)
@@ -821,6 +840,123 @@ def test_weights_in_a_file_beside_it(x, rng, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Functions and branches
+
+
+def function(name: str, inputs: str, outputs: str, nodes: list[Any], **more: Any) -> Any:
+    """A function of the domain "own"; its tensors have names of one letter."""
+    opsets = [helper.make_opsetid("", more.pop("opset", 17)), helper.make_opsetid("own", 1)]
+    return helper.make_function("own", name, list(inputs), list(outputs), nodes, opsets, **more)
+
+
+def save_functions(folder: Path, nodes: list[Any], functions: list[Any], **more: Any) -> str:
+    """The path of a graph with functions."""
+    model = graph_of(nodes, *more.values())
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.functions.extend(functions)
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    return str(folder / "net.onnx")
+
+
+def call(name: str, inputs: list[str], outputs: list[str], **more: Any) -> Any:
+    return node(name, inputs, outputs, domain="own", **more)
+
+
+def told(attribute: str, by: str) -> Any:
+    """An attribute of a node of a function that the call gives."""
+    found = helper.make_attribute(attribute, 0.0)
+    found.ClearField("f")
+    found.ref_attr_name = by
+    return found
+
+
+def test_functions_stand_for_their_nodes(tmp_path: Path) -> None:
+    bent = node("LeakyRelu", ["a"], ["t"])
+    bent.attribute.append(told("alpha", "slope"))
+    bend = function("Bend", "a", "b", [bent, node("Neg", ["t"], ["b"])], attributes=["slope"])
+    twice = function(
+        "Twice",
+        "a",
+        "b",
+        [call("Bend", ["a"], ["t"], slope=0.5), call("Bend", ["t"], ["b"], slope=2.0)],
+    )
+    shift = function("Shift", "ak", "b", [node("Add", ["a", "k"], ["b"])])
+    nodes = [
+        call("Twice", ["x"], ["t"]),
+        call("Shift", ["t", "k"], ["u"]),
+        call("Twice", ["u"], ["y"]),
+    ]
+    path = save_functions(tmp_path, nodes, [bend, twice, shift], stored={"k": np.float32(0.25)})
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 3, 4))
+    (found,) = evaluate(read_onnx_network(path), x).values()
+
+    def double(z: Array) -> Array:
+        for slope in (0.5, 2.0):
+            z = -np.where(z > 0, z, slope * z)
+        return z
+
+    np.testing.assert_allclose(found, double(double(x) + 0.25), rtol=1e-6)
+
+
+def test_attributes_of_functions_have_defaults(tmp_path: Path) -> None:
+    bent = node("LeakyRelu", ["a"], ["b"])
+    bent.attribute.append(told("alpha", "slope"))
+    bend = function(
+        "Bend", "a", "b", [bent], attribute_protos=[helper.make_attribute("slope", 0.5)]
+    )
+    x = -np.ones((1, 1, 1, 1, 2))
+    for given, expected in ({}, -0.5), ({"slope": 0.25}, -0.25):
+        path = save_functions(tmp_path, [call("Bend", ["x"], ["y"], **given)], [bend])
+        (found,) = evaluate(read_onnx_network(path), x).values()
+        assert found.ravel().tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("functions", "words"),
+    [
+        ([function("F", "a", "b", [call("F", ["a"], ["b"])])], r"'y' \(F\) is a function .* calls itself"),
+        ([function("F", "a", "b", [node("Relu", ["a"], ["b"])], opset=9)], "of ONNX opset 9, and the file is of 17"),
+        ([function("F" * (n + 1), "a", "b", [call("F" * (n + 2), ["a"], ["t"]), call("F" * (n + 2), ["t"], ["b"])]) for n in range(40)], "make more than 20,000 nodes"),
+    ],
+    ids=["itself", "opset", "bomb"],
+)  # fmt: skip
+def test_functions_that_are_refused(functions: list[Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=words):
+        read_onnx_network(save_functions(tmp_path, [call("F", ["x"], ["y"])], functions))
+
+
+def test_a_branch_is_chosen_by_sizes_and_constants(tmp_path: Path) -> None:
+    def branch(*nodes: Any, output: str, stored: dict[str, Array] | None = None) -> Any:
+        tensors = [numpy_helper.from_array(a, name) for name, a in (stored or {}).items()]
+        value = helper.make_tensor_value_info(output, 1, None)
+        return helper.make_graph(list(nodes), "branch", [], [value], tensors)
+
+    weights = np.full((1, 1, 1, 1, 1), 3, np.float32)
+    constant = node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(5)))
+    choice = node(
+        "If",
+        ["c"],
+        ["z"],
+        then_branch=branch(node("Conv", ["x", "v"], ["p"]), output="p", stored={"v": weights}),
+        else_branch=branch(constant, node("Mul", ["x", "k"], ["q"]), output="q"),
+    )
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "one"], ["n"]),
+        node("Equal", ["n", "count"], ["c"]),
+        choice,
+        node("Neg", ["z"], ["y"]),
+    ]
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 3, 4))
+    for count, by in ((1, -3), (2, -5)):
+        stored = {"one": np.int64(1), "count": np.int64(count)}
+        found = output_of(tmp_path, x, nodes, stored)
+        np.testing.assert_allclose(found, by * x, rtol=1e-6)
+    found = output_of(tmp_path, x, nodes[3:], {"c": np.array(False)})
+    np.testing.assert_allclose(found, -5 * x, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What is refused
 
 
@@ -833,8 +969,9 @@ def subgraph() -> Any:
 W = {"w": np.ones((2, 1, 1, 1, 1), np.float32)}
 REFUSED: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "unknown": ([node("LRN", ["x"], ["y"], name="norm", size=3)], {}, r"node 'norm' \(LRN\) is not understood; understood are Abs, Add, "),
-    "domain": ([node("FusedConv", ["x"], ["y"], domain="com.microsoft")], {}, "is an operator of the domain com.microsoft"),
-    "subgraph": ([node("If", ["x"], ["y"], name="choice", then_branch=subgraph(), else_branch=subgraph())], {}, r"node 'choice' \(If\) holds a graph"),
+    "domain": ([node("FusedConv", ["x"], ["y"], domain="com.microsoft")], {}, "is an operator of the domain com.microsoft; give the model as it was before"),
+    "quantized": ([node("QuantizeLinear", ["x", "s"], ["y"])], {"s": np.float32(1)}, "not understood; give the model as it was before it was quantized"),
+    "subgraph": ([node("If", ["x"], ["y"], name="choice", then_branch=subgraph(), else_branch=subgraph())], {}, r"node 'choice' \(If\) holds graphs .* whose condition does not"),
     "no output": ([node("Relu", ["x"], ["z"])], {}, "output 'y' takes 'y', which no node"),
     "weights of the volume": ([node("Relu", ["x"], ["w2"]), node("Conv", ["x", "w2"], ["y"])], {}, "computed from the volume, by node 'w2'"),
     "weights of 4 axes": ([node("Conv", ["x", "w4"], ["y"])], {"w4": np.ones((2, 1, 1, 1), np.float32)}, "has 3 spatial axes"),

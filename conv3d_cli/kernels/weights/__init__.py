@@ -336,7 +336,8 @@ def choose_layer(
         rest = [item.name for item in others if not item.is_convolution]
         parts = [f"{len(layers)} layer{'s' * (len(layers) > 1)}: {listed}"] if layers else []
         if convolutions:
-            parts.append(f"{len(convolutions)} that cannot be read: {_reasons(convolutions)}")
+            noun = "" if layers else " layer" + "s" * (len(convolutions) > 1)
+            parts.append(f"{len(convolutions)}{noun} that cannot be read: {_reasons(convolutions)}")
         if rest:
             verb = "is" if len(rest) == 1 else "are"
             parts.append(f"{len(rest)} that {verb} no Conv3D: {_names(rest)}")

@@ -299,9 +299,12 @@ def merge_config(
         aliases = tuple(alias for alias in (item.name, *item.aliases) if alias != entry.name)
         named = replace(item, name=entry.name, aliases=aliases)
         contents.append(entry.with_weights(named, version, path))
-    # Groups inside a layer of another class belong to that layer, which is listed above.
+    # Groups inside a layer of another class belong to that layer, which is listed above. A model of
+    # a class of its own lists no layers.
     return contents + [
-        item for item in by_group.values() if isinstance(item, SavedLayer) or item.is_convolution
+        item
+        for item in by_group.values()
+        if isinstance(item, SavedLayer) or item.is_convolution or not entries
     ]
 
 

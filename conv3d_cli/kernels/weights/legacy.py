@@ -143,8 +143,8 @@ def read_named_layers(
                     )
                 return read_array(arrays[leaf])
 
-            if entry is not None and set(arrays) >= _LORA:
-                kernel = _merge_lora(read, entry)
+            if entry is not None and set(arrays) >= LORA:
+                kernel = merge_lora(read, entry.layer["config"], entry.name)
             else:
                 kernel = read("kernel")
             bias = read("bias") if "bias" in arrays else None
@@ -194,30 +194,33 @@ def _rejection(
     if kernel is None or not is_dataset(kernel) or len(kernel.shape) - 2 not in ranks:
         return _NO_KERNEL, "conv" in name.lower() and is_dataset(kernel)
     others = set(datasets) - {"kernel", "bias"}
-    if others == _LORA and entry is None:
+    if others == LORA and entry is None:
         return "its LoRA weights need the lora_alpha of a model config, which the file lacks", True
-    if others and others != _LORA:
+    if others and others != LORA:
         return f"it also has {', '.join(sorted(others))}, so it is more than a Conv3D", True
     return ("" if entry is not None else keras.transposed_reason(name, kernel, bias)), True
 
 
 _NO_KERNEL = "it has no weights of 3 to 5 axes"
-_LORA = {"lora_kernel_a", "lora_kernel_b"}
+LORA = {"lora_kernel_a", "lora_kernel_b"}
 
 
-def _merge_lora(read: Callable[[str], Array], entry: keras.ConfigLayer) -> Array:
+def merge_lora(read: Callable[[str], Array], config: Mapping[str, Any], name: str) -> Array:
     """The effective kernel of a layer with a LoRA adapter: kernel + alpha / rank · a · b.
 
-    Source: Keras 3, base_conv.py kernel.
+    read : callable     name of a weight -> the weight
+    config, name        of the layer
+    Raises: ShapeError for weights that do not belong together.
+    Source: Keras 3, base_conv.py and dense.py, kernel.
     """
     kernel, first, second = read("kernel"), read("lora_kernel_a"), read("lora_kernel_b")
     rank = second.shape[0] if second.ndim == 2 else 0
     if (first.shape, second.shape) != ((*kernel.shape[:-1], rank), (rank, kernel.shape[-1])):
         raise ShapeError(
-            f"layer {entry.name}: its LoRA weights are {first.shape} and {second.shape}, "
+            f"layer {name}: its LoRA weights are {first.shape} and {second.shape}, "
             f"its kernel {kernel.shape}"
         )
-    alpha = entry.layer["config"].get("lora_alpha")
+    alpha = config.get("lora_alpha")
     # versions of Keras without lora_alpha used the rank in its place
     scale = 1.0 if alpha is None else float(alpha) / max(rank, 1)
     return (kernel + scale * combine(first.reshape(-1, rank), second).reshape(kernel.shape)).astype(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from conv3d_cli.system.room import require_room
@@ -151,6 +151,7 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     quantizer: tuple[Any, ...] = ()
+    is_negative: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,7 +408,10 @@ def _call_result(function: Any, arguments: Any) -> Any:
                 storage = Storage(
                     storage.key, _DTYPES.get(kind, kind), storage.count, in_bytes=True
                 )
-            return _tensor(storage, offset, shape, strides)
+            tensor = _tensor(storage, offset, shape, strides)
+            # a view of negated numbers tells so in its last argument
+            negated = any(isinstance(one, dict) and one.get("neg") is True for one in rest)
+            return replace(tensor, is_negative=True) if negated else tensor
         case (
             Storage() as storage,
             offset,

@@ -71,7 +71,12 @@ _MODULE_STATE = (
 )
 _TORCHSCRIPT = "__torch__."
 _FINAL = re.compile(r"  (\w+) : Final\[[^=]*\] = ([-+.\w(), \"]+)$")
-_MAX_LINE = 200  # characters of a constant
+_CALL = re.compile(r"\b(torch\.\w+)\(")
+_CONVOLUTION = re.compile(
+    r"torch\._convolution(?:_mode)?\(\w+, \w+, \w+, (\[[\d, ]+\]), (\[[\d, ]+\]|\"\w+\"), "
+    r"(\[[\d, ]+\]), (?:False, \[[\d, ]+\], )?(\d+)\b"
+)
+_MAX_LINE = 200  # characters of a constant, or of a call
 
 
 def is_saved(start: bytes, members: Sequence[str]) -> bool:
@@ -189,19 +194,47 @@ def _add_constants(record: Record, archive: Archive, folder: str, path: str) -> 
 def _constants(source: bytes) -> dict[str, dict[str, Any]]:
     r"""The constant attributes of the classes in TorchScript's source: numbers, texts and tuples.
 
+    A module that was traced has them in the convolution that its forward method calls.
+
     >>> _constants(b"class A(Module):\n  stride : Final[Tuple[int, int]] = (1, 2)\n  b : int\n")
     {'A': {'stride': (1, 2)}}
     """
     classes: dict[str, dict[str, Any]] = {}
+    calls: dict[str, list[str]] = {}  # class -> lines that call functions of PyTorch
     found: dict[str, Any] = {}
+    called: list[str] = []
     for line in source.decode(errors="replace").splitlines():
         if line.startswith("class "):
-            found = classes.setdefault(line.removeprefix("class ").partition("(")[0], {})
+            name = line.removeprefix("class ").partition("(")[0]
+            found, called = classes.setdefault(name, {}), calls.setdefault(name, [])
+        if _CALL.search(line):
+            called.append(line)
         match = _FINAL.match(line) if len(line) < _MAX_LINE else None
         if match:
             with contextlib.suppress(ValueError, SyntaxError):
                 found[match.group(1)] = ast.literal_eval(match.group(2))
+    for name, lines in calls.items():
+        classes[name] = {**_traced(lines), **classes[name]}
     return classes
+
+
+def _traced(lines: Sequence[str]) -> dict[str, Any]:
+    """The attributes of a Conv3d in the calls that a trace left of it; {} for others.
+
+    >>> _traced(["_0 = torch._convolution(x, w, None, [2], [1], [1], False, [0], 1, True)"])
+    {'stride': (2,), 'padding': (1,), 'dilation': (1,), 'groups': 1}
+    """
+    calls = [name for line in lines for name in _CALL.findall(line)]
+    found = [
+        match for line in lines if len(line) < _MAX_LINE and (match := _CONVOLUTION.search(line))
+    ]
+    if len(found) != 1:
+        return {}
+    values = [ast.literal_eval(value) for value in found[0].groups()]
+    values = [tuple(value) if isinstance(value, list) else value for value in values]
+    attributes = dict(zip(("stride", "padding", "dilation", "groups"), values, strict=True))
+    others = [name for name in calls if not name.startswith("torch._convolution")]
+    return {**attributes, "padding_mode": others[0]} if others else attributes
 
 
 def _truncated(what: str, needed: int, member: str, size: int, path: str) -> FormatError:
@@ -564,8 +597,13 @@ def _read_tensor(
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
     )
     count = int(np.prod(tensor.shape, dtype=object))
-    if count and (last >= values.size or count > values.size):
+    if count and last >= values.size:
         raise FormatError(f"cannot read {path}: {what} reaches beyond its {values.size:,} numbers")
+    if count > values.size:
+        raise FormatError(
+            f"cannot read {path}: {what} repeats some of its {values.size:,} numbers; save it as "
+            "tensor.contiguous() in PyTorch"
+        )
     if not count:
         return np.empty(tensor.shape, values.dtype)
     steps = [stride * values.itemsize for stride in tensor.strides]
@@ -573,6 +611,8 @@ def _read_tensor(
         values[tensor.offset :], tensor.shape, steps, writeable=False
     )
     array = np.array(view, order="C")
+    if tensor.is_negative:
+        array = -array
     if not tensor.quantizer:
         return array
 

@@ -27,6 +27,7 @@ from conv3d_cli.kernels.weights.onnx_constants import (
 from conv3d_cli.network.graph import Names, Network, Node
 from conv3d_cli.network.onnx.flow import MOST_CHANNELS, Array, AxesError, Flow, Made, OnnxNode
 from conv3d_cli.network.onnx.folding import FOLDS, Attributes, fold, unrepeated
+from conv3d_cli.network.onnx.functions import without_functions
 from conv3d_cli.network.onnx.operators import OPERATORS, PARTS
 from conv3d_cli.network.onnx.windows import WINDOWS
 from conv3d_cli.network.operations.base import Shape
@@ -47,6 +48,10 @@ EVEN, ODD, LARGER = (13440, 26880, 40320), (13443, 26885, 40327), (26880, 53760,
 MORE = 32
 BATCH = 2
 _FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+_QUANTIZED = (
+    "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+    "MatMulInteger",
+)  # fmt: skip
 _WEIGHTED = ("Conv", "ConvTranspose")  # their second input tells the channels of the first
 _SAME_CHANNELS = (
     "Identity", "Cast", "Pad", "Dropout", "Relu", "Clip", "MaxPool", "AveragePool", "Mul", "Add",
@@ -133,14 +138,13 @@ class _Graph:
         self.outputs = [value.name for value in graph.output]
         if not self.outputs:
             raise FormatError(f"cannot read {path}: its graph has no output")
-        self.functions = {(function.domain, function.name) for function in model.functions}
-        self.nodes = self._fold_constants(graph.node)
+        self.nodes = self._fold_constants(without_functions(model, self.opset))
 
     def _opset(self, model: Any) -> int:
-        found = [int(one.version) for one in model.opset_import if one.domain in STANDARD]
+        found = {int(one.version) for one in model.opset_import if one.domain in STANDARD}
         if len(found) != 1:
             raise FormatError(f"cannot read {self.path}: it does not tell its ONNX opset")
-        return found[0]
+        return found.pop()
 
     # ----------------------------------------------------------------------------------------------
 
@@ -149,14 +153,7 @@ class _Graph:
         rest = []
         for number, node in enumerate(nodes):
             if node.op_type == "Constant" and node.domain in STANDARD and len(node.output) == 1:
-                where = _title(node, number)
-                try:
-                    value = constant(Attributes(node).found, self.path)
-                except NotConstantError as error:
-                    raise SpecError(f"{where}: its numbers {error}") from None
-                if value is None:
-                    raise SpecError(f"{where} is neither a number nor a tensor of numbers")
-                self._keep(node.output[0], value)
+                self._keep(node.output[0], self.constant(node, _title(node, number)))
                 continue
             known = node.input and all(not name or self.knows(name) for name in node.input)
             folds = node.op_type in (*FOLDS, "DequantizeLinear", "ConstantOfShape")
@@ -169,6 +166,16 @@ class _Graph:
             rest.append((number, node))
         return rest
 
+    def constant(self, node: Any, where: str) -> Array:
+        """The value of a Constant. Raises: SpecError."""
+        try:
+            value = constant(Attributes(node).found, self.path)
+        except NotConstantError as error:
+            raise SpecError(f"{where}: its numbers {error}") from None
+        if value is None:
+            raise SpecError(f"{where} is neither a number nor a tensor of numbers")
+        return value
+
     def folded(self, node: Any, values: list[Array | None], where: str) -> Array | None:
         """The result of a node of known inputs; None if it is not folded."""
         attributes = Attributes(node)
@@ -177,7 +184,7 @@ class _Graph:
         if node.op_type == "ConstantOfShape":
             fill = np.zeros(1, np.float32)
             if "value" in attributes:
-                fill = self._decoded(attributes.found["value"].t, where)
+                fill = self.decoded(attributes.found["value"].t, where)
             if fill.size != 1 or values[0] is None:
                 raise FormatError(f"{where} has no single value")
             expanded: list[Array | None] = [fill.reshape(()), values[0].reshape(-1)]
@@ -193,11 +200,16 @@ class _Graph:
         except NotConstantError as error:
             raise SpecError(f"{where}: weights {error}") from None
 
-    def _decoded(self, tensor: Any, where: str) -> Array:
+    def decoded(self, tensor: Any, where: str) -> Array:
+        """The numbers of a stored tensor, whose file is recorded. Raises: SpecError."""
         try:
-            return read_tensor(tensor, self.path)
+            values = read_tensor(tensor, self.path)
         except NotConstantError as error:
             raise SpecError(f"{where}: its numbers {error}") from None
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                self.files[str(Path(self.path).parent / entry.value)] = None
+        return values
 
     def knows(self, name: str) -> bool:
         """Whether a tensor is a constant."""
@@ -207,10 +219,7 @@ class _Graph:
         """A constant. Raises: FormatError, ShapeError, SpecError for one that cannot be read."""
         if name not in self.constants:
             tensor = self._tensors[name]
-            self._keep(name, self._decoded(tensor, f"tensor '{name}'"))
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    self.files[str(Path(self.path).parent / entry.value)] = None
+            self._keep(name, self.decoded(tensor, f"tensor '{name}'"))
             tensor.ClearField("raw_data")  # it would be held twice
         return self.constants[name]
 
@@ -224,7 +233,9 @@ class _Graph:
     @cached_property
     def source(self) -> _Input:
         """The input that is the volume. Raises: SpecError if there are several, or none."""
-        used = {name for _, node in self.nodes for name in node.input} | set(self.outputs)
+        used = set(self.outputs)
+        for _, node in self.nodes:
+            used |= names_taken(node)
         found = [one for one in self.inputs if one.name in used]
         if not found:
             raise SpecError("the graph has no input that its outputs follow from")
@@ -378,6 +389,28 @@ def _declared(value: Any) -> tuple[list[int | None], int]:
     return lengths, int(tensor.elem_type)
 
 
+def subgraphs(node: Any) -> list[Any]:
+    """The graphs that a node holds: the branches of an If, the body of a Loop."""
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    ]
+
+
+def names_taken(node: Any) -> set[str]:
+    """The names of all tensors that a node takes, and nodes in its graphs."""
+    names: set[str] = set()
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        names |= set(one.input)
+        for graph in subgraphs(one):
+            names |= {value.name for value in graph.output}
+            pending += graph.node
+    return names
+
+
 def _title(node: Any, number: int) -> str:
     return f"node '{_name(node, number)}' ({node.op_type})"
 
@@ -425,21 +458,23 @@ class _Reading:
         """Read the next node of the graph."""
         where = _title(node, number)
         if node.domain not in STANDARD:
-            kind = (
-                "a function of the file"
-                if (node.domain, node.op_type) in self.graph.functions
-                else ("an operator")
-            )
+            optimized = node.domain == "com.microsoft"
             raise SpecError(
-                f"{where} is {kind} of the domain {node.domain}; understood are ONNX's own "
-                f"operators {_understood()}"
-            )
-        if any(a.HasField("g") or len(a.graphs) for a in node.attribute):
-            raise SpecError(
-                f"{where} holds a graph of its own, which is not read; understood are "
-                f"{_understood()}"
+                f"{where} is an operator of the domain {node.domain}; "
+                + (
+                    "give the model as it was before ONNX Runtime optimized it; "
+                    if optimized
+                    else ""
+                )
+                + f"understood are ONNX's own operators {_understood()}"
             )
         inputs = [self.tensor(name, where) if name else None for name in node.input]
+        if subgraphs(node):
+            self._choose(node, inputs, where)
+            return
+        if node.op_type == "Constant":  # of a branch; the others are folded
+            self._store(node, [self.graph.constant(node, where)], where)
+            return
         if node.op_type in ("Shape", "Size") and inputs and isinstance(inputs[0], Flow):
             self._store(node, [self._sizes(node, inputs[0])], where)
             return
@@ -453,7 +488,9 @@ class _Reading:
                 return
         translator = TRANSLATORS.get(node.op_type)
         if translator is None:
-            raise SpecError(f"{where} is not understood; understood are {_understood()}")
+            cure = "give the model as it was before it was quantized; "
+            cure = cure if node.op_type in _QUANTIZED else ""
+            raise SpecError(f"{where} is not understood; {cure}understood are {_understood()}")
         made = translator(_Taken(self, node, _name(node, number), inputs))
         self._store(node, made if isinstance(made, list) else [made], where)
 
@@ -466,12 +503,35 @@ class _Reading:
         if name in self.missing:
             raise SpecError(
                 f"{where} takes '{name[:80]}', an output of {self.missing[name]} that is "
-                "not computed; its first is"
+                "not computed; of that node, only the first output is"
             )
         raise FormatError(
             f"cannot read {self.graph.path}: {where} takes '{name[:80]}', which no node before it "
             "gives"
         )
+
+    def _choose(self, node: Any, inputs: Sequence[Flow | Array | None], where: str) -> None:
+        """Read the branch of an If whose condition is known. Raises: SpecError for others."""
+        condition = inputs[0] if inputs else None
+        branches = {a.name: a.g for a in node.attribute if a.HasField("g")}
+        if (
+            node.op_type != "If"
+            or not isinstance(condition, np.ndarray)
+            or condition.size != 1
+            or set(branches) != {"then_branch", "else_branch"}
+        ):
+            raise SpecError(
+                f"{where} holds graphs of its own, which are read only of an If whose condition "
+                "does not depend on voxels; export the model without it"
+            )
+        branch = branches["then_branch" if condition.reshape(-1)[0] else "else_branch"]
+        for tensor in branch.initializer:
+            values = self.tensors[tensor.name] = self.graph.decoded(tensor, where)
+            self.size += values.nbytes
+            require_room(self.size, "its weights", self.graph.path)
+        for number, inner in enumerate(branch.node):
+            self.take(number, inner)
+        self._store(node, [self.tensor(value.name, where) for value in branch.output], where)
 
     def _sizes(self, node: Any, flow: Flow) -> Array:
         if flow.groups:

@@ -66,12 +66,14 @@ class Resize(PlaneByPlane):
                 for n, by in zip(source.size, self.scales, strict=True)
             ]
             self.require_sizes(sizes)
-            if self.coordinates == "align_corners" and any(
+            ties = self.coordinates == "half_pixel_symmetric" and self.mode == "nearest"
+            if (self.coordinates == "align_corners" or ties) and any(
                 abs(n * by - new) > 1e-4
                 for n, by, new in zip(source.size, self.scales, sizes, strict=True)
             ):
+                what = "has half_pixel_symmetric ties" if ties else "aligns corners"
                 raise ShapeError(
-                    f"{self.where} aligns corners, and its scales {tuple(self.scales)} make no "
+                    f"{self.where} {what}, and its scales {tuple(self.scales)} make no "
                     f"whole sizes of a volume of {source}, which runtimes round in other ways; "
                     "give sizes that they make whole"
                 )
