@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK
+from processes import started, wait_until
 
 from conv3d_cli import (
     Grid,
@@ -318,6 +320,41 @@ def test_estimates_belong_to_the_output(volume: Path, tmp_path: Path, run: Any) 
     assert "exists" in result.stderr
     run(*line, "-o", out / "o.tif", "--overwrite", "--iterations", 5)
     assert sorted(path.name for path in out.glob("*.tif")) == sorted(names)
+
+
+def test_estimates_of_another_run_are_told_and_kept(volume: Path, tmp_path: Path, run: Any) -> None:
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 7, "-o", tmp_path / "o.tif"]
+    assert "earlier run" not in run(*line, "--save-every", 2).stderr
+    (tmp_path / "o_iterate.tif").write_bytes(b"mine")
+    told = run(*line, "--save-every", 3, "--overwrite").stderr
+    which = f"{tmp_path / 'o_iter2.tif'} to o_iter4.tif"
+    assert (
+        f"2 estimates of an earlier run beside the output are kept, and not of this one: {which}"
+        in told
+    )
+    assert (tmp_path / "o_iterate.tif").read_bytes() == b"mine"
+    for number in (2, 3, 4):
+        (tmp_path / f"o_iter{number}.tif").unlink()
+    told = run(*line, "--overwrite").stderr  # which writes none itself
+    assert (
+        f"1 estimate of an earlier run beside the output is kept, and not of this one: {tmp_path / 'o_iter6.tif'}"
+        in told
+    )
+
+
+def test_what_a_killed_run_left_of_estimates_is_removed(
+    volume: Path, tmp_path: Path, run: Any
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    line = [sys.executable, "-m", "conv3d_cli", "deconvolve", volume, "-k", PSF]
+    line += ["--iterations", "100000", "--save-every", "1000", "-o", out / "o.tif"]
+    with started(line) as process:
+        wait_until(lambda: len(list(out.glob(".o*"))) > 1, process)
+    assert len(list(out.glob(".o*"))) > 1
+    told = run("deconvolve", volume, "-k", PSF, "--iterations", 3, "-o", out / "o.tif").stderr
+    assert "left by a run that was killed" in told
+    assert [path.name for path in out.iterdir()] == ["o.tif"]
 
 
 def test_estimates_that_replace_the_input_are_refused(
