@@ -75,6 +75,7 @@ from conv3d_cli.pipeline.request import (
     Stage,
     Step,
     inputs_of,
+    read_chosen,
     read_overlap,
     read_patch,
 )
@@ -326,13 +327,18 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
     with job.limits():
-        return open_volume(
+        reader = open_volume(
             job.source,
             axes=job.axes,
             channels_first=job.channels_first,
             spacing=given_spacing(job),
             again=again,
         )
+        if not job.chooses_channels:
+            return reader
+        from conv3d_cli.pipeline.chosen import choose_channels  # few jobs choose
+
+        return choose_channels(reader, read_chosen(job.channels), job.target)
 
 
 def given_spacing(job: Job) -> Spacing | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -32,7 +33,7 @@ from conv3d_cli.model.patches import BLENDS
 from conv3d_cli.model.spec import Boundary, ConvSpec, Triple, triple
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 from conv3d_cli.pipeline.outputs import VOLUME, Output, PeakRules, role_of
-from conv3d_cli.settings.options import OPTIONS
+from conv3d_cli.settings.options import COPYING, OPTIONS
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.room import ceiling_of_memory
 from conv3d_cli.system.words import count_of
@@ -59,21 +60,43 @@ def read_channels(value: Any) -> tuple[int, ...]:
     >>> read_channels("1, 2"), read_channels([0]), read_channels(3)
     ((1, 2), (0,), (3,))
     """
+    found = read_chosen(value)
+    numbers = tuple(one for one in found if isinstance(one, int))
+    if len(numbers) != len(found):
+        raise _wrong_channels(value)
+    return numbers
+
+
+def read_chosen(value: Any) -> tuple[int | str, ...]:
+    """As `read_channels`, for a copy: words are names of channels. Raises: SpecError.
+
+    >>> read_chosen("1, DAPI"), read_chosen(["DAPI, old", 0])
+    ((1, 'DAPI'), ('DAPI, old', 0))
+    """
     parts = value.split(",") if isinstance(value, str) else value
     parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
-    texts = [part.strip() if isinstance(part, str) else part for part in parts]
-    found = [
-        int(text)
-        for text in texts
-        if (isinstance(text, str) and text.isascii() and text.isdigit())
-        or (isinstance(text, (int, np.integer)) and not isinstance(text, bool) and text >= 0)
-    ]
-    if not texts or len(found) != len(texts):
-        raise SpecError(
-            "channels must be whole numbers, counted from 0, with commas between them, as in "
-            f"{setting('channels', '1,2')}; received {value!r:.60}"
-        )
+    found: list[int | str] = []
+    for part in parts:
+        text = part.strip() if isinstance(part, str) else part
+        if isinstance(text, str) and text:
+            number = re.fullmatch(r"-?[0-9]+", text)
+            text = int(text) if number else text
+        if isinstance(text, str) and text:
+            found.append(text)
+        elif isinstance(text, (int, np.integer)) and not isinstance(text, bool) and text >= 0:
+            found.append(int(text))
+        else:
+            raise _wrong_channels(value)
+    if not found:
+        raise _wrong_channels(value)
     return tuple(found)
+
+
+def _wrong_channels(value: Any) -> SpecError:
+    return SpecError(
+        "channels must be whole numbers, counted from 0, with commas between them, as in "
+        f"{setting('channels', '1,2')}; received {value!r:.60}; only a copy takes names, too"
+    )
 
 
 NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
@@ -249,6 +272,16 @@ class Stage:
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     inputs: tuple[int, ...] | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether it is a plain copy, with nothing before or after it.
+
+        >>> Stage("identity").copies, Stage("identity", strides=2).copies
+        (True, False)
+        """
+        bare = replace(self, notes=(), files=(), name=None)
+        return isinstance(self.kernel, str) and bare == Stage(COPYING)
 
     def __post_init__(self) -> None:
         # Settings that are wrong for every volume are refused here, before any file is opened.
@@ -498,7 +531,8 @@ class Job:
         if not self.stages:
             raise SpecError("a job needs at least one layer, received none; give a kernel")
         if self.channels is not None:
-            object.__setattr__(self, "channels", read_channels(self.channels))
+            read = read_chosen if self.chooses_channels else read_channels
+            object.__setattr__(self, "channels", read(self.channels))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", self.dtype.lower())
         if self.dtype not in (None, *OUTPUT_DTYPES, SAME_DTYPE):
@@ -651,8 +685,20 @@ class Job:
         """
         if self.argmax:
             return setting("argmax", True)
-        chosen = read_channels(self.channels) if self.channels is not None else ()
+        chosen = read_chosen(self.channels) if self.channels is not None else ()
         return setting("channels", ",".join(map(str, chosen))) if chosen else ""
+
+    @property
+    def chooses_channels(self) -> bool:
+        """Whether channels are chosen as the volume is read: of a copy, so that bits are kept."""
+        return (
+            self.channels is not None
+            and self.network is None
+            and self.operation is None
+            and len(self.stages) == 1
+            and isinstance(self.stages[0], Stage)
+            and self.stages[0].copies
+        )
 
     @property
     def is_chain(self) -> bool:
