@@ -83,7 +83,7 @@ from conv3d_cli.pipeline.selection import check_selection
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
-from conv3d_cli.system.room import PROCESS_BYTES, ceiling_of_memory
+from conv3d_cli.system.room import PROCESS_BYTES, READING_BYTES, ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -482,6 +482,7 @@ def _prepare(
         )
     keeps_scale = header.scale != (1.0, 0.0)
     stages, planning = _assemble_stages(job, chain, order, mask, keeps_scale)
+    planning.append(MemoryUse({"process": READING_BYTES}).plus(filters=job.making))
     graph = _graph(stages)
     spooled = nodes_to_spool(graph)
     if order.spool_input[0] and len(graph.consumers[-1]) > 1:  # once, for all that take the volume

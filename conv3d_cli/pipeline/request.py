@@ -162,8 +162,8 @@ def read_patch(value: Any, grid: Grid | None = None) -> Triple:
     text = ",".join(map(str, parts))
     try:
         if not any(letter.isalpha() for letter in text):
-            return read_sizes(text, "patch")
-        sizes: Sequence[float] = parse_lengths(text, "patch")[0]
+            return read_sizes(text, named("patch"))
+        sizes: Sequence[float] = parse_lengths(text, named("patch"))[0]
     except UnknownNameError:
         raise
     except SpecError:
@@ -175,7 +175,7 @@ def read_patch(value: Any, grid: Grid | None = None) -> Triple:
             f"with a unit, as in {setting('patch', '96mm')}; received {text!r:.60}"
         )
     if grid is not None:
-        sizes = read_lengths(text, "patch", grid)
+        sizes = read_lengths(text, named("patch"), grid)
     voxels = [round(size) for size in sizes]
     if min(voxels) < 1 and grid is not None:
         raise ShapeError(
@@ -468,6 +468,7 @@ class Job:
     channel_names : tuple       names of the channels that an operation makes of each of the input's
     peak_rules : PeakRules or None  what the peaks of the output are, for the table of them
     found : mapping             numbers that an operation chose by looking at the volume, by name
+    making : int                bytes of memory that making an operation's stages took at the most
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -520,6 +521,7 @@ class Job:
     channel_names: tuple[str, ...] = ()
     peak_rules: PeakRules | None = None
     found: Mapping[str, float] = field(default_factory=dict)
+    making: int = 0
 
     @contextmanager
     def limits(self) -> Iterator[None]:

@@ -424,6 +424,43 @@ def test_a_kernel_beyond_all_transforms_is_refused(
     assert "more than its transforms have room for" in error_line(result.stderr)
 
 
+def test_a_background_above_every_voxel_is_refused(
+    volume: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 2, "-o", tmp_path / "o.tif"]
+    largest = int(read_volume(str(volume)).data.max())
+    told = error_line(run(*line, "--background", largest + 1, code=4).stderr)
+    assert f"is above every voxel, of which the largest is {largest}: nothing would be left" in told
+    assert not (tmp_path / "o.tif").exists()
+    run(*line, "--background", largest)
+    write_volume(str(tmp_path / "dark.npy"), Volume(np.zeros((9, 9, 9), np.uint8), "zyx"))
+    line = ["deconvolve", tmp_path / "dark.npy", "-k", "gaussian:sigma=1vox:truncate=2"]
+    run(*line, "--background", 3, "-o", tmp_path / "d.npy")  # a time point without light
+    assert np.load(tmp_path / "d.npy").max() < 1e-6
+
+
+def test_the_memory_of_a_wiener_filter_is_counted(
+    volume: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    """A filter reaches farther, the higher the ratio of signal to noise."""
+    kernel = Kernel(np.pad(np.ones((9, 9, 9)), 4))
+    data = read_volume(str(volume)).data[:17]
+    write_volume(str(tmp_path / "x.npy"), Volume(data, "zyx"))
+    np.save(tmp_path / "k.npy", kernel.weights)
+    line = [tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--operation"]
+    uses = []
+    for snr in (3, 3000):
+        told = run("explain", *line, f"deconvolve:method=wiener:snr={snr}", "--json").stdout
+        uses.append(json.loads(told)["memory"])
+    assert uses[1] > uses[0] + (500 << 20)
+    few = ["--max-memory", "400M", "-o", tmp_path / "o.npy"]
+    told = error_line(
+        run("deconvolve", *line[:3], "--method", "wiener", "--snr", 3000, *few, code=6).stderr
+    )
+    assert told.startswith("Error: the Wiener filter of --snr 3000 needs ")
+    assert told.endswith("or more, or a lower --snr, which makes it shorter")
+
+
 def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:
     optics = "gibson-lanni:na=0.9:ri=1.33:wavelength=520nm:size=9,9,9"
     out = tmp_path / "o.tif"
