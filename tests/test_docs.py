@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
+from PIL import Image
 
 from conv3d_cli import Conv3D, errors
 from conv3d_cli.cli import main
@@ -37,6 +39,7 @@ from conv3d_cli.settings.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 MANUAL = ROOT / "conv3d_cli" / "manual"
+PICTURES = ROOT / "sample_data" / "pictures"
 # what users read: README and the pages of the manual; and with them, what is written for developers
 FOR_USERS = [ROOT / "README.md", *sorted(MANUAL.glob("*.md"))]
 DOCUMENTS = [
@@ -96,6 +99,16 @@ def run_block(command: list[str], folder: Path, environment: dict[str, str]) -> 
 @pytest.mark.parametrize("block", blocks("sh", joint="\n"))
 def test_shell_block_runs(block: str, sample_data: Path, commands: dict[str, str]) -> None:
     run_block(["bash", "-ec", block], sample_data, commands)
+    for drawn in sample_data.glob("*.png"):
+        if (shown := PICTURES / drawn.name).exists():
+            assert apart(drawn, shown) < 5, f"{shown}: draw it again by make_pictures.py"
+
+
+def apart(one: Path, other: Path) -> float:
+    """Mean difference of two pictures, whose letters may be others, in grey levels of 255."""
+    small = [Image.open(path).convert("RGB").resize((200, 160)) for path in (one, other)]
+    first, second = (np.asarray(picture, float) for picture in small)
+    return float(np.abs(first - second).mean())
 
 
 @pytest.mark.parametrize("block", blocks("python", joint="\n"))
@@ -254,9 +267,19 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{relative(path)} leads to {target}"
 
 
-def test_pictures_are_small() -> None:
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8")):
-        assert (ROOT / picture).stat().st_size < 60_000, f"{picture}: hold it in fewer colours"
+def test_pictures_are_small_and_drawn_by_their_pages() -> None:
+    """`test_shell_block_runs` compares them with what the commands draw."""
+    shown = set()
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+            picture = (path.parent / name).resolve()
+            shown.add(picture)
+            assert picture.stat().st_size < 60_000, f"{name}: hold it in fewer colours"
+            commands = "".join(block for language, block in fenced(path) if language == "sh")
+            if path.parent.name == "manual":
+                assert re.search(rf"^conv3d view .* -o {picture.name}$", commands, re.MULTILINE)
+    assert shown == set(PICTURES.glob("*.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.settings.mask_rules import is_rule, located_mask
 from conv3d_cli.settings.option import File
-from conv3d_cli.settings.options import OPTION, Settings
+from conv3d_cli.settings.options import COPYING, OPTION, Settings
 from conv3d_cli.system.atomic import suffix_of, takes_many
 from conv3d_cli.system.parts import with_part
 from conv3d_cli.system.portable import true_path
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from conv3d_cli.batch.manifest import Row
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
-
-
-COPYING = "identity"  # the kernel that copies
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.running import keep_blas_quiet, run_volumes
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.settings.option import File, Option, Place
-from conv3d_cli.settings.options import OF_NETWORKS, Settings
+from conv3d_cli.settings.options import COPYING, OF_NETWORKS, Settings
 
-# Options of jobs and commands that have no meaning for a copy. Channels are selected by arithmetic.
+# Options of jobs and commands that have no meaning for a copy.
 _NOT_TAKEN = (
     "config",
     "operation",
@@ -30,7 +30,6 @@ _NOT_TAKEN = (
     "normalize_mask",
     "template_mask",
     *OF_NETWORKS,
-    "channels",
     "precision",
     "coverage_out",
     "bids",
@@ -52,6 +51,13 @@ _OWN_HELP: dict[str, dict[str, Any]] = {
         "help": "Slope and intercept of the output. With keep, it has the numbers that the input "
         "stores with those of the input, where its format holds them, and else their values; none: "
         "always values; auto: those that make the values fill an integer type's range.",
+    },
+    "channels": {
+        "common": True,
+        "metavar": "N|NAME,...",
+        "help": "Copy only these channels, in this order: numbers, counted from 0, or names that "
+        "the file gives them. One channel becomes a plain volume without an axis of channels.  "
+        "[default: all]",
     },
     "out_format": {"common": True},
     "levels": {"common": True},
@@ -100,7 +106,7 @@ def convert(ctx: click.Context, /, sources: tuple[str, ...], target: str | None,
         )
     if output is not None:
         _check_apart(inputs, output)
-    copying = Settings(kernel="identity", dtype="same", scale="keep")
+    copying = Settings(kernel=COPYING, dtype="same", scale="keep")
     given = {**copying.given(), **asked.given(), "output": output}
     if folders and not asked.stack:
         given["include_discrete"] = True  # a copy mixes no labels

@@ -100,6 +100,7 @@ def explain(
     from conv3d_cli.batch.report import describe, describe_forecast, plan_record
     from conv3d_cli.cluster.scheduler import scheduler_of
     from conv3d_cli.pipeline.prepare import prepare_job
+    from conv3d_cli.pipeline.selection import on_cluster
     from conv3d_cli.settings.merge import merge_settings
 
     given = [
@@ -115,7 +116,8 @@ def explain(
     cluster = scheduler_of(asked)
     settings = MergedSettings(merge_settings(asked))
     job = settings.job(source, output or source, mask_of(settings.mask, source))
-    job = replace(job, on_cluster=scheduler is not None or workers is not None)
+    if scheduler is not None or workers is not None:
+        job = on_cluster(job)
     with prepare_job(job) as prepared:
         record, text = plan_record(prepared), describe(prepared)
         if scheduler is not None or workers is not None:

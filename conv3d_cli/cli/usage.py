@@ -8,7 +8,7 @@ error, so that functions import the vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -58,7 +58,8 @@ class CommandGroup(click.Group):
             raise unknown_command(ctx, args[0])
         called = click.Context(command, info_name=args[0], parent=ctx)
         ctx.meta[ARGUMENTS], ctx.meta[COMMAND] = args[1:], called
-        check_dashes(called, args[1:])
+        if not ctx.resilient_parsing:  # a shell that asks for completions shows no errors
+            check_dashes(called, args[1:])
         return args[0], command, args[1:]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -124,27 +125,56 @@ def _example(ctx: click.Context) -> str:
 
 
 def check_dashes(ctx: click.Context, arguments: Sequence[str]) -> None:
-    """Refuse a long option written with one dash, which Click would take for several short ones.
+    """Refuse words with dashes that Click would take for what nobody means.
 
-    `-overwrite` is `-o verwrite` to Click, and `-mask` is `-m`, `-a`, ...
+    An option where the value of another one should stand: `--verify -o out.nii` is the value "-o"
+    to Click. A long option written with one dash: `-overwrite` is `-o verwrite` to Click, and
+    `-mask` is `-m`, `-a`, ...
     Raises: UsageLine.
     """
     valued = {
-        flag
+        flag: option
         for option in _options(ctx)
         if not option.is_flag and not option.count
         for flag in option.opts
     }
+    known = {flag for o in _options(ctx) for flag in (*o.opts, *o.secondary_opts)}
     words = iter(arguments)
     for word in words:
         if word == "--":
             return
-        if word in valued:
-            next(words, None)  # its value, whatever it looks like
+        if option := valued.get(_last_of_cluster(word, known - valued.keys())):
+            value = next(words, "")
+            if value.partition("=")[0] in known:
+                raise UsageLine(_swallowed(ctx, word, option, value), ctx)
         elif re.match(r"-[A-Za-z]\w", word):
             name = word.partition("=")[0]
             if _known(ctx, name):
                 raise UsageLine(_unknown_option(ctx, name), ctx)
+
+
+def _last_of_cluster(word: str, alone: Container[str]) -> str:
+    """The last of several short options in one word: `-o` of `-vo`; else the word itself.
+
+    alone : container of str    options without a value
+
+    >>> _last_of_cluster("-vo", {"-v"}), _last_of_cluster("-ov", {"-v"})
+    ('-o', '-ov')
+    """
+    letters = re.fullmatch(r"-([A-Za-z]+)", word)
+    if letters and all(f"-{letter}" in alone for letter in letters[1][:-1]):
+        return f"-{word[-1]}"
+    return word
+
+
+def _swallowed(ctx: click.Context, name: str, option: click.Option, value: str) -> str:
+    """The message for an option that stands where the value of another one should."""
+    long = max(option.opts, key=len)
+    literal = f"; if {value} is meant as the value, write {long}={value}"
+    return (
+        f"{_needs_value(name, option)}, and the option {value} follows"
+        f"{literal if long.startswith('--') else ''}; `{called(ctx)} --help` says which"
+    )
 
 
 def _options(ctx: click.Context) -> Iterator[click.Option]:
@@ -233,8 +263,11 @@ def _wrong_option_use(ctx: click.Context, name: str) -> str:
     option = next((o for o in _options(ctx) if name in (*o.opts, *o.secondary_opts)), None)
     if option is None or option.is_flag:
         return f"{name} takes no value; write {name} alone"
-    shown = option.metavar or name_of_type(option)
-    return f"{name} needs a value, {name} {shown}; `{called(ctx)} --help` says which"
+    return f"{_needs_value(name, option)}; `{called(ctx)} --help` says which"
+
+
+def _needs_value(name: str, option: click.Option) -> str:
+    return f"{name} needs a value, {name} {option.metavar or name_of_type(option)}"
 
 
 def name_of_type(option: click.Option) -> str:

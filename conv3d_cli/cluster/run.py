@@ -43,6 +43,7 @@ from conv3d_cli.pipeline.run import (
     loss_notes,
     refuse_losses,
 )
+from conv3d_cli.pipeline.selection import on_cluster
 from conv3d_cli.system.leftovers import cleanup_notes
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 from conv3d_cli.system.scratch import scratch_folder
@@ -215,7 +216,7 @@ def run_on_cluster(
     """
     started = time.perf_counter()
     check_paths(job)
-    job = replace(job, on_cluster=True)
+    job = on_cluster(job)
     with prepare_job(job) as prepared, ExitStack() as stack:
         check_suited(prepared)
         client = stack.enter_context(connect(scheduler))

@@ -52,8 +52,10 @@ ENTRIES = ((0, 0), (0, 2), (2, 2), (0, 1), (1, 2), (1, 1))
 # bank -> fields that come in, rows of fields along the height at a time, fields that come out
 FIELD_COUNTS = {"hessian": (1, 3, 6), "gradient": (1, 2, 3), "window": (6, 1, 6)}
 # Bytes that the ring of a tile may have, so that it stays in an L2 of 1 MiB, and the fewest rows
-# and the most columns of a tile.
-RING_BYTES, LEAST_ROWS, MOST_COLUMNS = 640 << 10, 8, 192
+# and the most columns of a tile. Columns around a tile are packed and filtered along the height
+# twice, which costs more than the cache where few fields are made of what is packed.
+RING_BYTES, LEAST_ROWS = 640 << 10, 8
+MOST_COLUMNS = {"hessian": 192, "gradient": 320, "window": 320}
 LINE = 64
 
 
@@ -128,7 +130,7 @@ class _Layout:
         self.largest = tuple(max(one.radii[axis] for one in taps) for axis in range(3))
         ring = 2 * self.largest[0] + planes
         bytes_of_voxel = comes_out * ring * itemsize
-        widest = max(MOST_COLUMNS, 4 * self.largest[2])
+        widest = max(MOST_COLUMNS[bank], 4 * self.largest[2])
         bands = -(-size[2] // widest)
         self.columns = min(-(-size[2] // bands // lanes) * lanes, -(-size[2] // lanes) * lanes)
         # rows around a tile are packed twice, which costs more than the cache if there are many

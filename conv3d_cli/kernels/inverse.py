@@ -5,6 +5,9 @@ Kernels are correlated, as everywhere, and have the sum 1.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,15 +17,19 @@ from conv3d_cli.system import elementary
 # A Wiener filter is cut where the weights that are left out have this part of all |weights|.
 LEFT_OUT = 1e-4
 MOST_TAPS = 255  # of a filter, along each axis
+BYTES_EACH = 60  # of memory for a weight while a filter is made, at the most
 # The back projector: its Wiener part's noise, its gain at the resolution limit, and its steepness.
 ALPHA, BETA, ORDER = 0.05, 0.05, 10
 
 
-def wiener(kernel: Weights, noise: float) -> tuple[Weights, str]:
+def wiener(
+    kernel: Weights, noise: float, reserve: Callable[[int], object] = lambda count: None
+) -> tuple[Weights, str]:
     """The filter with the spectrum conj(H) / (|H|² + noise), and a note on what it leaves out.
 
     kernel : (kd, kh, kw)   of the sum 1
     noise : float           power of noise to signal, above 0
+    reserve : callable      is told of the bytes of memory that it is about to take, and may refuse
     Returns (d, h, w), of odd sizes.
 
     Source: N. Wiener, Extrapolation, Interpolation, and Smoothing of Stationary Time Series (1949).
@@ -36,6 +43,7 @@ def wiener(kernel: Weights, noise: float) -> tuple[Weights, str]:
     while True:
         sizes *= 2
         shape = [1 if taps == 1 else min(sizes * taps, most) | 1 for taps in kernel.shape]
+        reserve(math.prod(shape) * BYTES_EACH)
         transfer = _transfer(kernel, shape)
         spectrum = transfer.conj() / (np.abs(transfer) ** 2 + noise)
         filtered = np.fft.fftshift(np.fft.irfftn(spectrum, shape, axes=(0, 1, 2)))

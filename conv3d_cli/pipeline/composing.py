@@ -167,6 +167,7 @@ def compose(
         channel_names=made.channel_names,
         peak_rules=made.peaks,
         found=made.found,
+        making=made.making,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,16 @@ from conv3d_cli.errors import SpecError, setting
 from conv3d_cli.pipeline.operations import find_operation
 from conv3d_cli.pipeline.outputs import Output, estimate_output
 from conv3d_cli.system.atomic import sent_to, suffix_of
+from conv3d_cli.system.numbered import numbered_files, numbered_name
+from conv3d_cli.system.portable import true_path
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from conv3d_cli.model.volume import VolumeWriter
     from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.request import Job
 
 Progress = Callable[[int, int], None]
 MOST_SAVED = 1000  # files of estimates
@@ -54,12 +59,30 @@ def saved_outputs(text: str, target: str) -> tuple[Output, ...]:
             f"{MOST_SAVED:,} are written: pass a larger number"
         )
     name = target.rstrip("/")
-    suffix = suffix_of(name)
-    stem = name[: len(name) - len(suffix)]
-    digits = len(str(max(numbers, default=0)))
+    suffix, digits = suffix_of(name), len(str(max(numbers, default=0)))
     return tuple(
-        estimate_output(number, f"{stem}_iter{number:0{digits}d}{suffix}") for number in numbers
+        estimate_output(number, numbered_name(name, suffix, number, digits)) for number in numbers
     )
+
+
+def notes_on_others(job: Job) -> list[str]:
+    """What to say of estimates beside the output that are of another run.
+
+    They stay, as nothing proves who wrote them.
+    """
+    operation = job.operation and find_operation(job.operation)
+    if not operation or operation.saves is None or sent_to(job.target):
+        return []
+    name = job.target.rstrip("/")
+    own = {true_path(one.path.rstrip("/")) for one in job.outputs}
+    others = [path for path in numbered_files(name, suffix_of(name)) if true_path(path) not in own]
+    if not others:
+        return []
+    which = others[0] if len(others) == 1 else f"{others[0]} to {os.path.basename(others[-1])}"
+    return [
+        f"{count_of(len(others), 'estimate')} of an earlier run beside the output "
+        f"{'is' if len(others) == 1 else 'are'} kept, and not of this one: {which}"
+    ]
 
 
 def watch_iterations(

@@ -75,6 +75,7 @@ from conv3d_cli.pipeline.request import (
     Stage,
     Step,
     inputs_of,
+    read_chosen,
     read_overlap,
     read_patch,
 )
@@ -82,7 +83,7 @@ from conv3d_cli.pipeline.selection import check_selection
 from conv3d_cli.pipeline.unused import unused_notes
 from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import format_bytes, memory_ceiling, thread_count
-from conv3d_cli.system.room import PROCESS_BYTES, ceiling_of_memory
+from conv3d_cli.system.room import PROCESS_BYTES, READING_BYTES, ceiling_of_memory
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -326,13 +327,18 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
     with job.limits():
-        return open_volume(
+        reader = open_volume(
             job.source,
             axes=job.axes,
             channels_first=job.channels_first,
             spacing=given_spacing(job),
             again=again,
         )
+        if not job.chooses_channels:
+            return reader
+        from conv3d_cli.pipeline.chosen import choose_channels  # few jobs choose
+
+        return choose_channels(reader, read_chosen(job.channels), job.target)
 
 
 def given_spacing(job: Job) -> Spacing | None:
@@ -476,6 +482,7 @@ def _prepare(
         )
     keeps_scale = header.scale != (1.0, 0.0)
     stages, planning = _assemble_stages(job, chain, order, mask, keeps_scale)
+    planning.append(MemoryUse({"process": READING_BYTES}).plus(filters=job.making))
     graph = _graph(stages)
     spooled = nodes_to_spool(graph)
     if order.spool_input[0] and len(graph.consumers[-1]) > 1:  # once, for all that take the volume

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -32,7 +33,7 @@ from conv3d_cli.model.patches import BLENDS
 from conv3d_cli.model.spec import Boundary, ConvSpec, Triple, triple
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 from conv3d_cli.pipeline.outputs import VOLUME, Output, PeakRules, role_of
-from conv3d_cli.settings.options import OPTIONS
+from conv3d_cli.settings.options import COPYING, OPTIONS
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.room import ceiling_of_memory
 from conv3d_cli.system.words import count_of
@@ -59,21 +60,43 @@ def read_channels(value: Any) -> tuple[int, ...]:
     >>> read_channels("1, 2"), read_channels([0]), read_channels(3)
     ((1, 2), (0,), (3,))
     """
+    found = read_chosen(value)
+    numbers = tuple(one for one in found if isinstance(one, int))
+    if len(numbers) != len(found):
+        raise _wrong_channels(value)
+    return numbers
+
+
+def read_chosen(value: Any) -> tuple[int | str, ...]:
+    """As `read_channels`, for a copy: words are names of channels. Raises: SpecError.
+
+    >>> read_chosen("1, DAPI"), read_chosen(["DAPI, old", 0])
+    ((1, 'DAPI'), ('DAPI, old', 0))
+    """
     parts = value.split(",") if isinstance(value, str) else value
     parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
-    texts = [part.strip() if isinstance(part, str) else part for part in parts]
-    found = [
-        int(text)
-        for text in texts
-        if (isinstance(text, str) and text.isascii() and text.isdigit())
-        or (isinstance(text, (int, np.integer)) and not isinstance(text, bool) and text >= 0)
-    ]
-    if not texts or len(found) != len(texts):
-        raise SpecError(
-            "channels must be whole numbers, counted from 0, with commas between them, as in "
-            f"{setting('channels', '1,2')}; received {value!r:.60}"
-        )
+    found: list[int | str] = []
+    for part in parts:
+        text = part.strip() if isinstance(part, str) else part
+        if isinstance(text, str) and text:
+            number = re.fullmatch(r"-?[0-9]+", text)
+            text = int(text) if number else text
+        if isinstance(text, str) and text:
+            found.append(text)
+        elif isinstance(text, (int, np.integer)) and not isinstance(text, bool) and text >= 0:
+            found.append(int(text))
+        else:
+            raise _wrong_channels(value)
+    if not found:
+        raise _wrong_channels(value)
     return tuple(found)
+
+
+def _wrong_channels(value: Any) -> SpecError:
+    return SpecError(
+        "channels must be whole numbers, counted from 0, with commas between them, as in "
+        f"{setting('channels', '1,2')}; received {value!r:.60}; only a copy takes names, too"
+    )
 
 
 NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
@@ -139,8 +162,8 @@ def read_patch(value: Any, grid: Grid | None = None) -> Triple:
     text = ",".join(map(str, parts))
     try:
         if not any(letter.isalpha() for letter in text):
-            return read_sizes(text, "patch")
-        sizes: Sequence[float] = parse_lengths(text, "patch")[0]
+            return read_sizes(text, named("patch"))
+        sizes: Sequence[float] = parse_lengths(text, named("patch"))[0]
     except UnknownNameError:
         raise
     except SpecError:
@@ -152,7 +175,7 @@ def read_patch(value: Any, grid: Grid | None = None) -> Triple:
             f"with a unit, as in {setting('patch', '96mm')}; received {text!r:.60}"
         )
     if grid is not None:
-        sizes = read_lengths(text, "patch", grid)
+        sizes = read_lengths(text, named("patch"), grid)
     voxels = [round(size) for size in sizes]
     if min(voxels) < 1 and grid is not None:
         raise ShapeError(
@@ -249,6 +272,16 @@ class Stage:
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     inputs: tuple[int, ...] | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether it is a plain copy, with nothing before or after it.
+
+        >>> Stage("identity").copies, Stage("identity", strides=2).copies
+        (True, False)
+        """
+        bare = replace(self, notes=(), files=(), name=None)
+        return isinstance(self.kernel, str) and bare == Stage(COPYING)
 
     def __post_init__(self) -> None:
         # Settings that are wrong for every volume are refused here, before any file is opened.
@@ -435,6 +468,7 @@ class Job:
     channel_names : tuple       names of the channels that an operation makes of each of the input's
     peak_rules : PeakRules or None  what the peaks of the output are, for the table of them
     found : mapping             numbers that an operation chose by looking at the volume, by name
+    making : int                bytes of memory that making an operation's stages took at the most
 
     Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
     >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
@@ -487,6 +521,7 @@ class Job:
     channel_names: tuple[str, ...] = ()
     peak_rules: PeakRules | None = None
     found: Mapping[str, float] = field(default_factory=dict)
+    making: int = 0
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -498,7 +533,8 @@ class Job:
         if not self.stages:
             raise SpecError("a job needs at least one layer, received none; give a kernel")
         if self.channels is not None:
-            object.__setattr__(self, "channels", read_channels(self.channels))
+            read = read_chosen if self.chooses_channels else read_channels
+            object.__setattr__(self, "channels", read(self.channels))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", self.dtype.lower())
         if self.dtype not in (None, *OUTPUT_DTYPES, SAME_DTYPE):
@@ -651,8 +687,20 @@ class Job:
         """
         if self.argmax:
             return setting("argmax", True)
-        chosen = read_channels(self.channels) if self.channels is not None else ()
+        chosen = read_chosen(self.channels) if self.channels is not None else ()
         return setting("channels", ",".join(map(str, chosen))) if chosen else ""
+
+    @property
+    def chooses_channels(self) -> bool:
+        """Whether channels are chosen as the volume is read: of a copy, so that bits are kept."""
+        return (
+            self.channels is not None
+            and self.network is None
+            and self.operation is None
+            and len(self.stages) == 1
+            and isinstance(self.stages[0], Stage)
+            and self.stages[0].copies
+        )
 
     @property
     def is_chain(self) -> bool:

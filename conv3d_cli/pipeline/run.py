@@ -34,7 +34,7 @@ from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
 from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.flow import reader_of_last
-from conv3d_cli.pipeline.iterations import watch_iterations
+from conv3d_cli.pipeline.iterations import notes_on_others, watch_iterations
 from conv3d_cli.pipeline.outputs import PEAKS, TABLE_SUFFIX, Output, role_of
 from conv3d_cli.pipeline.prepare import (
     PreparedJob,
@@ -331,6 +331,7 @@ def run_job(
             *clipped_notes,
             *changed_notes,
             *check_notes(job, checked),
+            *notes_on_others(job),
         ],
         fwhm=kernel_fwhm(prepared) if statistics else None,
         statistics=None if observer is None else observer.statistics(),

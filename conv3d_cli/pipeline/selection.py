@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from conv3d_cli.errors import ShapeError, SpecError, name_hint, setting
 from conv3d_cli.network.graph import Network, Node
 from conv3d_cli.pipeline.request import Job, Stage, Step, read_channels
+from conv3d_cli.settings.options import COPYING
 
 if TYPE_CHECKING:
     from conv3d_cli.settings.options import Settings
@@ -101,11 +102,34 @@ def select_in_stack(stages: Sequence[Stage | Step], run: Settings) -> tuple[Stag
             f"{'one convolution' if len(stages) == 1 else 'a chain of layers'} has one: leave it "
             "out"
         )
+    if run.channels is not None and not run.argmax and _is_copy(stages, run):
+        return tuple(stages)  # see `Job.chooses_channels`
     node = selecting_node(run, [stage.name or "" for stage in stages])
     if node is None:
         return tuple(stages)
     # what is written is the output of a convolution
-    return (*stages, Step(node, (len(stages) - 1,)), Stage("identity"))
+    return (*stages, Step(node, (len(stages) - 1,)), Stage(COPYING))
+
+
+def _is_copy(stages: Sequence[Stage | Step], run: Settings) -> bool:
+    """Whether a job is nothing but a copy of its input."""
+    (first, *others) = stages
+    normalizes = run.normalize_input not in (None, "none")
+    return isinstance(first, Stage) and first.copies and not others and not normalizes
+
+
+def on_cluster(job: Job) -> Job:
+    """The job for a cluster, whose workers read all channels and select by a step.
+
+    Raises: SpecError for channels that are named.
+    """
+    stages = job.stages
+    if job.chooses_channels:
+        assert job.channels is not None
+        channels = list(read_channels(job.channels))
+        node = Node("channels", "TakeChannels", (), {"channels": channels})
+        stages = (*stages, Step(node, (0,)), Stage(COPYING))
+    return replace(job, stages=stages, on_cluster=True)
 
 
 def check_selection(job: Job, channels: int) -> None:

@@ -27,7 +27,7 @@ from conv3d_cli.pipeline.prepare import (
     PreparedStage,
     PreparedStep,
 )
-from conv3d_cli.pipeline.request import read_channels, stage_names
+from conv3d_cli.pipeline.request import read_chosen, stage_names
 from conv3d_cli.provenance.command import Rename
 from conv3d_cli.settings.config import is_kernel_file
 from conv3d_cli.system.atomic import sent_to, suffix_of
@@ -211,7 +211,8 @@ def step_record(stage: PreparedStep) -> dict[str, Any]:
 def description(prepared: PreparedJob, rename: Rename) -> str:
     """What was done to a volume, as a sentence without its full stop."""
     if prepared.header.is_copy:
-        return "Copied"
+        chosen = () if prepared.job.channels is None else read_chosen(prepared.job.channels)
+        return f"Copied channels {', '.join(map(str, chosen))}" if chosen else "Copied"
     verb = "Convolved with" if prepared.job.operation is None else "Computed by"
     return f"{verb} {done_text(prepared, rename)}"
 
@@ -224,7 +225,7 @@ def done_text(prepared: PreparedJob, rename: Rename) -> str:
         if job.composed_from is not None and find_operation(job.operation).takes_kernel:
             done[0] += f" with {text_of_kernel(job.composed_from.kernel, rename)}"
     elif network is None:
-        layers = prepared.convolutions[: -1 if job.selects else None]
+        layers = prepared.convolutions[: -1 if job.selects and not job.chooses_channels else None]
         if prepared.patches is not None:
             layers = prepared.patches.inner.convolutions
         done = [kernel_text(stage, rename) for stage in layers]
@@ -237,7 +238,7 @@ def done_text(prepared: PreparedJob, rename: Rename) -> str:
     if job.argmax:
         done.append("argmax")
     elif job.selects:
-        done.append("channels " + ",".join(map(str, read_channels(job.channels))))
+        done.append("channels " + ",".join(map(str, read_chosen(job.channels))))
     if prepared.normalized is not None:
         done[0] += f" after normalizing by {prepared.normalized.method}"
     return ", then ".join(done)

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from conv3d_cli.model.kernel import Kernel
 
 
+COPYING = "identity"
+"""The kernel that copies."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """The options set by one source: a command line, a row of a manifest, a config or its layer.

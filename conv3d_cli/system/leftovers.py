@@ -21,20 +21,26 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from conv3d_cli.system.numbered import without_number
+
 try:
     import fcntl
 except ImportError:  # Windows: nobody can tell what is left over
     fcntl = None  # type: ignore[assignment]
 
-_HIDDEN = re.compile(r"\.(?P<stem>.*)\.[0-9a-f]{8}\.(?P<mark>tmp|old|store)(?P<suffix>\..*)?", re.S)
-_MIDDLE = re.compile(r"[0-9a-f]{8}\.(tmp|old|store)")
+_BACKUP = "old"
+MARKS = ("tmp", _BACKUP, "store")
+_HIDDEN = re.compile(
+    rf"\.(?P<stem>.*)\.[0-9a-f]{{8}}\.(?P<mark>{'|'.join(MARKS)})(?P<suffix>\..*)?", re.S
+)
+_MIDDLE = re.compile(rf"[0-9a-f]{{8}}\.({'|'.join(MARKS)})")
 _JOURNAL = re.compile(r"\.conv3d-[0-9a-f]{8}\.renames")
 _JOURNAL_BYTES = 1 << 20
 # A folder is listed again after so long (seconds), so that a batch does not list it for each file.
@@ -53,12 +59,20 @@ def hidden_name(target: Path, suffix: str, mark: str = "tmp") -> Path:
     suffix : str        that of the target, which the name gets, so that format libraries accept it
     mark : str          "tmp", "old" (a backup) or "store" (a store that is packed at the end)
     """
-    return target.with_name(f".{_stem(target, suffix)}.{os.urandom(4).hex()}.{mark}{suffix}")
+    stem = _stem(target, suffix, mark)
+    return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
 
 
-def _stem(target: Path, suffix: str) -> str:
-    # a name may have 255 bytes, not characters
+def _stem(target: Path, suffix: str, mark: str) -> str:
+    """The stem of hidden names. That of a backup says what it is the backup of.
+
+    Numbered files have the stem of their output, whose next run removes what is left of them,
+    whatever numbers it has itself.
+    """
     stem = target.name[: len(target.name) - len(suffix)]
+    if mark != _BACKUP:
+        stem = without_number(stem)
+    # a name may have 255 bytes, not characters
     return os.fsencode(stem)[:80].decode(errors="ignore")
 
 
@@ -269,17 +283,22 @@ def _belongs(name: str, target: str) -> bool:
     found = _HIDDEN.fullmatch(name)
     if found is None:
         return False
-    suffix = found["suffix"] or ""
-    return target.lower().endswith(suffix.lower()) and found["stem"] == _stem(Path(target), suffix)
+    suffix, stem = found["suffix"] or "", _stem(Path(target), found["suffix"] or "", found["mark"])
+    return target.lower().endswith(suffix.lower()) and found["stem"] == stem
 
 
-def _is_of(name: str, start: str, suffix: str) -> bool:
-    """Whether a hidden name is one that `hidden_name` makes for a stem and a suffix."""
-    return (
-        name.startswith(start)
-        and name.endswith(suffix)
-        and _MIDDLE.fullmatch(name, len(start), len(name) - len(suffix)) is not None
-    )
+def _is_of(name: str, starts: Mapping[str, str], suffix: str) -> bool:
+    """Whether a hidden name is one that `hidden_name` makes for a suffix.
+
+    starts : mapping        mark -> what names with it start with
+    """
+    if not name.endswith(suffix):
+        return False
+    for mark, start in starts.items():
+        middle = _MIDDLE.fullmatch(name, len(start), len(name) - len(suffix))
+        if name.startswith(start) and middle is not None and middle[1] == mark:
+            return True
+    return False
 
 
 def _settle(folder: str, name: str) -> list[str]:
@@ -360,6 +379,8 @@ _notes: list[str] = []
 def clean_up(target: Path, suffix: str) -> None:
     """Settle journals in the target's folder, and remove what killed runs left of this target.
 
+    That is also what they left of its numbered files.
+
     suffix : str        that of the target, as `hidden_name` had it
     `cleanup_notes` says what was done. Does nothing for what is in use or belongs to another user.
     """
@@ -368,8 +389,8 @@ def clean_up(target: Path, suffix: str) -> None:
     folder = os.fspath(target.parent)
     with _lock:
         hidden = _hidden_in(folder)
-        start, end = f".{_stem(target, suffix)}.", suffix
-        mine = [name for name in hidden if _is_of(name, start, end)]
+        starts = {mark: f".{_stem(target, suffix, mark)}." for mark in MARKS}
+        mine = [name for name in hidden if _is_of(name, starts, suffix)]
         if not mine:
             return
         in_use = _names_in_use(folder)  # after the listing: a journal precedes what it names
@@ -378,7 +399,7 @@ def clean_up(target: Path, suffix: str) -> None:
             if name in in_use:
                 continue
             path = os.path.join(folder, name)
-            if name.endswith(f".old{suffix}") and not os.path.lexists(target):
+            if name.endswith(f".{_BACKUP}{suffix}") and not os.path.lexists(target):
                 _notes.append(f"{path} is an old version of {target}, which is missing; rename it")
                 continue
             with _taken(path) as free:

@@ -66,6 +66,22 @@ def require_room(needed: int, what: str, path: str, whole: int = 0) -> None:
         raise MemoryLimitError(f"cannot read {path}: {what} needs {_beyond(max(needed, whole))}")
 
 
+def require_memory(needed: int, what: str, cure: str) -> None:
+    """Check that something of `needed` bytes that a job makes fits beside the process.
+
+    what, cure : str    for the message
+    Raises: MemoryLimitError.
+
+    >>> with ceiling_of_memory(300 << 20):
+    ...     require_memory(250 << 20, "the filter", "or a shorter one")
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.MemoryLimitError: the filter needs 350.0 MiB of memory ... or a shorter one
+    """
+    if needed > room_left():
+        raise MemoryLimitError(f"{what} needs {_beyond(needed)}, {cure}")
+
+
 def require_weights(count: int, name: str, each: int = WEIGHT_BYTES) -> None:
     """Check that a kernel of so many weights fits beside the process, before it is read or built.
 

@@ -2,21 +2,27 @@
 
     python -m pip install RedLionfish scikit-image SimpleITK
     python tests/benchmarks/deconvolution.py [--rounds 3] [--size 128,256,256]
+    python tests/benchmarks/deconvolution.py --large 512,1024,1024 [--dtype float32]
 
 Each library deconvolves the same volume by 5 iterations with a kernel of 31x15x15 weights that is
 not separable, round after round; what is printed is the least time of each and its ratio to ours.
 Estimates are compared inside first, where borders do not matter. Ours is the function `operate()`,
 which reads the kernel, plans and allocates, as the others do.
+
+--large measures ours alone, as a whole process from a TIFF of this size to another one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from processes_measured import conv3d_command, measured, stack_of
 
 from conv3d_cli import Kernel, operate
 
@@ -65,6 +71,23 @@ def simpleitk() -> Callable[[Any, Any], Any]:
     return run
 
 
+def whole(size: tuple[int, int, int], dtype: str) -> None:
+    """Print the CPU time and the memory of `conv3d deconvolve`, from file to file."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        source, psf, target = (f"{folder}/{name}" for name in ("y.tif", "psf.npy", "x.tif"))
+
+        def plane(_: int) -> Any:
+            return 1000 * rng.random(size[1:], dtype=np.float32) ** 6 + np.float32(50)
+
+        stack_of(source, size, dtype, plane)
+        np.save(psf, problem((1, 1, 1))[1])
+        command = [conv3d_command(), "deconvolve", source, "-k", psf, "-o", target]
+        cpu, memory = measured([*command, "--iterations", str(ITERATIONS), "-q"])
+        gigabytes = os.path.getsize(source) / 1e9
+        print(f"{gigabytes:.2f} GB of {dtype}: {cpu:.1f} s CPU, {memory:.0f} MB")
+
+
 PEERS = {"RedLionfish": redlionfish, "scikit-image": scikit_image, "SimpleITK": simpleitk}
 
 
@@ -72,7 +95,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", default="128,256,256")
+    parser.add_argument("--large", metavar="SIZE")
+    parser.add_argument("--dtype", default="uint16")
     given = parser.parse_args()
+    if given.large:
+        d, h, w = map(int, given.large.split(","))
+        whole((d, h, w), given.dtype)
+        return
     d, h, w = map(int, given.size.split(","))
     y, psf = problem((d, h, w))
     runs: dict[str, Callable[[Any, Any], Any]] = {"conv3d": ours}

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 from typing import Any
 
 import numpy as np
 import zarr
+from processes_measured import conv3d_command, measured
 
 LEVELS = 5
 CHUNK = 64
@@ -69,28 +68,6 @@ def labels(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return numbers[np.ix_(*at)]
 
 
-# A process that is started counts the memory of the one that starts it, so that is a small one.
-STARTER = """
-import os, sys
-_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0)
-print(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-"""
-
-
-def measured(command: list[str]) -> tuple[float, float]:
-    """CPU seconds and MB of resident memory of a process."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", STARTER, *command],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    status, seconds, memory = map(float, done.stdout.splitlines()[-1].split())
-    if status:
-        raise SystemExit(f"{' '.join(command[:4])} failed")
-    return seconds, memory
-
-
 def best(runs: list[tuple[float, float]]) -> tuple[float, float]:
     """The least CPU seconds, and the most memory."""
     return min(seconds for seconds, _ in runs), max(memory for _, memory in runs)
@@ -112,7 +89,7 @@ def main() -> None:
     parser.add_argument("--methods", default="mean,gaussian,mode,nearest")
     asked = parser.parse_args()
     shape = tuple(map(int, asked.shape.split(",")))
-    conv3d = os.path.join(os.path.dirname(sys.executable), "conv3d")
+    conv3d = conv3d_command()
     print("| method | conv3d CPU s | its MB | ngff-zarr | its CPU s | its MB | ratio | differ |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,21 +1,25 @@
 """Ridges and tensors beside scikit-image and bioimage-cpp: CPU time of each, in turn, on one core.
 
 python tests/benchmarks/ridges.py [--rounds 3] [--size 128,256,256] [--sigma 2] [--skip skimage]
+python tests/benchmarks/ridges.py --large 828,882,871 [--dtype uint8] [--scales 1,2,3,4vox]
 
 Libraries that are not installed are left out. Times are CPU seconds of the process, the least of
 all rounds; scikit-image runs once, since it takes so long. Ours are whole calls of `operate()`,
-with reading, slabs and the output.
+with reading, slabs and the output. --large measures `conv3d ridges` alone, as a whole process from
+a TIFF of this size to another one, with all cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from processes_measured import conv3d_command, measured, stack_of, tubes
 
 from conv3d_cli import operate
 
@@ -69,6 +73,16 @@ def seconds(call: Callable[[Array], Any], x: Array) -> tuple[float, Any]:
     return time.process_time() - started, result
 
 
+def whole(size: tuple[int, int, int], dtype: str, scales: str) -> None:
+    """Print the CPU time and the memory of `conv3d ridges`, from file to file."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = f"{folder}/x.tif", f"{folder}/ridges.tif"
+        stack_of(source, size, dtype, tubes(size))
+        command = [conv3d_command(), "ridges", source, "--scales", scales, "-o", target, "-q"]
+        cpu, memory = measured(command)
+        print(f"{size} of {dtype}, scales {scales}: {cpu:.1f} s CPU, {memory:.0f} MB")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -78,7 +92,14 @@ def main() -> None:
     parser.add_argument("--size", default="128,256,256")
     parser.add_argument("--sigma", type=float, default=2.0)
     parser.add_argument("--skip", default="")
+    parser.add_argument("--large", metavar="SIZE")
+    parser.add_argument("--dtype", default="uint8")
+    parser.add_argument("--scales", default="1,2,3,4vox")
     options = parser.parse_args()
+    if options.large:
+        d, h, w = map(int, options.large.split(","))
+        whole((d, h, w), options.dtype, options.scales)
+        return
     size = tuple(int(n) for n in options.size.split(","))
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     for name, (text, others) in peers(options.sigma).items():

@@ -13,6 +13,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 
 from conv3d_cli import Volume, convert_file, read_volume, write_volume
 from conv3d_cli.errors import WriteError
@@ -584,3 +585,86 @@ def test_axes_and_spacing_that_a_file_does_not_tell(
     back = read_volume(str(tmp_path / "b.ome.zarr"))
     assert (back.axes, back.grid.spacing, back.grid.unit) == ("czyx", (2.0, 0.5, 0.5), "um")
     np.testing.assert_array_equal(back.data, data)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Channels
+
+
+LAYOUTS = [
+    ("czyx", "a.ome.zarr"),
+    ("czyx", "a.ome.tif"),
+    ("zyxc", "a.npy"),
+    ("czyx", "a.nrrd"),
+    ("zyxc", "a.nii.gz"),
+]
+
+
+@pytest.mark.parametrize(("letters", "name"), LAYOUTS)
+@pytest.mark.parametrize("chosen", ["1", "0,2", "3,1,1", "2,3"])
+def test_channels_are_copied_bit_for_bit(
+    letters: str, name: str, chosen: str, tmp_path: Path, run: Any, rng: np.random.Generator
+) -> None:
+    """Whatever lies between them in the file, and in whichever order: float32 would round these."""
+    data = rng.integers(2**25, 2**31, (4, 5, 6, 7)).astype(np.uint32)
+    taken = data[[int(number) for number in chosen.split(",")]]
+    stored = data if letters == "czyx" else np.moveaxis(data, 0, -1)
+    write_volume(str(tmp_path / name), Volume(stored, letters))
+    for target in ("o.nrrd", "o.ome.zarr", "o.nii.gz"):
+        run("convert", tmp_path / name, tmp_path / target, "--channels", chosen, "--verify", 50)
+        found = read_volume(str(tmp_path / target))
+        assert found.data.dtype == np.uint32
+        at = found.axes.find("c")
+        got = found.data if at < 0 else np.moveaxis(found.data, at, 0)
+        np.testing.assert_array_equal(got.squeeze(), taken.squeeze())
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    path = tmp_path / "named.ome.tif"
+    data = np.arange(3 * 4 * 5 * 6, dtype=np.uint16).reshape(3, 4, 5, 6)
+    names = {"Name": ["DAPI", "GFP", "7"]}
+    tifffile.imwrite(path, data, metadata={"axes": "CZYX", "Channel": names})
+    return path
+
+
+def test_channels_are_copied_by_their_names(named: Path, tmp_path: Path, run: Any) -> None:
+    data = tifffile.imread(named)
+    told = tmp_path / "o.json"
+    run("convert", named, tmp_path / "o.ome.zarr", "--channels", "GFP, 0", "--sidecar")
+    found = read_volume(str(tmp_path / "o.ome.zarr"))
+    np.testing.assert_array_equal(found.data, data[[1, 0]])
+    attributes = json.loads((tmp_path / "o.ome.zarr" / "zarr.json").read_text())["attributes"]
+    assert [c["label"] for c in attributes["ome"]["omero"]["channels"]] == ["GFP", "DAPI"]
+    record = json.loads(told.read_text())
+    assert record["Description"] == "Copied channels GFP, 0"
+    assert "--channels 'GFP, 0'" in record["Conv3D"]["Command"]
+    assert "every byte" in run("rerun", told).output
+    convert_file(named, tmp_path / "p.tif", channels=["DAPI"])
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "p.tif"), data[0])
+
+
+@pytest.mark.parametrize(
+    ("channels", "code", "words"),
+    [
+        ("3", 4, "--channels 3: the input has channels 0 to 2"),
+        ("gfp", 2, "--channels gfp: the input has no channel of that name, but DAPI, GFP, 7; did you mean 'GFP'?"),
+        ("7", 4, "the input has channels 0 to 2"),
+        ("1,,2", 2, "received '1,,2'"),
+        ("-1", 2, "counted from 0"),
+    ],
+)  # fmt: skip
+def test_channels_that_the_input_lacks_are_refused(
+    channels: str, code: int, words: str, named: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    result = run("convert", named, tmp_path / "o.tif", f"--channels={channels}", code=code)
+    assert words in error_line(result.stderr)
+    assert not (tmp_path / "o.tif").exists()
+
+
+def test_a_volume_without_names_says_so(tmp_path: Path, run: Any, error_line: Any) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 4), np.uint8))
+    job = ["convert", tmp_path / "x.npy", tmp_path / "o.npy", "--channels"]
+    assert "the input has channel 0 only" in error_line(run(*job, "1", code=4).stderr)
+    told = error_line(run(*job, "DAPI", code=2).stderr)
+    assert "no channel of that name, but 1 channel without names, counted from 0" in told

@@ -115,6 +115,37 @@ def test_each_kind_of_usage_error(words: list[str], said: str, run: Any) -> None
     assert only_line(run(*words, code=2)).startswith(said)
 
 
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_an_option_is_no_value_of_another_one(path: tuple[str, ...], run: Any) -> None:
+    """Every option of every command that has a value, before a flag and before one with a value."""
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    options = [p for p in command.get_params(click.Context(command)) if isinstance(p, click.Option)]
+    for option in options:
+        if option.is_flag or option.count:
+            continue
+        for flag in option.opts:
+            for value in ("--help", options[0].opts[-1], f"{option.opts[-1]}=3"):
+                said = only_line(run(*path, flag, value, "x.npy", code=2))
+                assert said.startswith(f"{flag} needs a value, {flag} ")
+                assert f", and the option {value} follows; " in said
+
+
+def test_the_cure_for_an_option_as_a_value(volume: Path, tmp_path: Path, run: Any) -> None:
+    said = only_line(run("apply", volume, "-k", "box:size=3", "--verify", "-o", "o.npy", code=2))
+    assert said == (
+        "--verify needs a value, --verify N|all|off, and the option -o follows; if -o is meant as "
+        "the value, write --verify=-o; `conv3d apply --help` says which"
+    )
+    said = only_line(run("apply", volume, "-k", "box:size=3", "-vo", "--overwrite", code=2))
+    assert said.startswith("-vo needs a value, -vo OUT, and the option --overwrite follows; ")
+    run("apply", volume, "-k", "box:size=3", "--suffix=-o", "--out-dir", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["volume-o.npy"]
+    run("apply", "--", "-o", "-k", "-v", code=2)  # names, after --
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Words of other tools
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import started, wait_until
 
 from conv3d_cli import (
     Grid,
@@ -321,6 +323,41 @@ def test_estimates_belong_to_the_output(volume: Path, tmp_path: Path, run: Any) 
     assert sorted(path.name for path in out.glob("*.tif")) == sorted(names)
 
 
+def test_estimates_of_another_run_are_told_and_kept(volume: Path, tmp_path: Path, run: Any) -> None:
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 7, "-o", tmp_path / "o.tif"]
+    assert "earlier run" not in run(*line, "--save-every", 2).stderr
+    (tmp_path / "o_iterate.tif").write_bytes(b"mine")
+    told = run(*line, "--save-every", 3, "--overwrite").stderr
+    which = f"{tmp_path / 'o_iter2.tif'} to o_iter4.tif"
+    assert (
+        f"2 estimates of an earlier run beside the output are kept, and not of this one: {which}"
+        in told
+    )
+    assert (tmp_path / "o_iterate.tif").read_bytes() == b"mine"
+    for number in (2, 3, 4):
+        (tmp_path / f"o_iter{number}.tif").unlink()
+    told = run(*line, "--overwrite").stderr  # which writes none itself
+    assert (
+        f"1 estimate of an earlier run beside the output is kept, and not of this one: {tmp_path / 'o_iter6.tif'}"
+        in told
+    )
+
+
+def test_what_a_killed_run_left_of_estimates_is_removed(
+    volume: Path, tmp_path: Path, run: Any
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    line = [sys.executable, "-m", "conv3d_cli", "deconvolve", volume, "-k", PSF]
+    line += ["--iterations", "100000", "--save-every", "1000", "-o", out / "o.tif"]
+    with started(line) as process:
+        wait_until(lambda: len(list(out.glob(".o*"))) > 1, process)
+    assert len(list(out.glob(".o*"))) > 1
+    told = run("deconvolve", volume, "-k", PSF, "--iterations", 3, "-o", out / "o.tif").stderr
+    assert "left by a run that was killed" in told
+    assert [path.name for path in out.iterdir()] == ["o.tif"]
+
+
 def test_estimates_that_replace_the_input_are_refused(
     volume: Path, tmp_path: Path, run: Any, error_line: Any
 ) -> None:
@@ -386,6 +423,43 @@ def test_a_kernel_beyond_all_transforms_is_refused(
     result = run("deconvolve", tmp_path / "a.npy", "-k", tmp_path / "k.npy", "-o",
                  tmp_path / "o.npy", code=4)  # fmt: skip
     assert "more than its transforms have room for" in error_line(result.stderr)
+
+
+def test_a_background_above_every_voxel_is_refused(
+    volume: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    line = ["deconvolve", volume, "-k", PSF, "--iterations", 2, "-o", tmp_path / "o.tif"]
+    largest = int(read_volume(str(volume)).data.max())
+    told = error_line(run(*line, "--background", largest + 1, code=4).stderr)
+    assert f"is above every voxel, of which the largest is {largest}: nothing would be left" in told
+    assert not (tmp_path / "o.tif").exists()
+    run(*line, "--background", largest)
+    write_volume(str(tmp_path / "dark.npy"), Volume(np.zeros((9, 9, 9), np.uint8), "zyx"))
+    line = ["deconvolve", tmp_path / "dark.npy", "-k", "gaussian:sigma=1vox:truncate=2"]
+    run(*line, "--background", 3, "-o", tmp_path / "d.npy")  # a time point without light
+    assert np.load(tmp_path / "d.npy").max() < 1e-6
+
+
+def test_the_memory_of_a_wiener_filter_is_counted(
+    volume: Path, tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    """A filter reaches farther, the higher the ratio of signal to noise."""
+    kernel = Kernel(np.pad(np.ones((9, 9, 9)), 4))
+    data = read_volume(str(volume)).data[:17]
+    write_volume(str(tmp_path / "x.npy"), Volume(data, "zyx"))
+    np.save(tmp_path / "k.npy", kernel.weights)
+    line = [tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--operation"]
+    uses = []
+    for snr in (3, 3000):
+        told = run("explain", *line, f"deconvolve:method=wiener:snr={snr}", "--json").stdout
+        uses.append(json.loads(told)["memory"])
+    assert uses[1] > uses[0] + (500 << 20)
+    few = ["--max-memory", "400M", "-o", tmp_path / "o.npy"]
+    told = error_line(
+        run("deconvolve", *line[:3], "--method", "wiener", "--snr", 3000, *few, code=6).stderr
+    )
+    assert told.startswith("Error: the Wiener filter of --snr 3000 needs ")
+    assert told.endswith("or more, or a lower --snr, which makes it shorter")
 
 
 def test_a_microscope_by_name(volume: Path, tmp_path: Path, run: Any) -> None:

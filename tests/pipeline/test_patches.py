@@ -346,7 +346,7 @@ WRONG = {
     "--patch 0": (2, "whole numbers of voxels of at least 1"),
     "--patch 2.5": (2, "received '2.5'"),
     "--patch none": (2, "received 'none'"),
-    "--patch 4mm": (4, "as in --spacing"),
+    "--patch 4mm": (4, "Error: --patch=4mm: the volume tells no voxel spacing"),
     "--patch 4 --spacing 3mm --patch 1mm": (4, "less than half a voxel"),
     "--patch 4 --overlap 1": (2, "--overlap must be a fraction from 0 to below 1"),
     "--patch 4 --overlap=-0.5": (2, "received '-0.5'"),

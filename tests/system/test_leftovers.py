@@ -53,6 +53,19 @@ def test_what_is_left_of_a_target_is_removed_and_named(tmp_path: Path, name: str
     assert cleanup_notes() == []
 
 
+def test_what_is_left_of_numbered_files_goes_with_their_output(tmp_path: Path) -> None:
+    """Whatever numbers the next run has; a backup is the only copy, and is never theirs."""
+    gone = [left(tmp_path / name) for name in ("o.npy", "o_iter05.npy", "o_iter5.npy")]
+    kept = [left(tmp_path / name) for name in ("o_iter.npy", "o_iter5.tif", "o_5.npy", "po.npy")]
+    kept.append(left(tmp_path / "o_iter5.npy", "old"))
+    check_target(tmp_path / "o.npy", overwrite=False)
+    assert names(tmp_path) == sorted(path.name for path in kept)
+    assert sorted(note.split(" ")[1] for note in cleanup_notes()) == sorted(map(str, gone))
+    check_target(tmp_path / "o_iter5.npy", overwrite=False)
+    (note,) = cleanup_notes()
+    assert note.startswith(f"{kept[-1]} is an old version of {tmp_path / 'o_iter5.npy'}, which is")
+
+
 def test_what_another_process_writes_stays(tmp_path: Path) -> None:
     script = """
 import sys

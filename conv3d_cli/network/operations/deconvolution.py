@@ -227,7 +227,8 @@ class RichardsonLucy(Operation):
     ) -> tuple[list[float], list[float]]:
         """Read the volume into a field for each channel. Returns their means and largest voxels.
 
-        Raises: ShapeError for NaN, infinities and negative voxels.
+        Raises: ShapeError for NaN, infinities and negative voxels, and if the background is above
+            all of them.
         """
         depth, height, width, channels = self.inputs[0]
         sums, largest = np.zeros(channels), np.zeros(channels)
@@ -259,6 +260,13 @@ class RichardsonLucy(Operation):
                 largest = np.maximum(largest, most)
             for channel, field in enumerate(data):
                 field.write(start, planes[..., channel])
+        brightest = float(largest.max())
+        if 0 < brightest < self.background:
+            raise ShapeError(
+                f"{setting('background', f'{self.background:g}')} is above every voxel, of which "
+                f"the largest is {brightest:.6g}: nothing would be left; pass the camera's offset, "
+                "which is below most voxels"
+            )
         return (sums / (depth * height * width)).tolist(), largest.tolist()
 
     def lost_note(self) -> str:

@@ -6,8 +6,7 @@ window; the Hessian of the second derivatives. Slopes are per voxel or per unit 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +28,7 @@ from conv3d_cli.network.operations.gaussian import (
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
+    from conv3d_cli.engine.derivatives import Extended
     from conv3d_cli.engine.machine_code import MachineCode
 
 # The entries of a symmetric matrix, as channels and in the engine.
@@ -220,21 +220,17 @@ class TensorOperation(GaussianOperation):
         return ONES, ONES, ONES
 
     def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        for number in range(self.matrices):
+            own = slice(number * self.fields, (number + 1) * self.fields)
+            found = out[..., number * self.count : (number + 1) * self.count]
+            self.compute_of(self.extended(windows[0], box, own), found, team)
+
+    def compute_of(self, source: Extended, out: Array, team: Team) -> None:
+        """Compute the features of one matrix at each voxel, of its entries around them."""
         from conv3d_cli.engine.derivatives import compute_formula
 
-        for number in range(self.matrices):
-            source = self.extended(
-                windows[0], box, slice(number * self.fields, (number + 1) * self.fields)
-            )
-            compute_formula(
-                self.bank,
-                self.formula,
-                source,
-                [engine_taps(self.sigma, self.factors)],
-                self.axes.reshape(1, 9),
-                out[..., number * self.count : (number + 1) * self.count],
-                team,
-            )
+        taps = [engine_taps(self.sigma, self.factors)]
+        compute_formula(self.bank, self.formula, source, taps, self.axes.reshape(1, 9), out, team)
 
     def scratch_bytes(self, real: np.dtype[Any]) -> int:
         """Bytes that each thread takes for its rings of filtered planes."""
@@ -375,11 +371,23 @@ def _length(span: Span) -> int:
     return span[1] - span[0]
 
 
+def _unbroken(first: int, last: int, ring: int) -> Iterator[Span]:
+    """Spans of rows that lie one after another in a ring.
+
+    >>> list(_unbroken(5, 13, 6))
+    [(5, 6), (6, 12), (12, 13)]
+    """
+    while first < last:
+        stop = min(last, first - first % ring + ring)
+        yield first, stop
+        first = stop
+
+
 class StructureTensor(Operation):
     """Features of the products of slopes, which a Gaussian window averages, of each channel.
 
-    The products, six for each voxel, are computed for some rows at a time, with those that the
-    window sees around them.
+    The products, six for each voxel, are in memory for some rows at a time, with those that the
+    window sees around them. Each is computed once.
 
     Its attributes `sigma` and `per` are those of `SlopeProducts`, `outputs` and `axes` those of
     `WindowedTensor`, whose `sigma` is `window`: (D, H, W) standard deviations in voxels. `boundary`
@@ -442,26 +450,41 @@ class StructureTensor(Operation):
         return np.concatenate(found, axis=3)
 
     def compute(self, windows: Sequence[Window], box: Box, out: Array, team: Team) -> None:
+        from conv3d_cli.engine.derivatives import Extended
+
         depth, height, width = box
         planes = _length(self.tensor.span(0, 0, depth))
         columns = _length(self.tensor.span(0, 2, width))
         most = self._rows(planes, columns, height[1] - height[0], out.dtype, team.threads)
-        reach = self.tensor.reach[1]
-        wraps = self.tensor.boundary.mode == "wrap"
-        room_rows = self.inputs[0].height if wraps else most + 2 * reach
-        room = np.empty(planes * 6 * room_rows * columns, out.dtype)
+        ring = self._ring(most)
+        # rows of a field lie together; row n of the volume is row n % ring
+        room = np.empty((planes, 6, ring, columns), out.dtype).transpose(0, 2, 3, 1)
         for channel, own in enumerate(self._channels(windows)):
             numbers = slice(channel * self.tensor.count, (channel + 1) * self.tensor.count)
+            done = 0
             for top in range(height[0], height[1], most):
                 rows = top, min(top + most, height[1])
                 part = Box(depth, rows, width)
                 around = spans_of(self.tensor, 0, part)
-                size = planes, 6, around.size[1], columns
-                # rows of a field lie together
-                products = room[: math.prod(size)].reshape(size).transpose(0, 2, 3, 1)
-                self.products.compute(own, around, products, team)
+                for start, stop in _unbroken(max(done, around[1][0]), around[1][1], ring):
+                    found = room[:, start % ring : start % ring + stop - start]
+                    self.products.compute(
+                        own, Box(around[0], (start, stop), around[2]), found, team
+                    )
+                done = around[1][1]
+                d, h, w = self.tensor.extended(
+                    Window(room, (around[0][0], 0, around[2][0])), part, slice(0, 6)
+                ).indices
+                lines = [-1 if at < 0 else at % ring for at in h]
+                source = Extended(room, (d, lines, w), self.tensor.boundary.value)
                 within = out[:, rows[0] - height[0] : rows[1] - height[0], :, numbers]
-                self.tensor.compute([Window(products, around.start)], part, within, team)
+                self.tensor.compute_of(source, within, team)
+
+    def _ring(self, rows: int) -> int:
+        """Rows of products in memory, for so many rows of outputs."""
+        whole = self.inputs[0].height
+        wraps = self.tensor.boundary.mode == "wrap"
+        return whole if wraps else min(rows + 2 * self.tensor.reach[1], whole)
 
     def _rows(
         self, planes: int, columns: int, height: int, real: np.dtype[Any], threads: int
@@ -471,15 +494,15 @@ class StructureTensor(Operation):
         if self.tensor.boundary.mode == "wrap":
             return height  # the products of all rows are needed in any case
         wished = PRODUCT_BYTES * threads // (6 * real.itemsize * planes * columns) - 2 * reach
-        # the products around them are computed twice
+        # a tile packs the products around it, too
         return min(max(wished, 2 * reach, LEAST_ROWS), height)
 
     def shared_bytes(self, real: np.dtype[Any], planes: int, threads: int) -> int:
         """Bytes of the products."""
-        whole, reach = self.inputs[0], self.tensor.reach
-        depth = min(planes + 2 * reach[0], whole.depth)
-        rows = self._rows(depth, whole.width, whole.height, real, threads) + 2 * reach[1]
-        return 6 * real.itemsize * depth * min(rows, whole.height) * whole.width
+        whole = self.inputs[0]
+        depth = min(planes + 2 * self.tensor.reach[0], whole.depth)
+        rows = self._ring(self._rows(depth, whole.width, whole.height, real, threads))
+        return 6 * real.itemsize * depth * rows * whole.width
 
     def scratch_bytes(self, real: np.dtype[Any]) -> int:
         """Bytes that each thread takes for its rings of filtered planes."""

@@ -52,6 +52,7 @@ class Composition:
     reopened : callable or None opens the volume once more, to look at it before the job begins;
                                 None: it comes from a pipe, which is read once
     found : dict                what was found by looking at it, by name, for the record
+    making : int                bytes of memory that was taken meanwhile, at the most
     writes_table : bool         whether the table that it may have is asked for
     peaks : PeakRules or None   what its peaks are, if it has a table of them
     notes : list of str         for the user
@@ -78,6 +79,7 @@ class Composition:
     channel_names: tuple[str, ...] = ()
     reopened: Callable[[], AbstractContextManager[VolumeReader]] | None = None
     found: dict[str, float] = field(default_factory=dict)
+    making: int = 0
     writes_table: bool = False
     peaks: PeakRules | None = None
     notes: list[str] = field(default_factory=list)

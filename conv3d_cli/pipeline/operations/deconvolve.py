@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from conv3d_cli.model.kernel import Kernel, Weights
 from conv3d_cli.network.operations.deconvolution import MOST_VARIATION, check_psf
 from conv3d_cli.pipeline.operations.base import ComposedOperation, Composition
 from conv3d_cli.pipeline.sampling import block_size, sampled_blocks
+from conv3d_cli.system.room import require_memory
 
 Method = Literal["richardson-lucy", "butterworth", "wiener"]
 GCV = "gcv"
@@ -106,7 +108,7 @@ def deconvolve(
                 + ("" if snr is None else f", received {snr:g}")
             )
         ratio = _cross_validated(made, kernel) if isinstance(snr, str) else snr
-        found, note = wiener(kernel, 1 / ratio**2)
+        found, note = wiener(kernel, 1 / ratio**2, partial(_reserve, made, ratio))
         if note:
             made.notes.append(note)
         return made.convolve(Kernel(found, name=f"wiener of {made.kernel.name}"))
@@ -148,6 +150,16 @@ def deconvolve(
         accelerate=accelerate == "yes",
         from_data=start == "data",
     )
+
+
+def _reserve(made: Composition, ratio: float, needed: int) -> None:
+    """Note the memory that a Wiener filter takes while it is made. Raises: MemoryLimitError."""
+    require_memory(
+        needed,
+        f"the Wiener filter of {setting('snr', f'{ratio:g}')}",
+        f"or a lower {setting('snr')}, which makes it shorter",
+    )
+    made.making = max(made.making, needed)
 
 
 def _cross_validated(made: Composition, kernel: Weights) -> float:
