@@ -111,6 +111,7 @@ _TABLE_NAMES = ("planes", "rows", "columns")
 
 # Stores to outputs of at least this size bypass the caches: they would evict data still in use.
 STREAMING_BYTES = 8 << 20
+LINE_BYTES = 64  # of the cache; no vector is longer
 # Tasks are handed to a thread in batches, about this many per thread, so that no thread waits long
 # at the end.
 BATCHES_PER_THREAD = 64
@@ -940,6 +941,7 @@ class Plan:
         # find no NaN there.
         scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)
         accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
+        shared = aligned_zeros(2 * LINE_BYTES * layout.step_depth, np.dtype(np.uint8))
         window = (layout.step_depth - 1) * problem.strides[0] + problem.extent[0]
         lines = np.zeros((2, 0, 0), np.int64)
         if prepared.in_place is not None:
@@ -974,7 +976,7 @@ class Plan:
                 parameters=prepared.parameters,
                 workspace=aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8)),
             ),
-            Sums(accumulator, *layout.sums),
+            Sums(accumulator, *layout.sums, shared),
             *(() if self.checks is None else (self.checks.tables(),)),
         )
         return _Worker(step, accumulator)
