@@ -51,6 +51,7 @@ MOST_FILTERS = 4  # per group; each filter needs its own planes in the ring
 # The terms of a constant volume are equal and all round the same way: chunks of 32 keep the error
 # of three passes below 1e-6 (measured for boxes of up to 201 taps per axis).
 CHUNK_TAPS, CHUNK_PAIRS = 32, 32
+UNROLLED_TAPS = 17  # per axis; one chunk at most, so that the order of the sum is the same
 # Bytes of a task's ring and of planes on their way into it, for an L2 of 1 MiB.
 TILE_BYTES = 3 << 18
 SPARE_COLUMNS = 16  # of the ring, whose columns lie in cache lines as those of the output do
@@ -448,13 +449,17 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     )
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
+    known_d, known_h, known_w = (
+        taps if is_unit and taps <= UNROLLED_TAPS else 0
+        for taps, is_unit in zip(problem.kernel_size, _is_unit(problem), strict=True)
+    )
     chunks = CHUNK_TAPS, CHUNK_PAIRS, lanes
 
     def filter_plane(bits: int) -> MachineCode:
-        constants = sums, int(fold_h), unit_h, *chunks, bits, dtype.name
+        constants = sums, int(fold_h), unit_h, known_h, known_w, *chunks, bits, dtype.name
         return machine_code("separable", "filter_plane", *constants)
 
-    filter_depth = layout.step_depth, int(fold_d), unit_d, *chunks, dtype.name
+    filter_depth = layout.step_depth, int(fold_d), unit_d, known_d, *chunks, dtype.name
     return PreparedAlgorithm(
         layout=layout,
         convolve=machine_code("separable", "filter_depth", *filter_depth),
