@@ -7,11 +7,12 @@ over the volume.
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.cpu import cpu_class, fuses
-from conv3d_cli.engine.loops.simd import Vec, const, copy_vector, inlined, memory
+from conv3d_cli.engine.loops.simd import I32, I64, Vec, const, copy_vector, inlined, memory
 from conv3d_cli.engine.step import F
 
 
@@ -27,6 +28,31 @@ def _stream_vector(typingctx, lanes, double, source, target):
         pointer = v.real.as_pointer()
         value = v.load(builder.inttoptr(args[2], pointer), const(0))
         v.stream(value, builder.inttoptr(args[3], pointer), const(0))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def _stream_two(typingctx, lanes, double, front, count, back, target):
+    """As `_stream_vector`: the first `count` numbers are those at `front`, the rest from `back`."""
+    sig = types.void(lanes, double, front, count, back, target)
+    real = "float64" if double.literal_value else "float32"
+    width = lanes.literal_value
+
+    def codegen(context, b, sig, args):
+        v = Vec(b, width, real)
+        front, count, back, target = args[2:]
+        pointer = v.real.as_pointer()
+        first, second = (v.load(b.inttoptr(at, pointer), const(0)) for at in (front, back))
+        kind = ir.VectorType(I64, width)
+        numbers, undefined = ir.Constant(kind, list(range(width))), ir.Constant(kind, ir.Undefined)
+        counts = b.insert_element(undefined, count, ir.Constant(I32, 0))
+        counts = b.shuffle_vector(
+            counts, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width)
+        )
+        value = b.select(b.icmp_signed("<", numbers, counts), first, second)
+        v.stream(value, b.inttoptr(target, pointer), const(0))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -136,9 +162,9 @@ def store(real, out_dtype):
         first = (-(target // itemsize)) % lanes
         stop = width - (width - first) % lanes
         if first > 0 and row > 0:
-            copy_vector(lanes, double, 0, source, shared + itemsize * lanes)
-            to = target + itemsize * (first - lanes)
-            _stream_vector(lanes, double, shared + itemsize * first, to)
+            before = lanes - first
+            back, to = source - itemsize * before, target - itemsize * before
+            _stream_two(lanes, double, shared + itemsize * first, before, back, to)
         else:
             copy(source, target, 0, first)
         if row + 1 < step[F.height]:
