@@ -255,7 +255,9 @@ class _Tiling(NamedTuple):
 
 # Nanoseconds of one core per vector of 64 bytes: to pack and to store it, and per tap of each pass
 # (True: folded). Fitted to measurements of kernels of 3 to 41 taps per axis, Zen 4, 2026-11.
-PACK, STORE = 4.0, 8.0
+PACK = 4.0
+# True: rows of one channel; 6 ns less since these are joined and passes are unrolled, 2026-11-30
+STORE = {True: 2.0, False: 8.0}
 ROW = 30.0  # of each packed and each stored row: many short ones take longer than few long ones
 HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, 0.34, {True: 0.25, False: 0.33}
 # additional nanoseconds per packed or stored vector: with 2 to 8 interleaved channels; with more;
@@ -359,7 +361,7 @@ def _tiling(
         + HEIGHT[fold_h] * filters * height_terms * kh * along_height
         + WIDTH * filters * depth_terms * height_terms * kw * along_width
         + DEPTH[fold_d] * slower * filters * depth_terms * kd * along_depth
-        + (STORE + strided_out) * filters * along_depth
+        + (STORE[problem.filters == 1] + strided_out) * filters * along_depth
         + ROW * (planes * rows + filters * tile.depth * full_height)
     )
     tasks = problem.groups * math.prod(
