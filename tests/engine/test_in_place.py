@@ -93,7 +93,7 @@ def test_separable_kernels(width: int, kernel: tuple[int, int, int], weights: st
     ["uint16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("int16", "uint8", "int8"))],
 )
 def test_integers(dtype: str, boundary: str) -> None:
-    compare(Case((4, 6, 130), (3, 3, 3), boundary=boundary, weights="symmetric"), dtype)
+    compare(Case((4, 6, 300), (3, 3, 3), boundary=boundary, weights="symmetric"), dtype)
 
 
 @pytest.mark.slow
