@@ -24,7 +24,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.ahead import bytes_ahead, fetch_lines, fetch_part
+from conv3d_cli.engine.loops.ahead import LINE, bytes_ahead, fetch_lines, fetch_part
 from conv3d_cli.engine.loops.simd import (
     I64,
     Vec,
@@ -562,7 +562,8 @@ def filter_depth(rows, fold, shared, known, chunk, folded_chunk, lanes, real):
         out_plane, out_row = itemsize * step[F.out_plane_step], itemsize * step[F.out_row_step]
         begin = -step[F.line_column] % lanes
         stored = stored_stop = 0
-        if step[F.stores_sums] != 0 and step[F.step_planes] == rows:
+        stores = step[F.streaming] == 0 or lanes * itemsize == LINE  # as in `stencil`
+        if stores and step[F.stores_sums] != 0 and step[F.step_planes] == rows:
             stored = min(step[F.line_column], width)
             stored_stop = stored + (width - stored) // lanes * lanes
         step[F.stored_column], step[F.stored_column_stop] = stored, stored_stop
