@@ -111,6 +111,7 @@ _TABLE_NAMES = ("planes", "rows", "columns")
 
 # Stores to outputs of at least this size bypass the caches: they would evict data still in use.
 STREAMING_BYTES = 8 << 20
+LINE_BYTES = 64  # of the cache; no vector is longer
 # Tasks are handed to a thread in batches, about this many per thread, so that no thread waits long
 # at the end.
 BATCHES_PER_THREAD = 64
@@ -382,6 +383,7 @@ class Plan:
         convolve, absorb = self.prepared.convolve, self.prepared.absorb
         if self.prepared.in_place is not None and bits is not None:
             reads = self.prepared.in_place(bits)
+            assert reads is not None
             convolve, absorb = (reads, None) if absorb is None else (convolve, reads)
         layout, real = self.prepared.layout, self.dtype.name
         if certainty is None:
@@ -740,6 +742,8 @@ class Plan:
         if self.prepared.in_place is None or changed:
             return None
         bits = stored_bits(source.name, self.dtype.name)
+        if bits is None or self.prepared.in_place(bits) is None:
+            return None
         return bits if self.checks is None or bits == 0 else None  # checks sum the sums' dtype
 
     def _in_place_fields(self, region: _Region, run: _Run) -> InPlace:
@@ -939,7 +943,10 @@ class Plan:
         # Zeros: register tiles read beyond a row's end, into lanes that are discarded, and should
         # find no NaN there.
         scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)
-        accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
+        # `store` reads up to a cache line before a row
+        line = LINE_BYTES // self.dtype.itemsize
+        accumulator = aligned_zeros(line + layout.accumulator_size, self.dtype)[line:]
+        shared = aligned_zeros(2 * LINE_BYTES * layout.step_depth, np.dtype(np.uint8))
         window = (layout.step_depth - 1) * problem.strides[0] + problem.extent[0]
         lines = np.zeros((2, 0, 0), np.int64)
         if prepared.in_place is not None:
@@ -974,7 +981,7 @@ class Plan:
                 parameters=prepared.parameters,
                 workspace=aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8)),
             ),
-            Sums(accumulator, *layout.sums),
+            Sums(accumulator, *layout.sums, shared),
             *(() if self.checks is None else (self.checks.tables(),)),
         )
         return _Worker(step, accumulator)

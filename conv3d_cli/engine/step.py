@@ -226,6 +226,7 @@ class Sums(FieldGroup):
     acc_plane_step: int = 0
     acc_row_step: int = 0
     acc_column_step: int = 0
+    shared: Memory = None  # two lines of the cache for each plane, see `loops/store.py`
 
 
 @dataclass(eq=False, repr=False)

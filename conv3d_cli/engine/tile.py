@@ -251,7 +251,8 @@ class PreparedAlgorithm:
     packs_weights : tuple of MachineCode    the loops that `pack_weights` runs
     keep : list                     arrays whose addresses are in `parameters`
     in_place : callable or None     (`stored_bits` of a source) -> `absorb`, or `convolve` if there
-                                    is none, that reads rows of the source where they lie
+                                    is none, that reads rows of the source where they lie; None
+                                    if it does not read such numbers
     groups_together : int           groups that a task packs, sums and stores as one; a divisor of
                                     their number
     rows : int                      rows of a register tile, or a good number of them; tasks end
@@ -270,7 +271,7 @@ class PreparedAlgorithm:
     calls: dict[int, MachineCode] = field(default_factory=dict)
     packs_weights: tuple[MachineCode, ...] = ()
     keep: list[Any] = field(default_factory=list)
-    in_place: Callable[[int], MachineCode] | None = None
+    in_place: Callable[[int], MachineCode | None] | None = None
     groups_together: int = 1
     rows: int = 8
     weight_bytes: WeightBytes = NO_WEIGHTS

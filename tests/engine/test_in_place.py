@@ -93,7 +93,7 @@ def test_separable_kernels(width: int, kernel: tuple[int, int, int], weights: st
     ["uint16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("int16", "uint8", "int8"))],
 )
 def test_integers(dtype: str, boundary: str) -> None:
-    compare(Case((4, 6, 130), (3, 3, 3), boundary=boundary), dtype)
+    compare(Case((4, 6, 300), (3, 3, 3), boundary=boundary, weights="symmetric"), dtype)
 
 
 @pytest.mark.slow
@@ -196,12 +196,35 @@ def test_outputs_that_begin_anywhere_in_a_cache_line(weights: str, precision: st
             np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("width", [16, 83, 96])
+@pytest.mark.usefixtures("stores")
+def test_rows_that_share_a_cache_line(width: int, dtype: str) -> None:
+    """Rows without a gap share lines, of which each is stored as a whole; nothing is left out."""
+    case = Case((7, 9, width), (3, 3, 3), boundary="nearest")
+    volume = source(case, dtype)
+    done = plan_for(case)
+    expected = run(plan_for(case), apart(volume), bias=np.zeros(1, np.float32))[0]
+    whole = np.empty(expected.size + 64, np.float32)
+    whole = whole[-whole.ctypes.data // 4 % 16 :]  # begins at a cache line
+    planes = done.problem.source_indices(0, 0, 7)
+    with plan.Team(2) as team:
+        for place in range(1, 17):
+            whole[...] = np.nan
+            out = whole[place:][: expected.size]
+            done.convolve_slab(volume[0], out.reshape(expected.shape), planes, team)
+            np.testing.assert_array_equal(out.reshape(expected.shape), expected)
+            assert np.isnan(whole[:place]).all()
+            assert np.isnan(whole[place + expected.size :]).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["avx2", "baseline"])
 def test_vectors_that_are_shorter_than_a_cache_line(name: str) -> None:
-    test = f"{__file__}::{test_outputs_that_begin_anywhere_in_a_cache_line.__name__}"
+    tests = test_outputs_that_begin_anywhere_in_a_cache_line, test_rows_that_share_a_cache_line
+    names = [f"{__file__}::{test.__name__}" for test in tests]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names],
         env={**os.environ, "CONV3D_CPU": name},
         capture_output=True,
         text=True,

@@ -113,6 +113,44 @@ def convolve(
     return np.asarray(found)
 
 
+def wide_rows() -> Iterator[Row]:
+    """Separable kernels on rows of several cache lines, at every kind of beginning in a line.
+
+    Sums begin where the output's lines do, so that only wide rows have whole vectors of them.
+    """
+    sums = {"one outer product": 1, "a sum of two": 2}
+    sizes = {"rows in whole lines": (9, 11, 96, 1), "rows beside lines": (9, 11, 83, 1)}
+    for (kind, terms), (place, size) in itertools.product(sums.items(), sizes.items()):
+        for dtype, first in itertools.product(("float32", "float64"), (0, 4, 13)):
+
+            def compute(
+                terms: int = terms,
+                size: tuple[int, ...] = size,
+                dtype: str = dtype,
+                first: int = first,
+            ) -> Any:
+                d, h, w = (numbers(terms, n, seed=n) + 4.5 for n in (5, 3, 9))
+                weights = (d[:, :, None, None] * h[:, None, :, None] * w[:, None, None, :]).sum(
+                    axis=0
+                )
+                count = int(np.prod(size))
+                memory = np.empty(count + 32, dtype)
+                first += -memory.ctypes.data // memory.itemsize % 16
+                out = memory[first : first + count].reshape(size)
+                conv3d(
+                    numbers(*size).astype(dtype)[None],
+                    weights,
+                    padding="same",
+                    boundary="mirror",
+                    algorithm="separable",
+                    threads=1,
+                    out=out[None],
+                )
+                return out
+
+            yield f"separable {kind} {place} {dtype} from {first}", compute
+
+
 def is_filter(algorithm: str) -> bool:
     """Whether the kernel is one filter for one channel, not a layer, which takes no mean."""
     return PROBLEMS[algorithm][2][3:] == (1, 1)
@@ -262,6 +300,7 @@ def through_file(suffix: str) -> np.ndarray[Any, Any]:
 
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "engine": engine_rows,
+    "wide": wide_rows,
     "kernels": kernel_rows,
     "plans": plan_rows,
     "presets": preset_rows,

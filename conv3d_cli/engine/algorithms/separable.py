@@ -51,6 +51,7 @@ MOST_FILTERS = 4  # per group; each filter needs its own planes in the ring
 # The terms of a constant volume are equal and all round the same way: chunks of 32 keep the error
 # of three passes below 1e-6 (measured for boxes of up to 201 taps per axis).
 CHUNK_TAPS, CHUNK_PAIRS = 32, 32
+UNROLLED_TAPS = 17  # per axis; one chunk at most, so that the order of the sum is the same
 # Bytes of a task's ring and of planes on their way into it, for an L2 of 1 MiB.
 TILE_BYTES = 3 << 18
 SPARE_COLUMNS = 16  # of the ring, whose columns lie in cache lines as those of the output do
@@ -254,7 +255,9 @@ class _Tiling(NamedTuple):
 
 # Nanoseconds of one core per vector of 64 bytes: to pack and to store it, and per tap of each pass
 # (True: folded). Fitted to measurements of kernels of 3 to 41 taps per axis, Zen 4, 2026-11.
-PACK, STORE = 4.0, 8.0
+PACK = 4.0
+# True: rows of one channel; 6 ns less since these are joined and passes are unrolled, 2026-11-30
+STORE = {True: 2.0, False: 8.0}
 ROW = 30.0  # of each packed and each stored row: many short ones take longer than few long ones
 HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, 0.34, {True: 0.25, False: 0.33}
 # additional nanoseconds per packed or stored vector: with 2 to 8 interleaved channels; with more;
@@ -358,7 +361,7 @@ def _tiling(
         + HEIGHT[fold_h] * filters * height_terms * kh * along_height
         + WIDTH * filters * depth_terms * height_terms * kw * along_width
         + DEPTH[fold_d] * slower * filters * depth_terms * kd * along_depth
-        + (STORE + strided_out) * filters * along_depth
+        + (STORE[problem.filters == 1] + strided_out) * filters * along_depth
         + ROW * (planes * rows + filters * tile.depth * full_height)
     )
     tasks = problem.groups * math.prod(
@@ -448,13 +451,17 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     )
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
+    known_d, known_h, known_w = (
+        taps if is_unit and taps <= UNROLLED_TAPS else 0
+        for taps, is_unit in zip(problem.kernel_size, _is_unit(problem), strict=True)
+    )
     chunks = CHUNK_TAPS, CHUNK_PAIRS, lanes
 
     def filter_plane(bits: int) -> MachineCode:
-        constants = sums, int(fold_h), unit_h, *chunks, bits, dtype.name
+        constants = sums, int(fold_h), unit_h, known_h, known_w, *chunks, bits, dtype.name
         return machine_code("separable", "filter_plane", *constants)
 
-    filter_depth = layout.step_depth, int(fold_d), unit_d, *chunks, dtype.name
+    filter_depth = layout.step_depth, int(fold_d), unit_d, known_d, *chunks, dtype.name
     return PreparedAlgorithm(
         layout=layout,
         convolve=machine_code("separable", "filter_depth", *filter_depth),

@@ -91,6 +91,28 @@ def find_lines(step, row, rows, planes, starts, table):
 
 
 @inlined
+def bytes_ahead(step):
+    """How far from a line of the plane that was packed last the same one lies in the next plane.
+
+    In bytes; 0 if there is no next plane, or if one of the two is outside the source.
+    """
+    planes, distance = memory(step[F.planes], np.int64), 0
+    last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
+    if step[F.position] < last:
+        here, there = planes[step[F.position]], planes[step[F.position] + 1]
+        if here != OUTSIDE_OFFSET and there != OUTSIDE_OFFSET:
+            distance = (there - here) * step[F.source_itemsize]
+    return distance
+
+
+@inlined
+def fetch_lines(lines, first, stop, offset):
+    """Prefetch a cache line at an offset from each of the addresses first <= i < stop."""
+    for i in range(first, stop):
+        prefetch(lines[i] + offset)
+
+
+@inlined
 def fetch_part(step, part, parts):
     """Prefetch part `part` of `parts` of the rows of the plane that is packed next.
 

@@ -5,9 +5,10 @@ Three planes of outputs share the planes of input that they read, so each line c
 often than in the spatial micro-kernel. A voxel's terms are added in the same order, so the sums
 have the same bits.
 
-It reads rows of the source where they lie, and stores the sums of these at once if nothing else is
-done to them: see `loops/drive.py`. (3^3 on 256^3 float32, one thread: 12 instead of 18 ms of the
-spatial micro-kernel; a copy takes 7. Xeon with AVX-512, 2026-11.)
+It reads rows of the source where they lie, and stores sums at once if nothing else is done to them:
+see `loops/drive.py`. (3^3 on 256^3 float32, one thread: 12 instead of 18 ms of the spatial
+micro-kernel; a copy takes 7. Xeon with AVX-512, 2026-11.) Integers are packed, since each would be
+converted some ten times.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.ahead import find_lines, find_planes
+from conv3d_cli.engine.loops.ahead import LINE, find_lines, find_planes
 from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch, inlined, memory
 from conv3d_cli.engine.step import F
 
@@ -32,7 +33,6 @@ def _sum_window(
     columns,
     lanes,
     double,
-    bits,
     tables,
     row,
     column,
@@ -47,7 +47,6 @@ def _sum_window(
 ):
     """Sum depth x height x width taps for planes x rows x columns vectors.
 
-    bits : int          of the lines, see `views.stored_bits`
     tables : address    int64, of the table of lines of each plane of the window
     row : int           index in these tables of the first output's first line
     column, apart : int     outputs from the beginning of a line to the first vector, and from it to
@@ -59,15 +58,15 @@ def _sum_window(
     ahead : address     of lines to prefetch, int64 (planes, rows)
     ahead_bytes : int   of a voxel in them
     """
-    shape = depth, height, width, planes, rows, columns, lanes, double, bits
+    shape = depth, height, width, planes, rows, columns, lanes, double
     places = tables, row, column, apart, weights, sums, sums_plane, sums_row, streams
     sig = types.void(*shape, *places, ahead, ahead_bytes)
-    kd, kh, kw, P, R, C, size, is_double, kind = (literal.literal_value for literal in shape)
+    kd, kh, kw, P, R, C, size, is_double = (literal.literal_value for literal in shape)
 
     def codegen(context, b, sig, args):
         v = Vec(b, size, "float64" if is_double else "float32")
-        tables, row, column, apart, weights, sums, sums_plane, sums_row = args[9:17]
-        streams, ahead, ahead_bytes = args[17:]
+        tables, row, column, apart, weights, sums, sums_plane, sums_row = args[8:16]
+        streams, ahead, ahead_bytes = args[16:]
         pointer, realp = I64.as_pointer(), v.real.as_pointer()
         tables, ahead = b.inttoptr(tables, pointer), b.inttoptr(ahead, pointer)
         weights = b.inttoptr(weights, realp)
@@ -84,7 +83,7 @@ def _sum_window(
             lines = []
             for i in range(R + kh - 1):
                 address = b.load(b.gep(table, [b.add(row, const(i))]))
-                line = b.inttoptr(address, v.stored(kind).as_pointer())
+                line = b.inttoptr(address, realp)
                 lines.append([b.gep(line, [start]) for start in starts])
             for x in range(kw):
                 taps = {
@@ -93,7 +92,7 @@ def _sum_window(
                     for y in range(kh)
                 }
                 for i, line in enumerate(lines):
-                    xs = [v.load_stored(vector, const(x), kind) for vector in line]
+                    xs = [v.load(vector, const(x)) for vector in line]
                     for p, d in users:
                         for r in range(R):
                             if 0 <= i - r < kh:
@@ -118,12 +117,11 @@ def _sum_window(
     return sig, codegen
 
 
-def sum_stencil(depth, height, width, planes, rows, columns, lanes, bits, real):
+def sum_stencil(depth, height, width, planes, rows, columns, lanes, real):
     """Sum a step: all register tiles of a block of rows.
 
     depth, height, width : int      taps of the kernel
     planes, rows, columns : int     register tile; a step has at most `planes` planes
-    bits : int                      of a source that is read in place, see `views.stored_bits`
     Weights: (groups, depth, width, height).
     Workspace: addresses of lines that are prefetched, (planes, rows), and of their planes, then
     those of the tables of the window's packed lines, and of its lines in the source.
@@ -134,76 +132,67 @@ def sum_stencil(depth, height, width, planes, rows, columns, lanes, bits, real):
     itemsize = 8 if double else 4
     window = planes + depth - 1
 
-    def summing(bits):
-        """A function that sums lines of stored numbers."""
+    @inlined
+    def sum_columns(
+        step, table, row, column, stop, gap, gap_stop, weights, to, to_plane, to_row, streams
+    ):
+        """Sum the outputs column <= x < stop, but gap <= x < gap_stop, of `rows` rows.
 
-        @inlined
-        def sum_columns(
-            step, table, row, column, stop, gap, gap_stop, weights, to, to_plane, to_row, streams
-        ):
-            """Sum the outputs column <= x < stop, but gap <= x < gap_stop, of `rows` rows.
-
-            row : int                       the first of the rows
-            to, to_plane, to_row : int      address and strides of column 0 of its sums
-            """
-            while column < stop:
-                second = column + lanes
-                if column < gap <= second:
-                    second = gap_stop
-                if columns > 1 and second < stop:
-                    _sum_window(
-                        depth,
-                        height,
-                        width,
-                        planes,
-                        rows,
-                        columns,
-                        lanes,
-                        double,
-                        bits,
-                        tables=table,
-                        row=row,
-                        column=column,
-                        apart=second - column,
-                        weights=weights,
-                        sums=to,
-                        sums_plane=itemsize * to_plane,
-                        sums_row=itemsize * to_row,
-                        streams=streams,
-                        ahead=step[F.workspace],
-                        ahead_bytes=step[F.source_itemsize],
-                    )
-                    column = second + lanes
-                    if second < gap <= column:
-                        column = gap_stop
-                else:
-                    _sum_window(
-                        depth,
-                        height,
-                        width,
-                        planes,
-                        rows,
-                        1,
-                        lanes,
-                        double,
-                        bits,
-                        tables=table,
-                        row=row,
-                        column=column,
-                        apart=0,
-                        weights=weights,
-                        sums=to,
-                        sums_plane=itemsize * to_plane,
-                        sums_row=itemsize * to_row,
-                        streams=streams,
-                        ahead=step[F.workspace],
-                        ahead_bytes=step[F.source_itemsize],
-                    )
-                    column = second
-
-        return sum_columns
-
-    sum_packed, sum_source = summing(0), summing(bits)
+        row : int                       the first of the rows
+        to, to_plane, to_row : int      address and strides of column 0 of its sums
+        """
+        while column < stop:
+            second = column + lanes
+            if column < gap <= second:
+                second = gap_stop
+            if columns > 1 and second < stop:
+                _sum_window(
+                    depth,
+                    height,
+                    width,
+                    planes,
+                    rows,
+                    columns,
+                    lanes,
+                    double,
+                    tables=table,
+                    row=row,
+                    column=column,
+                    apart=second - column,
+                    weights=weights,
+                    sums=to,
+                    sums_plane=itemsize * to_plane,
+                    sums_row=itemsize * to_row,
+                    streams=streams,
+                    ahead=step[F.workspace],
+                    ahead_bytes=step[F.source_itemsize],
+                )
+                column = second + lanes
+                if second < gap <= column:
+                    column = gap_stop
+            else:
+                _sum_window(
+                    depth,
+                    height,
+                    width,
+                    planes,
+                    rows,
+                    1,
+                    lanes,
+                    double,
+                    tables=table,
+                    row=row,
+                    column=column,
+                    apart=0,
+                    weights=weights,
+                    sums=to,
+                    sums_plane=itemsize * to_plane,
+                    sums_row=itemsize * to_row,
+                    streams=streams,
+                    ahead=step[F.workspace],
+                    ahead_bytes=step[F.source_itemsize],
+                )
+                column = second
 
     def loops(step):
         weights = step[F.weights] + itemsize * step[F.group] * depth * height * width
@@ -221,11 +210,17 @@ def sum_stencil(depth, height, width, planes, rows, columns, lanes, bits, real):
             tables[window + z] = step[F.source_lines] + slot * lines_bytes
         find_planes(step, planes, starts)
         inner, inner_stop = step[F.inner_column], step[F.inner_column_stop]
-        left = inner_stop if inner == 0 else 0  # the first column that is packed
-        # Sums are stored at once if register tiles are full; those of packed columns, too, if there
-        # are whole vectors of them.
+        if inner_stop == 0 and step[F.stores_sums] != 0 and step[F.line_column] == 0:
+            # Whole vectors of packed lines; they would be one more if they began elsewhere.
+            in_place, inner_stop = packed, end // lanes * lanes
+        left = inner_stop if inner == 0 else 0  # the first of the other columns
+        # Sums are stored at once if register tiles are full; those of the other columns, too, if
+        # there are whole vectors of them.
         stores = inner_stop > 0 and step[F.stores_sums] != 0
         stores &= step[F.step_planes] == planes and block_rows % rows == 0
+        # Parts of lines that bypass the caches are slow, unless they follow each other as in
+        # `store` (AVX2: 3^3 on 256^3 took 1.5 times as long).
+        stores &= step[F.streaming] == 0 or lanes * itemsize == LINE
         stores_all = stores and inner % lanes == 0 and (end - inner_stop) % lanes == 0
         step[F.stored_column], step[F.stored_column_stop] = 0, 0
         if stores_all:
@@ -243,13 +238,13 @@ def sum_stencil(depth, height, width, planes, rows, columns, lanes, bits, real):
             to, to_plane, to_row, streams = sums, sums_plane, sums_row, 0
             if stores_all:
                 to, to_plane, to_row, streams = out, out_plane, out_row, step[F.streaming]
-            sum_packed(
+            sum_columns(
                 step, packed, row, left, end, inner, inner_stop, weights, to, to_plane, to_row,
                 streams,
             )  # fmt: skip
             if stores:
                 to, to_plane, to_row, streams = out, out_plane, out_row, step[F.streaming]
-            sum_source(
+            sum_columns(
                 step, in_place, row, inner, inner_stop, 0, 0, weights, to, to_plane, to_row, streams
             )
             out += itemsize * rows * out_row
