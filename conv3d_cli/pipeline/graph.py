@@ -135,7 +135,7 @@ class ConvolutionNode(GraphNode):
         """
         plan, problem, step = self.convolution.plan, self.convolution.problem, self.step
         halo = -(-max(0, problem.extent[0] - problem.strides[0]) // problem.strides[0])
-        wish = max(LEAST_AT_ONCE, min(HALOS_AT_ONCE * halo, plan.prepared.layout.tile.depth))
+        wish = max(LEAST_AT_ONCE, min(HALOS_AT_ONCE * halo, plan.tile.depth))
         depth = -(-wish // step) * step
         plane = problem.out_size[1:]
         while (

@@ -158,7 +158,7 @@ def test_packed_weights_take_what_was_said(
     problem = spec.resolve((1, 16, 16, 16, shape[3] * groups), shape)
     weights = np.random.default_rng(1).standard_normal(shape)
     for algorithm in ALGORITHMS:
-        if algorithm.reject(problem, weights) is not None:
+        if algorithm.declines(problem, weights) is not None:
             continue
         make_plan(problem, weights, dtype=dtype, algorithm=algorithm.name).prepared.weights  # noqa: B018 - loads loops
         tracemalloc.start()
