@@ -911,13 +911,13 @@ class Plan:
         plane = depth * grid.tile.depth + index * self.prepared.layout.step_depth
         starts = plane, height * grid.tile.height, width * grid.tile.width
         first = np.unravel_index(block % self.grids.total, self.grids.apart)
-        inside = [
+        inside: list[NDArray[np.bool_]] = [
             start * apart + offset < size
             for start, apart, offset, size in zip(
                 starts, self.grids.apart, first, region.size, strict=True
             )
         ]
-        return np.all(inside, axis=0)
+        return inside[0] & inside[1] & inside[2]
 
     def _whole(self, block: int, region: _Region) -> Box:
         """All outputs of a grid, by the number of the block of tasks."""
