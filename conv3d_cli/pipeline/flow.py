@@ -573,12 +573,12 @@ class Tee:
             self._n, self._blocks, self._stop = n, [], 0
             self._positions = [0] * len(self._positions)
         if depth.stop > self._stop:
-            wanted = min(depth.start, *self._others(number))
-            first, stop = _steps_of(self.reader).around(wanted, depth.stop)
-            first = max(self._stop, first)
-            block = self.reader.read(n, slice(first, stop), slice(0, self.reader.header.shape[4]))
+            first = max(self._stop, min(depth.start, *self._others(number)))
+            block = self.reader.read(
+                n, slice(first, depth.stop), slice(0, self.reader.header.shape[4])
+            )
             self._blocks.append((first, block))
-            self._stop = stop
+            self._stop = depth.stop
         pieces = [
             block[max(depth.start - first, 0) : depth.stop - first]
             for first, block in self._blocks

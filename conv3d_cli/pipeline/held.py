@@ -388,13 +388,12 @@ class _Tee:
             others = [p for other, p in enumerate(self.positions) if other != number]
             plane = self.count.plane[self.source]
             if stop > self.stop:
-                first, end = self.count.steps(self.source).around(min(start, *others), stop)
-                first = max(self.stop, first)
-                self.count.waiting += (end - first) * plane
+                first = max(self.stop, min(start, *others))
+                self.count.waiting += (stop - first) * plane
                 self.count.look()
-                self.whole(first, end)
-                self.blocks.append((first, end))
-                self.stop = end
+                self.whole(first, stop)
+                self.blocks.append((first, stop))
+                self.stop = stop
             self.positions[number] = max(self.positions[number], stop)
             lowest = min(self.positions)
             most = self.count.held.most
