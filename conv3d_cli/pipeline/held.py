@@ -331,6 +331,7 @@ class _Window:
         self.steps = count.steps(source)
         if len(count.graph.consumers[source]) > 1:  # `Branch` gives planes one by one
             self.steps = self.steps._replace(step=1)
+        self.of_volume = source == VOLUME  # which may be read in any order, into new memory
         self.ring = 0  # planes, of a layer's
         if isinstance(node, ConvolutionNode):
             self.ring = node.ring(self.steps.step, count.threads)
@@ -348,9 +349,12 @@ class _Window:
                 count.kept += self.room * self.plane - former
             with count.pass_by(former):  # until its planes are copied
                 pass
-            self.fill(have, end)
+            while have < end:  # a ring's planes, until its memory ends and begins again
+                until = min(end, have - have % self.ring + self.ring) if self.ring else end
+                self.fill(have, until)
+                have = until
             self.start, self.stop = first, end
-        count.note(self.position, 0, self.ring or stop - start)
+        count.note(self.position, 0, stop - start if self.of_volume else self.ring or stop - start)
 
     def fill(self, start: int, stop: int) -> None:
         """Request planes, and copy them if their reader cannot fill this memory."""
