@@ -305,9 +305,9 @@ def time_problem(drawn: Drawn) -> Timed:
 def own_predictions(problem: ConvProblem, weights: NDArray[Any]) -> dict[str, float]:
     """The seconds that each algorithm that accepts the problem predicts itself, for one thread."""
     return {
-        algorithm.name: algorithm.seconds(problem, weights, 1)
+        algorithm.name: algorithm.own_seconds(problem, weights)
         for algorithm in ALGORITHMS
-        if algorithm.reject(problem, weights) is None
+        if algorithm.declines(problem, weights) is None
     }
 
 

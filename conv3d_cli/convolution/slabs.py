@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,63 @@ class SlabInput:
     mask: SlabInput | None = None
 
 
+class Steps(NamedTuple):
+    """The planes of an input, which are computed several together.
+
+    size : int      all planes
+    step : int      planes of a step; steps begin at multiples of it
+
+    Requests of whole steps are computed where they are wanted. Others are copied from there.
+    """
+
+    size: int
+    step: int = 1
+
+    def around(self, start: int, stop: int) -> tuple[int, int]:
+        """The planes of all steps that planes start to stop - 1 belong to.
+
+        >>> Steps(10, 4).around(3, 6), Steps(10, 4).around(8, 9)
+        ((0, 8), (8, 10))
+        """
+        return start - start % self.step, min(-(-stop // self.step) * self.step, self.size)
+
+
+class RingPlanes:
+    """Consecutive planes of an input, in a ring: plane p lies at p % planes, and none is moved.
+
+    room, fill : callable   as of `HeldPlanes`
+    planes : int            of the ring: whole steps, at least those around any planes of a `read`
+
+    >>> fill = lambda depth, out: np.copyto(out, range(99)[depth])
+    >>> ring = RingPlanes(np.empty, fill, Steps(9), 4)
+    >>> ring.read(0, 3).tolist(), ring.read(2, 6).tolist()
+    ([0.0, 1.0, 2.0, 0.0], [4.0, 5.0, 2.0, 3.0])
+    """
+
+    def __init__(
+        self,
+        room: Callable[[int], Array],
+        fill: Callable[[slice, Array], None],
+        steps: Steps,
+        planes: int,
+    ) -> None:
+        self.fill, self.steps, self.stop = fill, steps, 0
+        self._memory = room(planes)
+        self._memory.fill(0)  # who looks at all of it finds nothing that was never written
+
+    def read(self, start: int, stop: int) -> Array:
+        """The ring with planes start to stop - 1; neither ever falls."""
+        memory = self._memory
+        first, end = self.steps.around(start, stop)
+        have = max(first, self.stop)
+        while have < end:
+            place = have % len(memory)
+            until = min(end, have - place + len(memory))
+            self.fill(slice(have, until), memory[place : place + until - have])
+            self.stop = have = until
+        return memory
+
+
 class HeldPlanes:
     """Consecutive planes of an input, in memory that is used again: fresh pages cost much time.
 
@@ -75,13 +132,19 @@ class HeldPlanes:
     fill : callable     (slice, array) -> None; fills the array with these planes of the input
     start, stop : int   the planes that are held
 
-    >>> held = HeldPlanes(np.zeros, lambda depth, out: np.copyto(out, range(99)[depth]))
+    >>> fill = lambda depth, out: np.copyto(out, range(99)[depth])
+    >>> held = HeldPlanes(np.zeros, fill, Steps(9))
     >>> held.read(0, 3).tolist(), held.read(2, 5).tolist()
     ([0.0, 1.0, 2.0], [2.0, 3.0, 4.0])
     """
 
-    def __init__(self, room: Callable[[int], Array], fill: Callable[[slice, Array], None]) -> None:
-        self.room, self.fill = room, fill
+    def __init__(
+        self,
+        room: Callable[[int], Array],
+        fill: Callable[[slice, Array], None],
+        steps: Steps,
+    ) -> None:
+        self.room, self.fill, self.steps = room, fill, steps
         self.forget()
 
     def forget(self) -> None:
@@ -91,17 +154,19 @@ class HeldPlanes:
 
     def read(self, start: int, stop: int) -> Array:
         """Planes start to stop - 1, in memory that the next call changes; neither ever falls."""
-        have, memory = max(start, self.stop), self._memory
+        memory = self._memory
         if stop > self.stop:
-            target = memory
-            if target is None or len(target) < stop - start:
-                target = self._memory = self.room(stop - start)
-            if memory is not None and (target is not memory or start > self.start):
-                for plane in range(start, self.stop):  # one by one, since they may overlap
-                    target[plane - start] = memory[plane - self.start]
+            first, end = self.steps.around(start, stop)
+            have = max(first, self.stop)
+            first, target = min(start, have), memory
+            if target is None or len(target) < end - first:
+                target = self._memory = self.room(end - first)
+            if memory is not None and (target is not memory or first > self.start):
+                for plane in range(first, self.stop):  # one by one, since they may overlap
+                    target[plane - first] = memory[plane - self.start]
             memory = None
-            self.start, self.stop = start, stop
-            self.fill(slice(have, stop), target[have - start : stop - start])
+            self.start, self.stop = first, end
+            self.fill(slice(have, end), target[have - first : end - first])
         assert self._memory is not None
         return self._memory[start - self.start : stop - self.start]
 
@@ -112,22 +177,12 @@ class SlabSource:
     reader : VolumeReader       a sequential one is read forward once; planes that the next slab
                                 needs are kept in memory
     n, channels : int, slice    the part: volume n of the batch, and some of its channels
-    reuses : bool               each slab of a sequential reader, which gives all channels, is done
-                                with before the next is read, into the same memory
     """
 
-    def __init__(
-        self,
-        reader: VolumeReader,
-        n: int,
-        channels: slice,
-        problem: ConvProblem,
-        reuses: bool = False,
-    ) -> None:
+    def __init__(self, reader: VolumeReader, n: int, channels: slice, problem: ConvProblem) -> None:
         self.reader, self.n, self.channels, self.problem = reader, n, channels, problem
         self._buffer: Array | None = None
         self._buffer_start = 0
-        self._held = HeldPlanes(reader.empty, partial(reader.read_into, n)) if reuses else None
 
     def read(self, start: int, stop: int) -> SlabInput:
         """The input of output planes start to stop - 1; a sequential reader takes them in order."""
@@ -146,9 +201,6 @@ class SlabSource:
 
     def _read_forward(self, planes: list[int], start: int, stop: int) -> SlabInput:
         """The input planes start to stop - 1, of which the buffer may hold the first ones."""
-        if self._held is not None:
-            source = self._held.read(start, stop)
-            return SlabInput(source, [p - start if p >= 0 else -1 for p in planes])
         pieces: list[Array] = []
         buffered_to = start
         if self._buffer is not None:

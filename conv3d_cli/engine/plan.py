@@ -40,6 +40,7 @@ from conv3d_cli.engine.checksum import (
     name_of,
 )
 from conv3d_cli.engine.division import Cuts, Sharing, TaskGrid, divide, share
+from conv3d_cli.engine.grids import Grids, tables_by_grid
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.repetition import Filled, Repetition
 from conv3d_cli.engine.step import (
@@ -47,11 +48,13 @@ from conv3d_cli.engine.step import (
     HAS_NONFINITE,
     AlgorithmData,
     CheckedRun,
+    DivisionFields,
     Epilogue,
     F,
     FieldGroup,
     Functions,
     Geometry,
+    GridFields,
     InPlace,
     Output,
     Pointer,
@@ -87,7 +90,7 @@ from conv3d_cli.engine.weighting import Certainty, Division
 from conv3d_cli.errors import FaultError, ShapeError, unknown_name
 from conv3d_cli.model.box import Box, Size
 from conv3d_cli.model.ramp import Ramp
-from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.model.spec import ConvProblem, Triple
 
 # In order of preference if predicted times are equal. `direct` accepts everything and comes last.
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -205,9 +208,14 @@ class Plan:
     _loaded: set[tuple[Any, ...]] = field(default_factory=set)
 
     @cached_property
+    def grids(self) -> Grids:
+        """The dense problem that the loops compute, and how far apart its voxels are."""
+        return self.algorithm.grids(self.problem)
+
+    @cached_property
     def prepared(self) -> PreparedAlgorithm:
         """The algorithm prepared for this problem, at the first access. Loads no machine code."""
-        return self.algorithm.prepare(self.problem, self.weights, self.dtype)
+        return self.algorithm.prepare(self.grids.problem, self.weights, self.dtype)
 
     @cached_property
     def fallback(self) -> Plan:
@@ -216,7 +224,11 @@ class Plan:
         Only the direct sum confines NaN and infinity to the outputs whose windows contain them.
         """
         plan = make_plan(
-            self.problem, self.weights, dtype=self.dtype, threads=self.threads, algorithm="direct"
+            self.grids.problem,
+            self.weights,
+            dtype=self.dtype,
+            threads=self.threads,
+            algorithm="direct",
         )
         if self.checks is not None:
             plan.check()
@@ -233,10 +245,11 @@ class Plan:
     @property
     def check_seconds(self) -> float:
         """CPU seconds that `check` adds to the run of a whole volume, predicted."""
-        return (self.checks or self._make_checks()).seconds
+        seconds = (self.checks or self._make_checks()).seconds
+        return self.grids.of_all(self.problem, seconds)
 
     def _make_checks(self) -> Checks:
-        return Checks(self.problem, self.weights, self.prepared, self.dtype)
+        return Checks(self.grids.problem, self.weights, self.prepared, self.dtype)
 
     @property
     def depth_step(self) -> int:
@@ -245,7 +258,12 @@ class Plan:
         Slabs must begin at multiples of it, so that their size does not change which planes are
         computed together.
         """
-        return self.prepared.layout.step_depth
+        return self.prepared.layout.step_depth * self.grids.apart[0]
+
+    @property
+    def tile(self) -> Size:
+        """The voxels from the first to the last output of the largest task."""
+        return self.grids.spread(self.prepared.layout.tile)
 
     @property
     def block_alignment(self) -> Size:
@@ -256,7 +274,7 @@ class Plan:
         """
         if not self.prepared.spreads_nonfinite:
             return Size(1, 1, 1)
-        return Size(self.depth_step, *self.prepared.layout.tile[1:])
+        return self.tile._replace(depth=self.depth_step)
 
     @property
     def bytes_moved(self) -> int:
@@ -283,12 +301,12 @@ class Plan:
 
     def tasks_for(self, size: tuple[int, int, int]) -> int:
         """The number of tasks of a box of outputs (d, h, w), which can all run at once."""
-        return self._task_grid(Size(*size), self.problem.groups, self.threads).tasks
+        return self._task_grid(size, self.problem.groups, self.threads).tasks
 
     def sharing(self, size: tuple[int, int, int]) -> Sharing:
         """How the threads are predicted to share a box of outputs (d, h, w)."""
-        blocks = self.problem.groups // self.prepared.groups_together
-        return share(Size(*size), blocks, self.threads, self._cuts)
+        blocks = self.problem.groups // self.prepared.groups_together * self.grids.total
+        return share(self.grids.largest(size), blocks, self.threads, self._cuts)
 
     def use_threads(self, threads: int) -> None:
         """Plan for another number of threads, by which all predicted times are divided."""
@@ -305,8 +323,8 @@ class Plan:
             own = own._replace(kept=own.kept + self.checks.weight_bytes)
         if not self.prepared.spreads_nonfinite:
             return own
-        taps = direct.item_shape(self.problem)[0]
-        fallback = direct.weight_bytes(self.problem, self.dtype, taps)
+        taps = direct.item_shape(self.grids.problem)[0]
+        fallback = direct.weight_bytes(self.grids.problem, self.dtype, taps)
         return WeightBytes(own.kept + fallback.kept, max(own.packing, fallback.packing))
 
     def loops(
@@ -495,6 +513,8 @@ class Plan:
         _check_memory(out, None, None, self.dtype)
         if not out.size or source.dtype == bool or not is_flattenable(source):
             return None
+        if self.grids.total > 1:
+            return None
         run = _Run(
             source=flat_view(source),
             out=flat_view(out),
@@ -595,7 +615,7 @@ class Plan:
             self._source_fields(region, run),
             self._in_place_fields(region, run),
             StepResults(clipped, flags),
-            _output_fields(out, region.out_start),
+            _output_fields(self._of_grid(out), region.out_start),
         ]
         if certainty is not None:
             certainty_fields = certainty.fields(source.flat.dtype, *region.mask_tables)
@@ -605,7 +625,9 @@ class Plan:
             groups.append(certainty_fields)
         if division is not None:
             repeat = max(1, run.sums_channels // self.problem.filters)
-            groups.append(division.fields(self.dtype, repeat))
+            groups.append(self._spread(division.fields(self.dtype, repeat)))
+        if self.grids.total > 1:
+            groups.append(self._grid_fields(region, run))
         checked = None if self.checks is None else self.checks.begin(steps)
         if checked is not None:
             groups.append(checked)
@@ -633,7 +655,7 @@ class Plan:
         self._prepare_workers(filled, run, *known)
         batch_size = max(1, grid.tasks // (BATCHES_PER_THREAD * run.team.threads))
         filters = self.problem.filters_per_group * self.prepared.groups_together
-        output_values = _output_values(filters, grid, region.size)
+        output_values = _output_values(filters, grid, region.size, self.grids)
 
         def work(number: int, batch: int) -> None:
             if number not in filled.epilogues:
@@ -654,7 +676,9 @@ class Plan:
         flagged = []
         if run.flags_incomplete and flags is not None:
             numbers = np.flatnonzero(flags & HAS_INCOMPLETE).tolist()
-            flagged = [self._box_of_step(number, grid, region) for number in numbers]
+            boxes = (self._box_of_step(number, grid) for number in numbers)
+            around = dict.fromkeys(self.grids.around(box) for box in boxes)
+            flagged = [box.intersect(Box.whole(region.size)) for box in around]
         if flags is not None and self._must_find_nonfinite(
             run.source.flat.dtype, run.scale, run.certainty
         ):
@@ -664,15 +688,16 @@ class Plan:
         counts = run.out.flat.dtype.kind != "f" or run.division is not None
         return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
-    def _task_grid(self, size: Size, groups: int, threads: int) -> TaskGrid:
-        """Divide a region of outputs into tasks."""
-        return divide(size, groups // self.prepared.groups_together, threads, self._cuts)
+    def _task_grid(self, size: Triple, groups: int, threads: int) -> TaskGrid:
+        """Divide a region of outputs into tasks; each of a grid, of which all have as many."""
+        blocks = groups // self.prepared.groups_together * self.grids.total
+        return divide(self.grids.largest(size), blocks, threads, self._cuts)
 
     @cached_property
     def _cuts(self) -> Cuts:
         """Where tasks may be cut, and what they cost."""
-        problem, prepared, layout = self.problem, self.prepared, self.prepared.layout
-        values = problem.batch * math.prod(problem.out_size) * problem.groups
+        problem, prepared, layout = self.grids.problem, self.prepared, self.prepared.layout
+        values = problem.batch * math.prod(self.problem.out_size) * problem.groups
         seconds = self.seconds[self.algorithm.name] * self.threads / max(1, values)
         across: Literal["anywhere", "evenly", "never"] = "anywhere"
         if prepared.spreads_nonfinite:
@@ -715,6 +740,42 @@ class Plan:
             block_height=self.prepared.layout.block_height or grid.tile.height,
         )
 
+    def _of_grid(self, out: FlatView) -> FlatView:
+        """An output whose next voxel is the next one of the same grid."""
+        spread = (stride * d for stride, d in zip(out.strides, self.grids.apart, strict=False))
+        return out._replace(strides=(*spread, *out.strides[3:]))
+
+    def _spread(self, fields: DivisionFields) -> DivisionFields:
+        """The fields of a division, with strides from one voxel of a grid to the next."""
+        for what in ("coverage", "inside"):
+            for axis, apart in zip(("plane", "row", "column"), self.grids.apart, strict=True):
+                name = f"{what}_{axis}_step"
+                setattr(fields, name, getattr(fields, name) * apart)
+        return fields
+
+    def _grid_fields(self, region: _Region, run: _Run) -> GridFields:
+        """The grids of a region."""
+        grids, out, division = self.grids, run.out, run.division
+        fields = GridFields(grids.total, all_out=Pointer(out.flat, region.out_start))
+        numbers: dict[str, Sequence[int]] = {
+            "apart": grids.apart,
+            "positions": [-(-len(t) // d) for t, d in zip(region.tables, grids.apart, strict=True)],
+            "out_apart": [stride * out.flat.itemsize for stride in out.strides[:3]],
+        }
+        if division is not None:
+            for name in ("coverage", "inside"):
+                if (array := getattr(division, name)) is not None:
+                    setattr(fields, f"all_{name}", array)
+                    numbers[f"{name}_apart"] = array.strides[:3]
+        for name, three in numbers.items():
+            for axis, number in zip("dhw", three, strict=True):
+                setattr(fields, f"{name}_{axis}", number)
+        for prefix, tables in (("", region.tables), ("mask_", region.mask_tables)):
+            for name, table, d in zip(_TABLE_NAMES, tables, grids.apart, strict=False):
+                setattr(fields, f"all_{prefix}{name}", tables_by_grid(table, d))
+        fields.all_depth, fields.all_height, fields.all_width = region.size
+        return fields
+
     def _source_fields(self, region: _Region, run: _Run) -> Source:
         source, (planes, rows, columns) = run.source, region.tables
         slope, intercept = run.scale
@@ -726,8 +787,8 @@ class Plan:
             planes=planes,
             rows=rows,
             columns=columns,
-            run_start=region.run[0],
-            run_stop=region.run[1],
+            run_start=region.run[0] if self.grids.total == 1 else 0,
+            run_stop=region.run[1] if self.grids.total == 1 else 0,
             fill=self.problem.boundary.value,
             scaled=run.scale != (1.0, 0.0),
             slope=slope,
@@ -780,15 +841,15 @@ class Plan:
         fill([worker.step], epilogue)
         return epilogue, callback
 
-    def _box_of_step(self, number: int, grid: TaskGrid, region: _Region) -> Box:
-        """The outputs of a step, relative to the region."""
+    def _box_of_step(self, number: int, grid: TaskGrid) -> Box:
+        """The outputs of a step, relative to the region, or to its grid; it may reach beyond."""
         task, index = divmod(number, grid.steps_per_task)
         rest, w = divmod(task, grid.counts.width)
         rest, h = divmod(rest, grid.counts.height)
-        plane = rest % grid.counts.depth * grid.tile.depth + index * self.depth_step
+        step_depth = self.prepared.layout.step_depth
+        plane = rest % grid.counts.depth * grid.tile.depth + index * step_depth
         start = (plane, h * grid.tile.height, w * grid.tile.width)
-        extent = (self.depth_step, grid.tile.height, grid.tile.width)
-        return Box.at(start, extent).intersect(Box.whole(region.size))
+        return Box.at(start, (step_depth, grid.tile.height, grid.tile.width))
 
     def _repair(
         self,
@@ -811,25 +872,24 @@ class Plan:
         if not checks.weights_intact():
             verdicts |= WRONG_WEIGHTS
             # from the start: some algorithms keep the array that they return as packed
-            anew = self.algorithm.prepare(self.problem, self.weights, self.dtype)
+            anew = self.algorithm.prepare(self.grids.problem, self.weights, self.dtype)
             self.prepared.weights[...] = anew.weights
         if flags is not None:
             verdicts[flags & HAS_NONFINITE != 0] = UNCHECKED
         deviations = checked.deviations
         assert isinstance(deviations, np.ndarray)
         # a task at the end of the depth has fewer steps than the others
-        task, index = np.divmod(np.arange(len(verdicts)), grid.steps_per_task)
-        block = task // (grid.counts.width * grid.counts.height) % grid.counts.depth
-        computed = block * grid.tile.depth + index * self.depth_step < region.size.depth
-        verdicts[~computed] = 0
+        verdicts[~self._computed(grid, region)] = 0
         wrong = np.flatnonzero(verdicts & WRONG)
         with checks.counts.lock:
-            checks.counts.steps += int(computed.sum())
+            checks.counts.steps += int(self._computed(grid, region).sum())
             checks.counts.unchecked += int(np.count_nonzero(verdicts & UNCHECKED))
             passed = deviations[verdicts == 0]
             checks.counts.worst = max(checks.counts.worst, float(passed.max(initial=0.0)))
         for number in wrong.tolist():
-            box, what = self._box_of_step(number, grid, region), name_of(int(verdicts[number]))
+            block = number // grid.steps_per_task // grid.counts.voxels
+            box, what = self._box_of_step(number, grid), name_of(int(verdicts[number]))
+            box = box.intersect(self._whole(block, region))
             deviation = float(deviations[number])
             if run.again or run.division is not None:
                 raise FaultError(
@@ -839,12 +899,33 @@ class Plan:
                     "memory or CPU of this machine are faulty; nothing was written, test them "
                     "before you use it"
                 )
-            group = number // grid.steps_per_task // grid.counts.voxels
-            clipped[number] = self._recompute(group, box, region, run._replace(again=True))
+            clipped[number] = self._recompute(block, box, region, run._replace(again=True))
             with checks.counts.lock:
                 plane = checks.first_plane + box.start[0]
                 fault = Fault(self.algorithm.name, what, box.size, plane, deviation)
                 checks.counts.faults.append(fault)
+
+    def _computed(self, grid: TaskGrid, region: _Region) -> NDArray[Any]:
+        """(steps,) Whether each step has outputs: tasks at an end have fewer, and grids differ."""
+        numbers = np.arange(grid.tasks * grid.steps_per_task)
+        task, index = np.divmod(numbers, grid.steps_per_task)
+        block, depth, height, width = np.unravel_index(
+            task, (grid.tasks // grid.counts.voxels, *grid.counts)
+        )
+        plane = depth * grid.tile.depth + index * self.prepared.layout.step_depth
+        starts = plane, height * grid.tile.height, width * grid.tile.width
+        first = np.unravel_index(block % self.grids.total, self.grids.apart)
+        inside: list[NDArray[np.bool_]] = [
+            start * apart + offset < size
+            for start, apart, offset, size in zip(
+                starts, self.grids.apart, first, region.size, strict=True
+            )
+        ]
+        return inside[0] & inside[1] & inside[2]
+
+    def _whole(self, block: int, region: _Region) -> Box:
+        """All outputs of a grid, by the number of the block of tasks."""
+        return Box.whole(self.grids.outputs(region.size, block % self.grids.total))
 
     def _recompute_nonfinite(
         self,
@@ -886,18 +967,21 @@ class Plan:
         clipped[again[number]] = 0
         for found in np.flatnonzero(again).tolist():
             block, step, row, column = map(int, np.unravel_index(of_step[found], extents))
-            start = (step * self.depth_step, row * tile.height, column * tile.width)
-            box = Box.at(start, (self.depth_step, *tile[1:])).intersect(Box.whole(region.size))
+            step_depth = self.prepared.layout.step_depth
+            start = (step * step_depth, row * tile.height, column * tile.width)
+            box = Box.at(start, (step_depth, *tile[1:])).intersect(self._whole(block, region))
             clipped[first[found]] = self._recompute(block, box, region, run)
 
     def _recompute(self, block: int, box: Box, region: _Region, run: _Run) -> int:
         """Recompute a box by the direct sum.
 
-        block : int     number of the groups that are packed together
-        box : Box       outputs, relative to the region
+        block : int     number of the groups that are packed together, and of the grid
+        box : Box       outputs, relative to the region or to the grid
         Returns the number of values that the output's dtype cannot represent.
         """
-        problem, together = self.problem, self.prepared.groups_together
+        problem, together = self.grids.problem, self.prepared.groups_together
+        block, number = divmod(block, self.grids.total)
+        region, run = self._one_grid(number, region, run)
         places = [
             slice(start * stride, (stop - 1) * stride + extent)
             for (start, stop), stride, extent in zip(
@@ -915,6 +999,29 @@ class Plan:
             mask_tables=_slice_tables(region.mask_tables, places) if region.mask_tables else (),
         )
         return self.fallback._convolve_region(step, run._replace(flags_incomplete=False)).clipped
+
+    def _one_grid(self, number: int, region: _Region, run: _Run) -> tuple[_Region, _Run]:
+        """A grid of a region as a region, and the run for it."""
+        if self.grids.total == 1:
+            return region, run
+        offset, apart = self.grids.offset(number), self.grids.apart
+        aside = sum(n * stride for n, stride in zip(offset, run.out.strides, strict=False))
+
+        def tables(given: Offsets) -> Offsets:
+            planes, rows, columns = (
+                tables_by_grid(table, d)[first]
+                for table, d, first in zip(given, apart, offset, strict=True)
+            )
+            return planes, rows, columns
+
+        part = region._replace(
+            tables=tables(region.tables),
+            run=(0, 0),
+            out_start=region.out_start + aside,
+            size=self.grids.outputs(region.size, number),
+            mask_tables=tables(region.mask_tables) if region.mask_tables else (),
+        )
+        return part, run._replace(out=self._of_grid(run.out))
 
     def _must_find_nonfinite(
         self, source: np.dtype[Any], scale: tuple[float, float], certainty: Certainty | None = None
@@ -939,7 +1046,7 @@ class Plan:
         return self._workers[number]
 
     def _make_worker(self) -> _Worker:
-        problem, prepared, layout = self.problem, self.prepared, self.prepared.layout
+        problem, prepared, layout = self.grids.problem, self.prepared, self.prepared.layout
         # Zeros: register tiles read beyond a row's end, into lanes that are discarded, and should
         # find no NaN there.
         scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)
@@ -1148,15 +1255,15 @@ def _check_table(owner: str, axis: int, indices: list[int], size: int) -> None:
         )
 
 
-def _output_values(filters: int, grid: TaskGrid, size: Size) -> Callable[[int], int]:
+def _output_values(filters: int, grid: TaskGrid, size: Size, grids: Grids) -> Callable[[int], int]:
     """A function that returns the number of output values of a task, by the task's number."""
 
     def count(task: int) -> int:
         rest, w = divmod(task, grid.counts.width)
         rest, h = divmod(rest, grid.counts.height)
-        d = rest % grid.counts.depth
-        sizes = zip((d, h, w), grid.tile, size, strict=True)
-        return filters * math.prod(min(n, whole - i * n) for i, n, whole in sizes)
+        block, d = divmod(rest, grid.counts.depth)
+        sizes = zip((d, h, w), grid.tile, grids.outputs(size, block % grids.total), strict=True)
+        return filters * math.prod(max(0, min(n, whole - i * n)) for i, n, whole in sizes)
 
     return count
 
@@ -1222,9 +1329,9 @@ def make_plan(
     rounded = weights.astype(real, copy=False)
     refusals, own = [], {}
     for candidate in ALGORITHMS:
-        reason = candidate.reject(problem, rounded)
+        reason = candidate.declines(problem, rounded)
         if reason is None:
-            own[candidate.name] = candidate.seconds(problem, rounded, 1)
+            own[candidate.name] = candidate.own_seconds(problem, rounded)
             continue
         refusals.append((candidate.name, reason))
         if candidate is forced:

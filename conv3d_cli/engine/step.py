@@ -110,7 +110,7 @@ class Epilogue(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class Tasks(FieldGroup):
-    """The tasks of a box of outputs, numbered by (group, depth block, height band, width band)."""
+    """The tasks of a box of outputs, by (group, grid, depth block, height band, width band)."""
 
     first_task: int = 0  # the loops run the tasks first_task <= t < last_task
     last_task: int = 0
@@ -126,6 +126,45 @@ class Tasks(FieldGroup):
     out_height: int = 0
     out_width: int = 0
     block_height: int = 0  # rows that are computed and then stored while they are in the cache
+
+
+@dataclass(eq=False, repr=False)
+class GridFields(FieldGroup):
+    """The grids of a dilated convolution, see `engine/grids.py`.
+
+    Tables are (grids along the axis, positions) int64. Distances are from one grid to the next, in
+    bytes. From these the driver sets the tables, the addresses and `out_depth`, `out_height` and
+    `out_width` for the grid of each task.
+    """
+
+    grids: int = 0  # 0: one grid, and all other fields are unused
+    apart_d: int = 0
+    apart_h: int = 0
+    apart_w: int = 0
+    all_depth: int = 0  # outputs of the region
+    all_height: int = 0
+    all_width: int = 0
+    all_planes: Memory = None
+    all_rows: Memory = None
+    all_columns: Memory = None
+    all_mask_planes: Memory = None
+    all_mask_rows: Memory = None
+    all_mask_columns: Memory = None
+    positions_d: int = 0
+    positions_h: int = 0
+    positions_w: int = 0
+    all_out: Memory = None
+    out_apart_d: int = 0
+    out_apart_h: int = 0
+    out_apart_w: int = 0
+    all_coverage: Memory = None
+    coverage_apart_d: int = 0
+    coverage_apart_h: int = 0
+    coverage_apart_w: int = 0
+    all_inside: Memory = None
+    inside_apart_d: int = 0
+    inside_apart_h: int = 0
+    inside_apart_w: int = 0
 
 
 @dataclass(eq=False, repr=False)
@@ -369,6 +408,7 @@ GROUPS: tuple[type[FieldGroup], ...] = (
     Functions,
     Epilogue,
     Tasks,
+    GridFields,
     Geometry,
     Source,
     InPlace,

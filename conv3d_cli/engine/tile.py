@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from conv3d_cli.engine.grids import Grids, grids_of, undivided
 from conv3d_cli.engine.machine_code import MachineCode
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
@@ -290,6 +291,7 @@ class Algorithm(NamedTuple):
     reject : callable       (problem, weights) -> reason why it cannot compute this problem, or None
     prepare : callable      (problem, weights, dtype) -> PreparedAlgorithm
     seconds : callable      (problem, weights, threads) -> predicted time in seconds
+    by_grids : bool         for a dilated problem, those three take the dense one of `grids`
     """
 
     name: str
@@ -297,3 +299,17 @@ class Algorithm(NamedTuple):
     reject: Callable[[ConvProblem, NDArray[Any]], str | None]
     prepare: Callable[[ConvProblem, NDArray[Any], np.dtype[Any]], PreparedAlgorithm]
     seconds: Callable[[ConvProblem, NDArray[Any], int], float]
+    by_grids: bool = False
+
+    def grids(self, problem: ConvProblem) -> Grids:
+        """The dense problem that it computes, and how far apart its voxels are."""
+        return grids_of(problem) if self.by_grids else undivided(problem)
+
+    def declines(self, problem: ConvProblem, weights: NDArray[Any]) -> str | None:
+        """Why it cannot compute a problem, or None."""
+        return self.reject(self.grids(problem).problem, weights)
+
+    def own_seconds(self, problem: ConvProblem, weights: NDArray[Any]) -> float:
+        """The time of one thread as it predicts it itself, before `costs` corrects it."""
+        grids = self.grids(problem)
+        return grids.of_all(problem, self.seconds(grids.problem, weights, 1))

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conv3d_cli.convolution.slabs import HeldPlanes, SlabSource
+from conv3d_cli.convolution.slabs import (
+    HeldPlanes,
+    RingPlanes,
+    SlabInput,
+    SlabSource,
+    Steps,
+    first_needed,
+)
 from conv3d_cli.engine.fields import Field, FileField
 from conv3d_cli.formats.base import reserve_space, spool_reader
 from conv3d_cli.formats.passes import MOST_PLANES
@@ -103,6 +110,12 @@ class _ComputedReader(VolumeReader):
         raise NotImplementedError
 
 
+def _steps_of(reader: VolumeReader) -> Steps:
+    """Which planes of a reader are computed together."""
+    step = reader.node.step if isinstance(reader, _ComputedReader) else 1
+    return Steps(reader.header.shape[1], step)
+
+
 class LayerReader(_ComputedReader):
     """A convolution's output.
 
@@ -122,22 +135,38 @@ class LayerReader(_ComputedReader):
             metadata=source.metadata,
             transform=source.transform.then(problem.voxel_transform),
         )
-        self._source: SlabSource | None = None
+        self._source: SlabSource | RingPlanes | None = None
 
     def _begin(self, n: int) -> None:
-        all_channels = slice(0, self.reader.header.shape[4])
-        self._source = SlabSource(
-            self.reader, n, all_channels, self.convolution.problem, reuses=True
-        )
+        reader, node = self.reader, self.node
+        assert isinstance(node, ConvolutionNode)
+        if not reader.sequential:
+            all_channels = slice(0, reader.header.shape[4])
+            self._source = SlabSource(reader, n, all_channels, self.convolution.problem)
+            return
+        steps = _steps_of(reader)
+        planes = node.ring(steps.step, self.team.threads)
+        self._source = None  # its memory is free for the next
+        self._source = RingPlanes(reader.empty, partial(reader.read_into, n), steps, planes)
 
     def _compute(self, n: int, start: int, stop: int, out: Array) -> None:
-        assert self._source is not None
-        slab = self._source.read(start, stop)
-        outputs = slice(0, self.convolution.problem.filters)
+        problem = self.convolution.problem
+        slab = self._input(start, stop)
+        outputs = slice(0, problem.filters)
         self.convolution.convolve(slab, out, self.team, self.reader.header.scale, outputs)
-        self._source.release(stop)
+        needed = first_needed(problem)
+        self.reader.release(n, needed[stop] if stop < len(needed) else problem.in_size[0])
         if stop == self.header.shape[1]:
             self._source = None
+
+    def _input(self, start: int, stop: int) -> SlabInput:
+        """The input of output planes start to stop - 1."""
+        assert self._source is not None
+        if isinstance(self._source, SlabSource):
+            return self._source.read(start, stop)
+        ring = self._source.read(*self.node.planes(0, start, stop))
+        planes = self.convolution.problem.source_indices(0, start, stop)
+        return SlabInput(ring, [p % len(ring) if p >= 0 else -1 for p in planes], start=start)
 
     def finish(self) -> None:
         self.reader.finish()
@@ -199,7 +228,9 @@ class OperationReader(_ComputedReader):
         self._inputs = [
             _Views(reader, n, real)
             if reader.in_memory
-            else HeldPlanes(partial(_room, reader, real), partial(_fill, reader, n))
+            else HeldPlanes(
+                partial(_room, reader, real), partial(_fill, reader, n), _steps_of(reader)
+            )
             for reader in self.readers
         ]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.convolution.prepared import Convolution
-from conv3d_cli.convolution.slabs import first_needed, last_needed
+from conv3d_cli.convolution.slabs import Steps, first_needed, last_needed
 from conv3d_cli.model.box import Runs, merge
 from conv3d_cli.model.patches import PatchLayout
 from conv3d_cli.model.spec import Triple
@@ -145,6 +145,21 @@ class ConvolutionNode(GraphNode):
         ):
             depth += step
         return depth
+
+    def ring(self, step: int, threads: int) -> int:
+        """Planes of a ring that holds the input of every call, in whole steps of `step` planes."""
+        if (step, threads) not in self._rings:
+            most, size, steps = 1, self.size[0], Steps(self.convolution.problem.in_size[0], step)
+            for start in range(0, size, self.step):
+                stop = min(start + self.at_once(start, threads), size)
+                first, end = steps.around(*self.planes(0, start, stop))
+                most = max(most, -(-(end - first) // step))
+            self._rings[step, threads] = most * step
+        return self._rings[step, threads]
+
+    @cached_property
+    def _rings(self) -> dict[tuple[int, int], int]:
+        return {}  # by step and threads
 
     def runs(self, number: int, axis: int, outputs: Runs) -> Runs:
         return input_runs(self.convolution.problem, axis, outputs)

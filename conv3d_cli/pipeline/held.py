@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from conv3d_cli.convolution.slabs import Steps
 from conv3d_cli.formats.passes import MOST_PLANES
 from conv3d_cli.pipeline.flow import WHOLE_PLANES
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, OperationNode, PatchedNode
@@ -187,6 +188,13 @@ class _Count:
         node = self.graph.nodes[source]
         return not (isinstance(node, OperationNode) and node.operation.needs_whole)
 
+    def steps(self, source: int) -> Steps:
+        """See `flow._steps_of`."""
+        if source == VOLUME:
+            return Steps(self.depth)
+        node = self.graph.nodes[source]
+        return Steps(node.size[0], node.step if self.computes(source) else 1)
+
     def _computer(self, source: int) -> Callable[[int, int], None]:
         """What happens when planes of a node are requested of its own reader."""
         if source == VOLUME:
@@ -320,21 +328,33 @@ class _Window:
         if computes and self.plane == count.plane[source]:
             self.copied = 0
         self.start = self.stop = self.room = 0  # `room`: planes of the memory
+        self.steps = count.steps(source)
+        if len(count.graph.consumers[source]) > 1:  # `Branch` gives planes one by one
+            self.steps = self.steps._replace(step=1)
+        self.of_volume = source == VOLUME  # which may be read in any order, into new memory
+        self.ring = 0  # planes, of a layer's
+        if isinstance(node, ConvolutionNode):
+            self.ring = node.ring(self.steps.step, count.threads)
 
     def read(self, start: int, stop: int) -> None:
         """Get planes start to stop - 1."""
         count = self.count
         if stop > self.stop:
-            have, former = max(start, self.stop), 0
-            if self.room < stop - start:
+            first, end = self.steps.around(start, stop)
+            have, former = max(first, self.stop), 0
+            first = min(start, have)
+            if self.room < max(self.ring, end - first):
                 former = self.room * self.plane
-                count.kept += (stop - start) * self.plane - former
-                self.room = stop - start
+                self.room = max(self.ring, end - first)
+                count.kept += self.room * self.plane - former
             with count.pass_by(former):  # until its planes are copied
                 pass
-            self.fill(have, stop)
-            self.start, self.stop = start, stop
-        count.note(self.position, 0, stop - start)
+            while have < end:  # a ring's planes, until its memory ends and begins again
+                until = min(end, have - have % self.ring + self.ring) if self.ring else end
+                self.fill(have, until)
+                have = until
+            self.start, self.stop = first, end
+        count.note(self.position, 0, stop - start if self.of_volume else self.ring or stop - start)
 
     def fill(self, start: int, stop: int) -> None:
         """Request planes, and copy them if their reader cannot fill this memory."""

@@ -1,12 +1,12 @@
 """Whole networks beside onnxruntime and PyTorch: whole processes, in turn, on the same ONNX file.
 
 python tests/benchmarks/networks.py [meshnet] [unet] [--size 128] [--rounds 3] [--threads 1]
-    [--peers PYTHON] [--folder DIR] [--terms]
+    [--peers PYTHON] [--beside onnxruntime] [--folder DIR] [--terms]
 
 `meshnet` has ten convolutions of 21 channels with dilations up to 16; `unet` has three levels of
 16, 32 and 64 channels, with max pooling, transposed convolutions and skips. Both have random
 weights. PYTHON is an interpreter that has onnx, onnxruntime and torch (`pip install onnx
-onnxruntime torch`). Every process reads the volume from a .npy file and writes its result to one.
+onnxruntime torch`), or only those that `--beside` names. Every process reads the volume from a .npy file and writes its result to one.
 CPU seconds are the least of all rounds and peaks the largest; ratios are the other's to ours.
 `--terms` prints the memory that was forecast, term by term.
 """
@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +179,15 @@ def run_torch(model: str, source: str, target: str, threads: int) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def commands(folder: Path, network: str, peers: str, threads: int) -> dict[str, list[str]]:
+def commands(
+    folder: Path, network: str, peers: str, beside: Sequence[str], threads: int
+) -> dict[str, list[str]]:
     """The command of each program."""
     model, source = folder / f"{network}.onnx", folder / "x.npy"
     conv3d = [sys.executable, "-m", "conv3d_cli", "apply", str(source), "-c", str(model), "-q"]
     conv3d += ["--data-format", "channels_first", "-j", str(threads), "--overwrite"]
     found = {"conv3d": [*conv3d, "-o", str(folder / "conv3d.npy")]}
-    for peer in PEERS:
+    for peer in beside if peers else []:
         given = ["--as", peer, str(model), str(source), str(folder / f"{peer}.npy"), str(threads)]
         found[peer] = [peers, __file__, *given]
     return found
@@ -205,9 +207,8 @@ def measure(folder: Path, network: str, options: argparse.Namespace) -> None:
     """Print the rows of a network."""
     from whole_process import run  # what it imports, the others do not have
 
-    programs = commands(folder, network, options.peers, options.threads)
-    if not options.peers:
-        programs = {"conv3d": programs["conv3d"]}
+    beside = options.beside or PEERS
+    programs = commands(folder, network, options.peers, beside, options.threads)
     run(programs["conv3d"])  # compiles, and fills the disk's cache
     runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in programs}
     for _ in range(options.rounds):
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", default="", help="a Python with onnx, onnxruntime and torch")
+    parser.add_argument("--beside", action="append", choices=PEERS, help="one of these; all")
     parser.add_argument("--folder", help="where files are made")
     parser.add_argument("--terms", action="store_true")
     options = parser.parse_args()

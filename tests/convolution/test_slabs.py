@@ -14,7 +14,9 @@ from strategies import BOUNDARIES, Geometry, geometries
 
 from conv3d_cli.convolution.slabs import (
     HeldPlanes,
+    RingPlanes,
     SlabSource,
+    Steps,
     cut_slabs,
     first_needed,
     last_needed,
@@ -69,14 +71,12 @@ def walked_planes(problem: ConvProblem, start: int, stop: int) -> list[int | Non
     ]
 
 
-def check_all_slabs(
-    problem: ConvProblem, depth: int, sequential: bool, reuses: bool = False
-) -> None:
+def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
     slabs = cut_slabs(problem, depth)
     reader = WatchedReader(2, problem.in_size[0], problem.in_channels, sequential)
     for n in range(2):
         read_before = reader.planes_read
-        source = SlabSource(reader, n, slice(0, problem.in_channels), problem, reuses)
+        source = SlabSource(reader, n, slice(0, problem.in_channels), problem)
         for index, slab in enumerate(slabs):
             given_ = source.read(slab.start, slab.stop)
             expected = walked_planes(problem, slab.start, slab.stop)
@@ -111,11 +111,6 @@ depths = st.integers(1, 12)
 @given(geometries(boundaries=tuple(b for b in BOUNDARIES if b != "wrap")), depths)
 def test_a_stream_is_read_forward_and_once(geometry: Geometry, depth: int) -> None:
     check_all_slabs(geometry.problem, depth, sequential=True)
-
-
-@given(geometries(boundaries=tuple(b for b in BOUNDARIES if b != "wrap")), depths)
-def test_slabs_in_memory_that_is_used_again(geometry: Geometry, depth: int) -> None:
-    check_all_slabs(geometry.problem, depth, sequential=True, reuses=True)
 
 
 @given(geometries(), depths)
@@ -160,11 +155,41 @@ def test_held_planes_move_within_their_memory() -> None:
         asked.append((depth.start, depth.stop))
         out[...] = np.arange(depth.start, depth.stop)[:, None]
 
-    held = HeldPlanes(room, fill)
+    held = HeldPlanes(room, fill, Steps(17))
     for start, stop in [(0, 3), (1, 5), (1, 4), (4, 8), (7, 8), (12, 14), (13, 17)]:
         assert held.read(start, stop)[:, 1].tolist() == list(range(start, stop))
     assert rooms == [3, 4]  # none for as many planes or fewer
     assert asked == [(0, 3), (3, 5), (5, 8), (12, 14), (14, 17)]  # each once
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 6), st.integers(1, 9))
+def test_windows_are_filled_in_whole_steps(
+    data: st.DataObject, size: int, step: int, window: int
+) -> None:
+    """Each step at most once; a ring moves no plane."""
+    steps, asked = Steps(size, step), list[tuple[int, int]]()
+
+    def fill(depth: slice, out: Array) -> None:
+        asked.append((depth.start, depth.stop))
+        out[...] = np.arange(depth.start, depth.stop)
+
+    def room(planes: int) -> Array:
+        return np.full(planes, -1)
+
+    windows, start, stop = list[tuple[int, int]](), 0, 0
+    while stop < size:
+        start = data.draw(st.integers(start, size - 1))
+        stop = data.draw(st.integers(max(start + 1, stop), max(min(start + window, size), stop)))
+        windows.append((start, stop))
+    held = HeldPlanes(room, fill, steps)
+    most = max(-(-(end - first) // step) for first, end in (steps.around(*w) for w in windows))
+    ring = RingPlanes(room, fill, steps, most * step)
+    for read in (held.read, lambda *w: ring.read(*w)[np.arange(*w) % (most * step)]):
+        asked.clear()
+        for first, end in windows:
+            assert read(first, end).tolist() == list(range(first, end))
+        assert all(a % step == 0 and (b % step == 0 or b == size) for a, b in asked)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(asked))
 
 
 def test_a_slab_wholly_outside_reads_nothing() -> None:

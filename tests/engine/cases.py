@@ -291,7 +291,7 @@ def declines(algorithm: str, case: Case) -> str | None:
     """Why an algorithm declines a case; None if it accepts."""
     volume, weights = case.arrays()
     problem = case.spec().resolve(volume.shape, weights.shape)
-    reason = next(a for a in ALGORITHMS if a.name == algorithm).reject(problem, weights)
+    reason = next(a for a in ALGORITHMS if a.name == algorithm).declines(problem, weights)
     assert reason is None or (isinstance(reason, str) and reason), reason
     return reason
 

@@ -93,7 +93,7 @@ def test_predictions_are_finite_and_grow_with_the_volume(cpu: str) -> None:
         for size in (1, 10, 100, 1000):
             problem = problem_of(channels, filters, kernel, size)
             own = {
-                algorithm.name: algorithm.seconds(problem, WEIGHTS, 1)
+                algorithm.name: algorithm.own_seconds(problem, WEIGHTS)
                 for algorithm in ALGORITHMS
                 if algorithm.name in ("direct", "channels", "few-filters")
             }
@@ -129,8 +129,8 @@ def test_predictions_are_the_same_bits_in_every_python(monkeypatch: pytest.Monke
         problem = problem_of(channels, channels, kernel, 23)
         weights = np.ones((kernel, kernel, kernel, channels, channels), np.float32)
         own = {
-            algorithm.name: algorithm.seconds(problem, weights, 1)
+            algorithm.name: algorithm.own_seconds(problem, weights)
             for algorithm in ALGORITHMS
-            if algorithm.reject(problem, weights) is None
+            if algorithm.declines(problem, weights) is None
         }
         assert choose(problem, own) in own

@@ -19,7 +19,7 @@ def plan_for(algorithm: str, case: Case, weights: np.ndarray | None = None, **kw
     volume, random_weights = case.arrays()
     weights = random_weights if weights is None else weights
     problem = case.spec().resolve(volume.shape, weights.shape)
-    if next(a for a in ALGORITHMS if a.name == algorithm).reject(problem, weights):
+    if next(a for a in ALGORITHMS if a.name == algorithm).declines(problem, weights):
         pytest.skip(f"{algorithm} declines this case")
     return make_plan(problem, weights, algorithm=algorithm, **kwargs)
 

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from conv3d_cli import conv3d as convolve
-from conv3d_cli.convolution.slabs import SlabInput, SlabSource
+from conv3d_cli.convolution.slabs import RingPlanes, SlabInput, SlabSource
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan, planning_bytes
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import ConvSpec
@@ -158,7 +159,7 @@ def test_packed_weights_take_what_was_said(
     problem = spec.resolve((1, 16, 16, 16, shape[3] * groups), shape)
     weights = np.random.default_rng(1).standard_normal(shape)
     for algorithm in ALGORITHMS:
-        if algorithm.reject(problem, weights) is not None:
+        if algorithm.declines(problem, weights) is not None:
             continue
         make_plan(problem, weights, dtype=dtype, algorithm=algorithm.name).prepared.weights  # noqa: B018 - loads loops
         tracemalloc.start()
@@ -174,6 +175,29 @@ def test_packed_weights_take_what_was_said(
             tracemalloc.stop()
         assert kept <= plan.prepared.weight_bytes.kept + MIB, algorithm.name
         assert peak <= sum(plan.prepared.weight_bytes) + MIB, algorithm.name
+
+
+def planes_of_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """What tells, for each input that is read in slabs or kept in a ring, its most planes."""
+    found: dict[int, tuple[Any, int]] = {}
+    of_slab, of_ring = SlabSource.read, RingPlanes.read
+
+    def remember(owner: Any, planes: int) -> None:
+        found[id(owner)] = owner, max(planes, found.get(id(owner), (None, 0))[1])
+
+    def slab(self: SlabSource, start: int, stop: int) -> SlabInput:
+        result = of_slab(self, start, stop)
+        remember(self, len(result.source))
+        return result
+
+    def ring(self: RingPlanes, start: int, stop: int) -> Any:
+        result = of_ring(self, start, stop)
+        remember(self, len(result))
+        return result
+
+    monkeypatch.setattr(SlabSource, "read", slab)
+    monkeypatch.setattr(RingPlanes, "read", ring)
+    return lambda: [planes for _, planes in found.values()]
 
 
 @pytest.mark.parametrize("dilations", [(1, 2, 4, 2, 1), (4,), (1, 1), (3, 1, 2)])
@@ -192,17 +216,7 @@ def test_chains_hold_the_planes_that_were_counted(
         )
         for n, d in enumerate(dilations)
     )
-    windows: dict[int, int] = {}
-    read = SlabSource.read
-
-    def spied(self: SlabSource, start: int, stop: int) -> SlabInput:
-        slab = read(self, start, stop)
-        windows[id(self)] = max(windows.get(id(self), 0), len(slab.source))
-        kept.append(self)
-        return slab
-
-    kept: list[Any] = []
-    monkeypatch.setattr(SlabSource, "read", spied)
+    windows = planes_of_windows(monkeypatch)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
     job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages)
@@ -212,7 +226,7 @@ def test_chains_hold_the_planes_that_were_counted(
     run_job(job)
     counted = sorted(count_held(graph, 1, depth).window_planes)
     if len(stages) > 1:
-        assert sorted(windows.values()) == counted
+        assert sorted(windows()) == counted
         assert math.prod(counted) < 64 ** len(stages)  # less than whole volumes
 
 
@@ -223,26 +237,16 @@ def test_a_deep_slab_leaves_the_windows_before_it_shallow(
     x = np.random.default_rng(1).standard_normal((64, 6, 6)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     weights = np.random.default_rng(2).standard_normal((3, 3, 3, 1, 1))
-    windows: dict[int, int] = {}
-    read = SlabSource.read
-
-    def spied(self: SlabSource, start: int, stop: int) -> SlabInput:
-        slab = read(self, start, stop)
-        kept.append(self)
-        windows[id(self)] = max(windows.get(id(self), 0), len(slab.source))
-        return slab
-
-    kept: list[Any] = []
-    monkeypatch.setattr(SlabSource, "read", spied)
+    windows = planes_of_windows(monkeypatch)
     stages = tuple(Stage(Kernel(weights), padding="same") for _ in range(4))
     job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages, threads=1)
     with prepare_job(job) as prepared:
         graph, depth = prepared.graph, prepared.stream_plan.slab_depth
     assert depth == 64
     run_job(job)
-    assert sorted(windows.values()) == sorted(count_held(graph, 1, depth).window_planes)
-    assert sorted(windows.values())[-1] == 64
-    assert sorted(windows.values())[-2] <= 10
+    assert sorted(windows()) == sorted(count_held(graph, 1, depth).window_planes)
+    assert sorted(windows())[-1] == 64
+    assert sorted(windows())[-2] <= 10
     expected = x[None, ..., None]
     for _ in range(4):
         expected = convolve(expected, weights, padding="same", boundary="zeros")

@@ -525,9 +525,8 @@ def choose_tiles(problem: ConvProblem) -> tuple[Tiles, float] | None:
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     """Why it cannot compute this problem, or should not; None if it can."""
-    for what, values in (("strides are", problem.strides), ("dilation is", problem.dilation_rate)):
-        if values != (1, 1, 1):
-            return f"{what} {'x'.join(map(str, values))}, not 1"
+    if problem.strides != (1, 1, 1):
+        return f"strides are {'x'.join(map(str, problem.strides))}, not 1"
     few = min(problem.channels_per_group, problem.filters_per_group)
     if few < LEAST_CHANNELS:
         return f"fewer than {LEAST_CHANNELS} channels or filters per group: {few}"
@@ -557,4 +556,5 @@ ALGORITHM = Algorithm(
     reject=reject,
     prepare=prepare,
     seconds=seconds,
+    by_grids=True,
 )

@@ -5,8 +5,8 @@ a 3x3x3 kernel need 3.4 or 4.5 times fewer multiplications than the direct sum, 
 the direct sum could be at the CPU's FMA peak. The rounding error is 2 to 3.5 times that of the
 direct sum, and up to 5 times with F(4, 3) along two axes of a flat kernel.
 
-An axis with one weight is not transformed. With dilation, each tile takes its voxels from one of
-the grids that the dilation divides the volume into; there the kernel is dense.
+An axis with one weight is not transformed. With dilation, each grid is computed by itself
+(`engine/grids.py`).
 
 Source: Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016; Jia, Zlateski,
 Durand & Li, "Optimizing N-dimensional, Winograd-based convolution for manycore CPUs", PPoPP 2018.
@@ -176,7 +176,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         problem,
         Size(depth, rows * blocking.height, columns * blocking.width),
         filters=padded_filters,
-        step_depth=step_depth(problem, blocking),
+        step_depth=blocking.depth,
         channel_pitch=-(-channels // 16) * 16,
         workspace_bytes=blocking.positions * (evaluated_step + product_step),
     )
@@ -192,7 +192,6 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             product_step,
             blocking.blocks,
             depth_weights,
-            *problem.dilation_rate,
         ],
         np.int64,
     )
@@ -246,22 +245,18 @@ def choose_tiles(problem: ConvProblem, itemsize: int) -> tuple[TileBlocking, int
         block_filters = max(blocking.vectors, blocking.last_vectors) * lanes
         tile_numbers = blocking.positions * (blocking.chunk * blocking.chunks + block_filters)
         most = max(CACHE_BYTES // (tile_numbers * itemsize), blocking.rows, 1)
-        # rows and columns of tiles, of all the grids that dilation makes
-        grids = grids_of(problem, blocking)[1:]
         all_rows, all_columns = (
-            -(-size // (one * grid))
-            for size, one, grid in zip(problem.out_size[1:], outputs[1:], grids, strict=True)
+            -(-size // one) for size, one in zip(problem.out_size[1:], outputs[1:], strict=True)
         )
         steps = problem.groups * -(-problem.out_size[0] // blocking.depth)
         for rows, columns in itertools.product(even_parts(all_rows), even_parts(all_columns)):
-            tiles = rows * grids[0], columns * grids[1]
-            if tiles[0] * tiles[1] <= most or rows == columns == 1:
+            if rows * columns <= most or rows == columns == 1:
                 time = math.fsum(
-                    times_r * times_c * step_seconds(problem, blocking, r * grids[0], c * grids[1])
+                    times_r * times_c * step_seconds(problem, blocking, r, c)
                     for r, times_r in parts(all_rows, rows)
                     for c, times_c in parts(all_columns, columns)
                 )
-                found.append((time * steps, blocking, *tiles))
+                found.append((time * steps, blocking, rows, columns))
     time, blocking, rows, columns = min(found, key=lambda one: one[0])
     return blocking, rows, columns, time
 
@@ -280,20 +275,6 @@ def tile_outputs(kernel_size: tuple[int, int, int]) -> list[tuple[int, int, int]
     return list(itertools.product((DEPTH if depth > 1 else 1,), heights, widths))
 
 
-def grids_of(problem: ConvProblem, blocking: TileBlocking) -> tuple[int, int, int]:
-    """How many grids dilation divides the outputs into, along each axis with several weights."""
-    depth, height, width = (
-        rate if outputs > 1 else 1
-        for rate, outputs in zip(problem.dilation_rate, blocking.outputs, strict=True)
-    )
-    return depth, height, width
-
-
-def step_depth(problem: ConvProblem, blocking: TileBlocking) -> int:
-    """Output planes of a step: those of one layer of tiles, of all grids along depth."""
-    return blocking.depth * grids_of(problem, blocking)[0]
-
-
 def task_depth(problem: ConvProblem, blocking: TileBlocking, rows: int, columns: int) -> int:
     """Output planes of a task of rows x columns tiles."""
     depth, height, width = problem.out_size
@@ -303,9 +284,8 @@ def task_depth(problem: ConvProblem, blocking: TileBlocking, rows: int, columns:
         * math.ceil(width / (columns * blocking.width))
     )
     enough = [planes for planes in TASK_DEPTHS if bands * math.ceil(depth / planes) >= TASKS]
-    step = step_depth(problem, blocking)
     planes = min(enough[0] if enough else TASK_DEPTHS[-1], depth)
-    return math.ceil(planes / step) * step
+    return math.ceil(planes / blocking.depth) * blocking.depth
 
 
 def step_seconds(problem: ConvProblem, blocking: TileBlocking, rows: int, columns: int) -> float:
@@ -365,4 +345,5 @@ ALGORITHM = Algorithm(
     reject=reject,
     prepare=prepare,
     seconds=seconds,
+    by_grids=True,
 )

@@ -46,6 +46,33 @@ def _find_inner(step):
     step[F.inner_column_stop] = first + (min(stop - over, width) - first) // lanes * lanes
 
 
+@inlined
+def _enter_grid(step, grid):
+    """Set the fields that depend on the grid of a task; see `GridFields`."""
+    w = grid % step[F.apart_w]
+    h = grid // step[F.apart_w] % step[F.apart_h]
+    d = grid // step[F.apart_w] // step[F.apart_h]
+    step[F.out_depth] = (step[F.all_depth] - d + step[F.apart_d] - 1) // step[F.apart_d]
+    step[F.out_height] = (step[F.all_height] - h + step[F.apart_h] - 1) // step[F.apart_h]
+    step[F.out_width] = (step[F.all_width] - w + step[F.apart_w] - 1) // step[F.apart_w]
+    planes, rows = 8 * d * step[F.positions_d], 8 * h * step[F.positions_h]
+    columns = 8 * w * step[F.positions_w]
+    step[F.planes] = step[F.all_planes] + planes
+    step[F.rows] = step[F.all_rows] + rows
+    step[F.columns] = step[F.all_columns] + columns
+    step[F.mask_planes] = step[F.all_mask_planes] + planes
+    step[F.mask_rows] = step[F.all_mask_rows] + rows
+    step[F.mask_columns] = step[F.all_mask_columns] + columns
+    aside = d * step[F.out_apart_d] + h * step[F.out_apart_h] + w * step[F.out_apart_w]
+    step[F.out] = step[F.all_out] + aside
+    if step[F.all_coverage] != 0:
+        aside = d * step[F.coverage_apart_d] + h * step[F.coverage_apart_h]
+        step[F.coverage] = step[F.all_coverage] + aside + w * step[F.coverage_apart_w]
+    if step[F.all_inside] != 0:
+        aside = d * step[F.inside_apart_d] + h * step[F.inside_apart_h]
+        step[F.inside] = step[F.all_inside] + aside + w * step[F.inside_apart_w]
+
+
 def run_tasks():
     """Run the tasks first_task <= t < last_task of a step record (terms: see `engine/step.py`)."""
 
@@ -58,7 +85,11 @@ def run_tasks():
             band = task // step[F.width_bands]
             block = band // step[F.height_bands]
             step[F.task] = task
-            step[F.group] = step[F.first_group] + block // step[F.depth_blocks]
+            group = block // step[F.depth_blocks]
+            if step[F.grids] > 0:
+                _enter_grid(step, group % step[F.grids])
+                group //= step[F.grids]
+            step[F.group] = step[F.first_group] + group
             first_plane = block % step[F.depth_blocks] * step[F.tile_depth]
             step[F.plane] = first_plane
             step[F.row] = band % step[F.height_bands] * step[F.tile_height]
@@ -67,6 +98,8 @@ def run_tasks():
             step[F.depth] = end_plane - first_plane
             step[F.height] = min(step[F.tile_height], step[F.out_height] - step[F.row])
             step[F.width] = min(step[F.tile_width], step[F.out_width] - step[F.column])
+            if min(step[F.depth], step[F.height], step[F.width]) <= 0:
+                continue  # not all grids have equally many voxels
             packed = first_plane * stride
             _find_inner(step)
             step[F.last_nonfinite] = step[F.last_incomplete] = -1

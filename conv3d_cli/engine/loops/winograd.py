@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL, points, transform_matrix
-from conv3d_cli.engine.loops.simd import I64, Vec, const, inlined, memory
+from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
 from conv3d_cli.engine.step import F
 
 
@@ -338,12 +338,6 @@ def _transform_kernel(
     return sig, codegen
 
 
-@inlined
-def first_output(number, outputs, apart):
-    """The first output of a row or column of tiles; `apart` grids take turns, see `sum_tiles`."""
-    return number // apart * outputs * apart + number % apart
-
-
 def transform_weights(md, mh, mw, lanes, source_real, real):
     """Evaluate kernels at the points of the tiles, in the order in which `sum_tiles` reads them.
 
@@ -395,9 +389,7 @@ def transform_weights(md, mh, mw, lanes, source_real, real):
 
 
 def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real):
-    """Sum a step of a task, in tiles of md x mh x mw outputs: `md` planes of each grid.
-
-    Dilation divides the outputs into grids of every dilation-th voxel; a tile lies in one of them.
+    """Sum a step of a task, in tiles of md x mh x mw outputs: `md` planes.
 
     rows, vectors : int     register tile of the products, for full blocks of filters; vectors is 0
                             if there are none
@@ -406,7 +398,7 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
     chunk : int             channels summed at once, and the pitch of the evaluated inputs
     Parameters (int64): chunks; turns of the last chunk; most tiles of a position; bytes from one
     position to the next in the evaluated inputs, and in the products; full blocks of filters; bytes
-    of the weights of a group and depth position; dilation along depth, height and width.
+    of the weights of a group and depth position.
     Weights: (groups, depth positions, blocks of filters, positions of a plane, channels, filters of
     a block).
     """
@@ -421,16 +413,10 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
         chunks, last_turns, room = parameters[0], parameters[1], parameters[2]
         evaluated_step, product_step, blocks = parameters[3], parameters[4], parameters[5]
         depth_weights = parameters[6]
-        apart_d = parameters[7] if md > 1 else 1
-        apart_h = parameters[8] if mh > 1 else 1
-        apart_w = parameters[9] if mw > 1 else 1
         height, width, planes = step[F.height], step[F.width], step[F.step_planes]
-        tile_rows = apart_h * ((height + mh * apart_h - 1) // (mh * apart_h))
-        tile_columns = apart_w * ((width + mw * apart_w - 1) // (mw * apart_w))
+        tile_rows, tile_columns = (height + mh - 1) // mh, (width + mw - 1) // mw
         tiles = tile_rows * tile_columns
-        halo_d = 2 * apart_d if md > 1 else 0
-        halo_h = 2 * apart_h if mh > 1 else 0
-        halo_w = 2 * apart_w if mw > 1 else 0
+        halo_d, halo_h, halo_w = 2 * (md > 1), 2 * (mh > 1), 2 * (mw > 1)
         window = memory(step[F.window], np.int64)
         row, column = itemsize * step[F.row_step], itemsize * step[F.pitch]
         acc_row, acc_column = itemsize * step[F.acc_row_step], itemsize * step[F.acc_column_step]
@@ -446,24 +432,21 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
                 line = memory(plane + j * row + start * column, kind)
                 for p in range((tile_columns * mw + halo_w - start) * step[F.pitch]):
                     line[p] = kind(0)
-        # every grid along depth, and there every position
-        for turn in range(min(apart_d, planes) * depths):
-            grid, depth = turn // depths, turn % depths
-            has_lower = md > 1 and grid + apart_d < planes
+        for depth in range(depths):
+            has_lower = planes > 1
             if depth == 3 and not has_lower:
                 continue
             # B transposed along depth: d2 - d0, d2 + d1, d2 - d1, d3 - d1
             source = step[F.scratch]
             other = step[F.scratch]
             if md > 1:
-                source += window[grid + (2 if depth < 3 else 3) * apart_d]
-                other += window[grid + (0 if depth == 0 else apart_d)]
+                source += window[2 if depth < 3 else 3]
+                other += window[0 if depth == 0 else 1]
             else:
-                source += window[grid]
+                source += window[0]
             sign = 1.0 if depth == 1 else -1.0
             for t in range(tiles):
-                aside = first_output(t // tile_columns, mh, apart_h) * row
-                aside += first_output(t % tile_columns, mw, apart_w) * column
+                aside = t // tile_columns * mh * row + t % tile_columns * mw * column
                 for part in range(chunks):
                     vectors_here = chunk // lanes
                     if part == chunks - 1:
@@ -477,8 +460,8 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
                         source=source + aside + part * chunk * itemsize,
                         other=other + aside + part * chunk * itemsize,
                         sign=sign,
-                        row=row * apart_h,
-                        column=column * apart_w,
+                        row=row,
+                        column=column,
                         vectors=vectors_here,
                         out=evaluated + (part * room + t) * chunk * itemsize,
                         position_step=evaluated_step,
@@ -543,10 +526,8 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
                         weights += turns * UNROLL * filters * itemsize
                 for t in range(tiles):
                     upper = step[F.accumulator] + block * lanes * vectors * itemsize
-                    upper += grid * acc_plane
-                    upper += first_output(t // tile_columns, mh, apart_h) * acc_row
-                    upper += first_output(t % tile_columns, mw, apart_w) * acc_column
-                    lower = upper + apart_d * acc_plane if has_lower else 0
+                    upper += t // tile_columns * mh * acc_row + t % tile_columns * mw * acc_column
+                    lower = upper + acc_plane if has_lower else 0
                     here = products + t * filters * itemsize
                     if block >= blocks:
                         _transform_back(
@@ -560,8 +541,8 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
                             depth=depth,
                             upper=upper,
                             lower=lower,
-                            row=acc_row * apart_h,
-                            column=acc_column * apart_w,
+                            row=acc_row,
+                            column=acc_column,
                         )
                     else:
                         _transform_back(
@@ -575,8 +556,8 @@ def sum_tiles(md, mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, 
                             depth=depth,
                             upper=upper,
                             lower=lower,
-                            row=acc_row * apart_h,
-                            column=acc_column * apart_w,
+                            row=acc_row,
+                            column=acc_column,
                         )
 
     return loops

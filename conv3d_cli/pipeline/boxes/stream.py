@@ -68,7 +68,7 @@ class BoxJob:
         The tile is used along axes on which the output has no chunks.
         """
         plan = self.convolutions[-1].plan
-        tile = (plan.depth_step, *plan.prepared.layout.tile[1:])
+        tile = plan.tile._replace(depth=plan.depth_step)
         depth, height, width = (
             min(t if n == 1 else n, size)
             for n, t, size in zip(self.writing.unit, tile, plan.problem.out_size, strict=True)
