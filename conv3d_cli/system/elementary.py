@@ -58,7 +58,7 @@ def total(values: ArrayLike) -> float:
     try:
         return math.fsum(runs)
     except (OverflowError, ValueError):  # sums beyond float64, and of both infinities
-        return sum(runs)
+        return float(sum(runs))
 
 
 class _Kind(NamedTuple):
