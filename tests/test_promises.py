@@ -64,6 +64,7 @@ def test_digests_are_counted() -> None:
     for part, words in {
         "engine": "of the engine", "plans": "of the planner's choices", "kernels": "of kernels",
         "formats": "of voxels out of each format", "presets": "of presets",
+        "wide": "of separable kernels on wide rows",
     }.items():  # fmt: skip
         assert f"{rows.pop(part)} {words}" in TEXT
     assert not rows

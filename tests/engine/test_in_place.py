@@ -99,7 +99,7 @@ def test_integers(dtype: str, boundary: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int32", "uint32"])
 def test_wide_integers(dtype: str) -> None:
-    compare(CASE, dtype)
+    compare(FOLDED, dtype)
 
 
 def test_a_constant_that_the_source_cannot_hold() -> None:
@@ -140,10 +140,13 @@ def test_checked_steps(kernel: tuple[int, int, int], weights: str, precision: st
     np.testing.assert_array_equal(found, run(plan_for(case, precision), apart(volume)))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int16"])
 @BOTH
-def test_float64(dtype: str, case: Case) -> None:
-    compare(case, dtype, "float64")
+def test_float64(case: Case) -> None:
+    compare(case, "float64", "float64")
+
+
+def test_integers_in_float64() -> None:
+    compare(FOLDED, "int16", "float64")
 
 
 @pytest.mark.parametrize("weights", ["random", "symmetric"])

@@ -6,6 +6,7 @@ import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ from conv3d_cli.errors import (
     WriteError,
 )
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.pipeline.flow import LayerReader
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import check_paths, run_job
@@ -130,13 +132,16 @@ def test_slabs_are_whole_steps_of_the_plan(
 
     monkeypatch.setattr(Plan, "depth_step", property(lambda self: step))
     seen: list[tuple[int, int]] = []
-    read = SlabSource.read
+    for layer, method in ((SlabSource, "read"), (LayerReader, "_input")):
 
-    def spied(self: SlabSource, start: int, stop: int) -> SlabInput:
-        seen.append((start, stop))
-        return read(self, start, stop)
+        def spied(
+            self: Any, start: int, stop: int, read: Any = getattr(layer, method)
+        ) -> SlabInput:
+            seen.append((start, stop))
+            found: SlabInput = read(self, start, stop)
+            return found
 
-    monkeypatch.setattr(SlabSource, "read", spied)
+        monkeypatch.setattr(layer, method, spied)
     job = replace(job, target="y.npy")
     if scarce:
         job = replace(job, threads=1)  # with more, slabs are deeper, so that all have work

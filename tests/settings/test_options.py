@@ -52,6 +52,7 @@ NO_OPTIONS = {
         "channel_names",
         "peak_rules",
         "found",
+        "making",
         "beside",
         "preset",
         "history",

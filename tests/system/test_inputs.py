@@ -64,9 +64,10 @@ def test_a_walk_leaves_nothing_out_that_it_cannot_list(
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return usual(path)
 
-    monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(PermissionError):
-        list(walk(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        with pytest.raises(PermissionError):
+            list(walk(tmp_path))
 
 
 class TestFilesThatAFileNames:
