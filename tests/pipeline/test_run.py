@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,16 @@ def test_memory_does_not_grow_with_the_number_of_volumes(tmp_path: Path) -> None
     assert peak < series.nbytes / 2
 
 
+def noting(read: Callable[..., SlabInput], seen: list[tuple[int, int]]) -> Any:
+    """The method, which also appends its planes to a list."""
+
+    def noted(self: Any, start: int, stop: int) -> SlabInput:
+        seen.append((start, stop))
+        return read(self, start, stop)
+
+    return noted
+
+
 @pytest.mark.parametrize("step", [1, 2, 5, 7, 100])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("scarce", [False, True])
@@ -133,15 +144,7 @@ def test_slabs_are_whole_steps_of_the_plan(
     monkeypatch.setattr(Plan, "depth_step", property(lambda self: step))
     seen: list[tuple[int, int]] = []
     for layer, method in ((SlabSource, "read"), (LayerReader, "_input")):
-
-        def spied(
-            self: Any, start: int, stop: int, read: Any = getattr(layer, method)
-        ) -> SlabInput:
-            seen.append((start, stop))
-            found: SlabInput = read(self, start, stop)
-            return found
-
-        monkeypatch.setattr(layer, method, spied)
+        monkeypatch.setattr(layer, method, noting(getattr(layer, method), seen))
     job = replace(job, target="y.npy")
     if scarce:
         job = replace(job, threads=1)  # with more, slabs are deeper, so that all have work
