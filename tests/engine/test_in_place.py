@@ -16,6 +16,7 @@ import pytest
 from cases import Case, run
 
 from conv3d_cli.engine import Plan, make_plan, plan
+from conv3d_cli.engine.algorithms import separable
 from conv3d_cli.engine.step import F
 from conv3d_cli.layer import activations
 
@@ -63,9 +64,10 @@ def compare(case: Case, dtype: str = "float32", precision: str = "float32", **kw
 
 @pytest.fixture(params=["plain", "streaming"])
 def stores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both kinds of stores, whatever the output's size."""
+    """Both kinds of stores, and of separable loops, whatever the output's size."""
     if request.param == "streaming":
         monkeypatch.setattr(plan, "STREAMING_BYTES", 0)
+        monkeypatch.setattr(separable, "UNROLLED_VOXELS", 0)
 
 
 @pytest.mark.parametrize("width", [64, 79, 96, 144, 600])
@@ -75,6 +77,20 @@ def test_widths_and_kernels(width: int, kernel: tuple[int, int, int]) -> None:
     if width + kernel[2] < 66:
         pytest.skip("too narrow")
     compare(Case((4, 6, width), kernel, padding="full", boundary="constant=2.5"))
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (2, 17, 4), (18, 5, 9), (1, 5, 13)])
+@pytest.mark.parametrize("weights", ["symmetric", "outer"])
+def test_loops_of_known_taps_have_the_same_bits(
+    kernel: tuple[int, int, int], weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case((20, 21, 131), kernel, boundary="mirror", weights=weights)
+    for dtype in "float32", "float64":
+        usual = run(plan_for(case, dtype), source(case, dtype))
+        with monkeypatch.context() as patch:
+            patch.setattr(separable, "UNROLLED_VOXELS", 0)
+            unrolled = plan_for(case, dtype)
+        np.testing.assert_array_equal(run(unrolled, source(case, dtype)), usual)
 
 
 @pytest.mark.parametrize("width", [300, 415, 600])

@@ -51,7 +51,10 @@ MOST_FILTERS = 4  # per group; each filter needs its own planes in the ring
 # The terms of a constant volume are equal and all round the same way: chunks of 32 keep the error
 # of three passes below 1e-6 (measured for boxes of up to 201 taps per axis).
 CHUNK_TAPS, CHUNK_PAIRS = 32, 32
-UNROLLED_TAPS = 17  # per axis; one chunk at most, so that the order of the sum is the same
+# Loops of known numbers of taps take a tenth less time, but each size compiles its own for seconds:
+# they are for outputs of many voxels. Taps are per axis; one chunk at most, so that the order of
+# the sum is the same.
+UNROLLED_TAPS, UNROLLED_VOXELS = 17, 1 << 23
 # Bytes of a task's ring and of planes on their way into it, for an L2 of 1 MiB.
 TILE_BYTES = 3 << 18
 SPARE_COLUMNS = 16  # of the ring, whose columns lie in cache lines as those of the output do
@@ -451,8 +454,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     )
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
+    most = UNROLLED_TAPS if math.prod(problem.out_size) >= UNROLLED_VOXELS else 0
     known_d, known_h, known_w = (
-        taps if is_unit and taps <= UNROLLED_TAPS else 0
+        taps if is_unit and taps <= most else 0
         for taps, is_unit in zip(problem.kernel_size, _is_unit(problem), strict=True)
     )
     chunks = CHUNK_TAPS, CHUNK_PAIRS, lanes
