@@ -80,6 +80,7 @@ def test_the_record(run: Run, nobody: None) -> None:
         assert case["ratio"] is None
 
 
+@pytest.mark.usefixtures("sitk")
 def test_peers_agree_and_are_timed(run: Run) -> None:
     pytest.importorskip("scipy")
     names = ["3^3", "uint16 3^3", "gaussian 1", "box 9^3"]
