@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 Array = np.ndarray
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
@@ -125,8 +126,7 @@ def scipy(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) 
 
 def itk(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
     """`SimpleITK.DiscreteGaussian` with its defaults."""
-    import SimpleITK
-
+    SimpleITK = pytest.importorskip("SimpleITK")
     image = SimpleITK.GetImageFromArray(volume.astype(np.float32).T)
     image.SetSpacing([float(step) for step in spacing])
     return np.asarray(
