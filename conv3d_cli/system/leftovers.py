@@ -21,14 +21,14 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from conv3d_cli.system.numbered import without_number
+from conv3d_cli.system.numbered import NUMBER, without_number
 
 try:
     import fcntl
@@ -36,11 +36,9 @@ except ImportError:  # Windows: nobody can tell what is left over
     fcntl = None  # type: ignore[assignment]
 
 _BACKUP = "old"
-MARKS = ("tmp", _BACKUP, "store")
 _HIDDEN = re.compile(
-    rf"\.(?P<stem>.*)\.[0-9a-f]{{8}}\.(?P<mark>{'|'.join(MARKS)})(?P<suffix>\..*)?", re.S
+    rf"\.(?P<stem>.*)\.[0-9a-f]{{8}}\.(tmp|store|{_BACKUP})(?P<suffix>\..*)?", re.S
 )
-_MIDDLE = re.compile(rf"[0-9a-f]{{8}}\.({'|'.join(MARKS)})")
 _JOURNAL = re.compile(r"\.conv3d-[0-9a-f]{8}\.renames")
 _JOURNAL_BYTES = 1 << 20
 # A folder is listed again after so long (seconds), so that a batch does not list it for each file.
@@ -59,21 +57,15 @@ def hidden_name(target: Path, suffix: str, mark: str = "tmp") -> Path:
     suffix : str        that of the target, which the name gets, so that format libraries accept it
     mark : str          "tmp", "old" (a backup) or "store" (a store that is packed at the end)
     """
-    stem = _stem(target, suffix, mark)
-    return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
+    return target.with_name(f".{_stem(target, suffix)}.{os.urandom(4).hex()}.{mark}{suffix}")
 
 
-def _stem(target: Path, suffix: str, mark: str) -> str:
-    """The stem of hidden names. That of a backup says what it is the backup of.
-
-    Numbered files have the stem of their output, whose next run removes what is left of them,
-    whatever numbers it has itself.
-    """
+def _stem(target: Path, suffix: str) -> str:
+    """The stem of hidden names: that of the target, cut, with its number."""
     stem = target.name[: len(target.name) - len(suffix)]
-    if mark != _BACKUP:
-        stem = without_number(stem)
+    output = without_number(stem)
     # a name may have 255 bytes, not characters
-    return os.fsencode(stem)[:80].decode(errors="ignore")
+    return os.fsencode(output)[:80].decode(errors="ignore") + stem[len(output) :]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -283,22 +275,21 @@ def _belongs(name: str, target: str) -> bool:
     found = _HIDDEN.fullmatch(name)
     if found is None:
         return False
-    suffix, stem = found["suffix"] or "", _stem(Path(target), found["suffix"] or "", found["mark"])
-    return target.lower().endswith(suffix.lower()) and found["stem"] == stem
+    suffix = found["suffix"] or ""
+    return target.lower().endswith(suffix.lower()) and found["stem"] == _stem(Path(target), suffix)
 
 
-def _is_of(name: str, starts: Mapping[str, str], suffix: str) -> bool:
-    """Whether a hidden name is one that `hidden_name` makes for a suffix.
+def _names_of(target: Path, suffix: str) -> re.Pattern[str]:
+    """What `hidden_name` makes for an output, and, but for backups, for its numbered files.
 
-    starts : mapping        mark -> what names with it start with
+    Numbered files belong to their output, whose next run removes what is left of them, whatever
+    numbers it has itself. The reverse does not hold: `o_iter1` and `o_iter2` may be outputs of two
+    runs, at work at the same time.
     """
-    if not name.endswith(suffix):
-        return False
-    for mark, start in starts.items():
-        middle = _MIDDLE.fullmatch(name, len(start), len(name) - len(suffix))
-        if name.startswith(start) and middle is not None and middle[1] == mark:
-            return True
-    return False
+    stem, end = re.escape(_stem(target, suffix)), re.escape(suffix)
+    return re.compile(
+        rf"\.{stem}(({NUMBER})?\.[0-9a-f]{{8}}\.(tmp|store)|\.[0-9a-f]{{8}}\.{_BACKUP}){end}"
+    )
 
 
 def _settle(folder: str, name: str) -> list[str]:
@@ -389,8 +380,8 @@ def clean_up(target: Path, suffix: str) -> None:
     folder = os.fspath(target.parent)
     with _lock:
         hidden = _hidden_in(folder)
-        starts = {mark: f".{_stem(target, suffix, mark)}." for mark in MARKS}
-        mine = [name for name in hidden if _is_of(name, starts, suffix)]
+        names = _names_of(target, suffix)
+        mine = [name for name in hidden if names.fullmatch(name)]
         if not mine:
             return
         in_use = _names_in_use(folder)  # after the listing: a journal precedes what it names

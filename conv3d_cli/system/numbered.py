@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-_NUMBER = re.compile(r"_iter\d+$")
+NUMBER = r"_iter[0-9]{1,9}"
+_AT_END = re.compile(rf"{NUMBER}\Z")
 
 
 def numbered_name(path: str, suffix: str, number: int, digits: int) -> str:
@@ -28,7 +29,7 @@ def without_number(stem: str) -> str:
     >>> without_number("o_iter05"), without_number("o")
     ('o', 'o')
     """
-    return _NUMBER.sub("", stem)
+    return _AT_END.sub("", stem)
 
 
 def numbered_files(path: str, suffix: str) -> list[str]:

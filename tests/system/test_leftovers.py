@@ -66,6 +66,23 @@ def test_what_is_left_of_numbered_files_goes_with_their_output(tmp_path: Path) -
     assert note.startswith(f"{kept[-1]} is an old version of {tmp_path / 'o_iter5.npy'}, which is")
 
 
+def test_an_output_removes_nothing_of_another_that_differs_in_its_number(tmp_path: Path) -> None:
+    """Runs on two machines may write them, where no lock tells one of the other."""
+    long = "n" * 90
+    kept = [left(tmp_path / name) for name in ("o.npy", "o_iter1.npy", f"{long}_iter1.npy")]
+    for name in ("o_iter2.npy", f"{long}_iter2.npy"):
+        check_target(tmp_path / name, overwrite=False)
+    assert names(tmp_path) == sorted(path.name for path in kept)
+    assert cleanup_notes() == []
+
+
+def test_numbered_files_of_an_output_with_a_number_go_with_it(tmp_path: Path) -> None:
+    for output in ("o_iter5", f"{'n' * 60}_iter5"):
+        left(tmp_path / f"{output}_iter2.npy")
+        check_target(tmp_path / f"{output}.npy", overwrite=False)
+        assert names(tmp_path) == []
+
+
 def test_what_another_process_writes_stays(tmp_path: Path) -> None:
     script = """
 import sys
