@@ -352,6 +352,8 @@ class VolumeHeader:
                                 describes
     components : tuple of str   of an output: names of the channels that one input channel became,
                                 in order; () if they have no names
+    channel_places : tuple      of an output of chosen channels: their places among those that
+                                `metadata` describes; () if it has these, all and in order
     is_filtered : bool          of an output: its values are computed, not copied, so what they mean
                                 may be another thing than `metadata` says
     is_copy : bool              of an output: each value is one of the input
@@ -368,6 +370,7 @@ class VolumeHeader:
     metadata: Any = None
     transform: VoxelTransform = field(default_factory=VoxelTransform)
     components: tuple[str, ...] = ()
+    channel_places: tuple[int, ...] = ()
     history: tuple[str, ...] = ()
     facts: Facts = field(default_factory=Facts)
     is_filtered: bool = False

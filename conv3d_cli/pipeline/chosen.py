@@ -32,6 +32,15 @@ def choose_channels(reader: VolumeReader, chosen: Sequence[int | str], target: s
         raise
 
 
+def places_of(numbers: Sequence[int], count: int) -> tuple[int, ...]:
+    """`VolumeHeader.channel_places` of some of `count` channels.
+
+    >>> places_of([2, 0], 3), places_of([0, 1, 2], 3)
+    ((2, 0), ())
+    """
+    return () if list(numbers) == list(range(count)) else tuple(numbers)
+
+
 def _position(header: VolumeHeader, chosen: int | str) -> int:
     """The position of a channel that is given by its position or its name."""
     count, names = header.shape[4], header.channel_names
@@ -79,6 +88,7 @@ class ChosenReader(VolumeReader):
             header,
             axes=header.axes.resized((*header.shape[:4], len(numbers))),
             facts=replace(header.facts, channel_names=names, channel_colors=colors),
+            channel_places=places_of(numbers, header.shape[4]),
         )
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:

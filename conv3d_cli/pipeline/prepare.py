@@ -49,6 +49,7 @@ from conv3d_cli.network.operations.channels import ArgMax, TakeChannels
 from conv3d_cli.network.operations.missing import MaskCertainty
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking, fit_patches
 from conv3d_cli.pipeline.checks import begin_checks
+from conv3d_cli.pipeline.chosen import places_of
 from conv3d_cli.pipeline.flow import derived_header, whole_nodes
 from conv3d_cli.pipeline.graph import (
     ConvolutionNode,
@@ -758,8 +759,12 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
     composed = job.channel_names if job.is_composed else None
     taken = chain.selecting
     if isinstance(taken, TakeChannels):
-        before = _with_names(header, _Resolved(chain.stages[:-2], chain.network), composed)
+        made = _Resolved(chain.stages[:-2], chain.network)
+        before = _with_names(header, made, composed)
         header = _taken_names(before, taken)
+        if job.network is None and not job.is_composed and not _mixes_channels(made):
+            places = places_of(taken.taken, taken.inputs[0].channels)
+            header = replace(header, channel_places=places)
     else:
         header = _with_names(header, chain, composed)
     if job.history:

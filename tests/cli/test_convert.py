@@ -662,6 +662,52 @@ def test_channels_that_the_input_lacks_are_refused(
     assert not (tmp_path / "o.tif").exists()
 
 
+@pytest.mark.parametrize("command", [["convert"], ["apply", "-k", "box:size=1"]])
+@pytest.mark.parametrize("chosen", [(2, 1, 0), (2, 0), (1,)])
+def test_what_a_file_says_of_each_channel_goes_with_it(
+    command: list[str], chosen: tuple[int, ...], tmp_path: Path, run: Any
+) -> None:
+    """Where the output has as many channels as the input, what it says must still be of these."""
+
+    def copy(source: Path, target: Path) -> None:
+        listed = ",".join(map(str, chosen))
+        run(command[0], source, *command[1:], "-o", target, "--channels", listed)
+
+    tables = [np.outer(np.arange(3) == n, np.arange(256)).astype(np.uint8) for n in range(3)]
+    labels = [f"slice {z}, channel {c}" for z in range(4) for c in range(3)]
+    shown = {"axes": "ZCYX", "mode": "composite", "LUTs": tables, "Labels": labels}
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((4, 3, 5, 6), np.float32), imagej=True, metadata=shown
+    )
+    copy(tmp_path / "a.tif", tmp_path / "o.tif")
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        found = file.imagej_metadata
+    assert found is not None
+    luts = found["LUTs"] if isinstance(found["LUTs"], list) else [found["LUTs"]]
+    np.testing.assert_array_equal(luts, [tables[n] for n in chosen])
+    assert found["Labels"] == [f"slice {z}, channel {c}" for z in range(4) for c in chosen]
+
+    gradients = ["0 0 0", "1 0 0", "0 1 0"]
+    keys = "".join(f"DWMRI_gradient_{n:04d}:={text}\n" for n, text in enumerate(gradients))
+    head = "NRRD0004\ntype: float\ndimension: 4\nsizes: 3 6 5 4\nkinds: 3-vector domain domain domain\n"
+    head += "endian: little\nencoding: raw\n"
+    (tmp_path / "a.nrrd").write_bytes(f"{head}{keys}\n".encode() + bytes(3 * 6 * 5 * 4 * 4))
+    copy(tmp_path / "a.nrrd", tmp_path / "o.nrrd")
+    told = (tmp_path / "o.nrrd").read_bytes().split(b"\n\n")[0].decode().splitlines()
+    numbered = sorted(line for line in told if line.startswith("DWMRI"))
+    assert numbered == [f"DWMRI_gradient_{n:04d}:={gradients[c]}" for n, c in enumerate(chosen)]
+    assert not any("3-vector" in line for line in told)
+
+
+def test_components_of_a_tensor_in_another_order_are_no_tensor(tmp_path: Path, run: Any) -> None:
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5, 1, 6), np.float32), np.eye(4))
+    image.header.set_intent("symmetric matrix", (3,))
+    nibabel.save(image, tmp_path / "a.nii")
+    for chosen, intent in (("5,4,3,2,1,0", "vector"), ("0,1,2,3,4,5", "symmetric matrix")):
+        run("convert", tmp_path / "a.nii", tmp_path / "o.nii", "--channels", chosen, "--overwrite")
+        assert nibabel.load(tmp_path / "o.nii").header.get_intent()[0] == intent
+
+
 def test_a_volume_without_names_says_so(tmp_path: Path, run: Any, error_line: Any) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 3, 4), np.uint8))
     job = ["convert", tmp_path / "x.npy", tmp_path / "o.npy", "--channels"]

@@ -536,6 +536,7 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["cal_min"], header["cal_max"] = 0, 0
     if (
         volume.components
+        or volume.channel_places
         or source is None
         or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb)
     ):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -47,9 +46,11 @@ from conv3d_cli.formats.nrrd.header import (
     read_header,
     type_name,
 )
+from conv3d_cli.formats.nrrd.keys import SEGMENT, SEGMENTATION, keys_of_channels
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
 from conv3d_cli.formats.stored import beside
 from conv3d_cli.model.volume import (
+    CHANNEL,
     SPATIAL,
     Axes,
     Facts,
@@ -64,9 +65,6 @@ from conv3d_cli.system.portable import write_at
 
 CHANNELS = "conv3d_channels"  # key of a JSON list: name and color of each channel
 HISTORY = "conv3d_history"  # key of the history, a line for each step
-# keys of 3D Slicer's label maps: of each segment, and of all
-SEGMENT = re.compile(r"Segment\d+_")
-SEGMENTATION = re.compile(r"Segment(\d+|ation)_")
 KEPT_FIELDS = ("content", "sample units", "measurement frame")  # they remain true of an output
 GZIP = codec_named(".gz")
 
@@ -353,7 +351,7 @@ def output_fields(
         notes.append("truth values are stored as 0 and 1 (uint8)")
     source = header.metadata if isinstance(header.metadata, NrrdSource) else None
     letters = header.axes.letters[::-1]
-    facts = [_facts_of(letter, header.axes, source, header.facts) for letter in letters]
+    facts = [_facts_of(letter, header, source) for letter in letters]
     known = dict(zip(letters, facts, strict=True))
     others = {
         a: fact.sampling
@@ -385,6 +383,8 @@ def output_fields(
     keys = {} if source is None else dict(source.keys)
     if header.is_filtered:
         keys = {key: text for key, text in keys.items() if not SEGMENTATION.match(key)}
+    if header.channel_places:
+        keys = keys_of_channels(keys, header.channel_places)
     if header.facts.name:
         fields["content"] = " ".join(header.facts.name.split())
     keys |= _channel_keys(header)
@@ -405,8 +405,9 @@ def _channel_keys(header: VolumeHeader) -> dict[str, str]:
     return {CHANNELS: text} if text or known else {}
 
 
-def _facts_of(letter: str, axes: Axes, source: NrrdSource | None, facts: Facts) -> AxisFacts:
+def _facts_of(letter: str, header: VolumeHeader, source: NrrdSource | None) -> AxisFacts:
     """What an output says about an axis: what its file said, as far as it is still true."""
+    axes, facts = header.axes, header.facts
     if source is None or letter not in source.facts:
         kind = kind_of(letter, axes)
         step, unit = facts.time_step or (math.nan, "")
@@ -415,7 +416,8 @@ def _facts_of(letter: str, axes: Axes, source: NrrdSource | None, facts: Facts) 
     own = source.facts[letter]
     if letter in SPATIAL:
         return own if own.kind else replace(own, kind="domain")
-    if axes.size(letter) != source.axes.size(letter) or not own.kind:
+    changed = letter in CHANNEL and bool(header.channel_places)
+    if changed or axes.size(letter) != source.axes.size(letter) or not own.kind:
         kind = kind_of(letter, axes)
         label = own.label or (letter if kind == "list" else "")
         return replace(own, kind=kind, label=label)

@@ -456,15 +456,16 @@ def imagej_items(
 
 
 def _imagej_channels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> dict[str, Any]:
-    """Colours and display mode of the source, if the output has the same channels."""
+    """Colours and display mode of the source, if the output has channels of it."""
     same = source.dialect == "imagej" and not header.components
-    if not same or source.axes.size("c") != axes.size("c") or "s" in axes.letters:
+    places = header.channel_places or range(source.axes.size("c"))
+    if not same or len(places) != axes.size("c") or "s" in axes.letters:
         return {}
     tables = source.items.get("LUTs")
     tables = tables if isinstance(tables, list) else [] if tables is None else [tables]
     kept: dict[str, Any] = {}
-    if len(tables) == axes.size("c") and all(np.shape(table) == (3, 256) for table in tables):
-        kept["LUTs"] = [np.asarray(table, np.uint8) for table in tables]
+    if len(tables) == source.axes.size("c") and all(np.shape(t) == (3, 256) for t in tables):
+        kept["LUTs"] = [np.asarray(tables[place], np.uint8) for place in places]
     if axes.size("c") > 1 and source.items.get("mode"):
         kept["mode"] = source.items["mode"]
     return kept
@@ -483,7 +484,8 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
         return None
     if len(labels) != old_frames * old_slices * old_channels:
         return None
-    if (old_frames, old_channels) != (frames, channels):
+    places = header.channel_places or range(old_channels)
+    if (old_frames, len(places)) != (frames, channels):
         return None
     step, offset = header.transform.step[0], header.transform.offset[0]
     if step != int(step):  # slices between those that have labels
@@ -491,10 +493,10 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
     if offset != int(offset) or not 0 <= offset <= offset + step * (slices - 1) < old_slices:
         return None
     return [
-        str(labels[(t * old_slices + int(offset) + int(step) * z) * channels + c])
+        str(labels[(t * old_slices + int(offset) + int(step) * z) * old_channels + c])
         for t in range(frames)
         for z in range(slices)
-        for c in range(channels)
+        for c in places
     ]
 
 
