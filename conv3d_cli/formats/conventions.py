@@ -7,7 +7,7 @@ them into HDF5 and Zarr; GDAL's TIFF tag 42113; DICOM PS3.3, C.7.5.1.1.2 (Pixel 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from conv3d_cli.errors import setting
 
 MARKS = ("_FillValue", "missing_value")
+_COUNT = "; they count as values"
 CONVENTIONS = ("scale_factor", "add_offset", *MARKS)  # what `convention_notes` looks at
 
 
@@ -32,9 +33,30 @@ def missing_note(value: Any, word: str) -> tuple[str, ...]:
     if number is None:
         return ()
     return (
-        f"voxels of {number:.17g} are missing by its {word}; they count as values without "
+        f"voxels of {number:.17g} are missing by its {word}{_COUNT} without "
         f"{setting('missing', f'{number:.17g}')}",
     )
+
+
+def notes_for(notes: Iterable[str], value: float | None, takes_missing: bool) -> tuple[str, ...]:
+    """The notes of a file as they are true of a job that reads it.
+
+    value : float or None       that the job takes as missing
+    takes_missing : bool        its command has such an option
+
+    >>> notes = missing_note(-9999.0, "_FillValue")
+    >>> notes_for(notes, -9999, True), notes_for(notes, None, True) == notes
+    ((), True)
+    >>> notes_for(notes, None, False)
+    ('voxels of -9999 are missing by its _FillValue; they count as values',)
+    """
+    found = []
+    for note in notes:
+        fact, marks, _ = note.partition(_COUNT)
+        if marks and value is not None and note.endswith(setting("missing", f"{value:.17g}")):
+            continue
+        found.append(note if takes_missing or not marks else fact + marks)
+    return tuple(found)
 
 
 def convention_notes(attributes: Mapping[str, Any]) -> tuple[str, ...]:

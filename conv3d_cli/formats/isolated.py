@@ -69,6 +69,7 @@ class IsolatedReader(VolumeReader):
             raise
         self.path, self.header = found.path, found.header
         self.notes, self.losses = found.notes, found.losses
+        self._told = {*found.notes, *found.losses}
         self.sequential, self.channels_together = found.sequential, found.channels_together
         self._access = found.access
         self._buffers = lru_cache(None)(lambda *blocks: int(self._ask(_buffer_bytes, *blocks)))
@@ -98,7 +99,11 @@ class IsolatedReader(VolumeReader):
         return found
 
     def finish(self) -> None:
-        self.notes, self.losses = self._ask(_finish)
+        notes, losses = self._ask(_finish)
+        # whoever opened it may have added some, or left some out
+        self.notes = (*self.notes, *(note for note in notes if note not in self._told))
+        self.losses = (*self.losses, *(loss for loss in losses if loss not in self._told))
+        self._told |= {*notes, *losses}
 
     def close(self) -> None:
         self._process.close()

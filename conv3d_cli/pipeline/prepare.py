@@ -29,6 +29,7 @@ from conv3d_cli.formats import (
     output_format,
 )
 from conv3d_cli.formats.base import random_access
+from conv3d_cli.formats.conventions import notes_for
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
@@ -335,11 +336,22 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
             spacing=given_spacing(job),
             again=again,
         )
+        reader.notes = notes_for(reader.notes, job.missing.value, _takes_missing(job))
         if not job.chooses_channels:
             return reader
         from conv3d_cli.pipeline.chosen import choose_channels  # few jobs choose
 
         return choose_channels(reader, read_chosen(job.channels), job.target)
+
+
+def _takes_missing(job: Job) -> bool:
+    """Whether the job's command has an option for the value of missing voxels."""
+    if job.operation is not None:
+        from conv3d_cli.pipeline.operations import find_operation  # few jobs have one
+
+        return find_operation(job.operation).takes_missing
+    first = job.stages[0]
+    return len(job.stages) > 1 or not isinstance(first, Stage) or not first.copies
 
 
 def given_spacing(job: Job) -> Spacing | None:

@@ -62,6 +62,21 @@ def test_conventions_that_are_not_applied_are_told(
         assert (PACKED in " ".join(told.split())) == packed
 
 
+def test_what_a_job_is_told_of_missing_voxels_is_true_of_it(tmp_path: Path, run: Any) -> None:
+    """No word if their value is given, and no option that the command does not have."""
+    for source in (netcdf(tmp_path), by_gdal(tmp_path)):
+        output = ["-o", tmp_path / "o.npy", "--overwrite"]
+        line = ["apply", source, "-k", "box:size=3", *output]
+        assert "are missing" not in run(*line, "--missing", -9999).stderr
+        assert "without --missing -9999" in " ".join(run(*line, "--missing", -1).stderr.split())
+        copy = ["convert", source, *output]
+        blurred = ["deconvolve", source, "-k", "box:size=3", "--iterations", 1, *output]
+        for other in (copy, [*copy, "--channels", 0], blurred):
+            told = " ".join(run(*other).stderr.split())
+            assert "they count as values" in told
+            assert "--missing" not in told
+
+
 def test_nan_and_the_neutral_scale_need_no_word() -> None:
     for value in (np.nan, "AAAAAAAA+H8=", None, np.array([1, 2]), True):
         assert convention_notes({"_FillValue": value, "scale_factor": 1, "add_offset": 0}) == ()

@@ -463,3 +463,15 @@ class TestProcessOfItsOwn:
         )
         assert ran.stdout == b"interrupted\n", ran.stderr
         assert sum(os.times()[2:4]) - begin < 15, "30 s of computing were waited for"
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="no longer than float64 here")
+def test_voxels_longer_than_float64_are_refused_under_strict(
+    tmp_path: Path, run: Any, error_line: Any
+) -> None:
+    """What is lost by reading is still known when the process that reads has finished."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["v"] = np.arange(24, dtype=np.longdouble).reshape(2, 3, 4)
+    refused = run("convert", tmp_path / "a.h5", tmp_path / "o.npy", "--strict", code=4)
+    assert "they are read as float64, to 16 digits" in error_line(refused.stderr)
+    assert not (tmp_path / "o.npy").exists()
