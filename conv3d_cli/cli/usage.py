@@ -143,10 +143,11 @@ def check_dashes(ctx: click.Context, arguments: Sequence[str]) -> None:
     for word in words:
         if word == "--":
             return
-        if option := valued.get(_last_of_cluster(word, known - valued.keys())):
+        flag = _last_of_cluster(word, known - valued.keys())
+        if option := valued.get(flag):
             value = next(words, "")
             if value.partition("=")[0] in known:
-                raise UsageLine(_swallowed(ctx, word, option, value), ctx)
+                raise UsageLine(_swallowed(ctx, flag, option, value), ctx)
         elif re.match(r"-[A-Za-z]\w", word):
             name = word.partition("=")[0]
             if _known(ctx, name):
@@ -169,11 +170,15 @@ def _last_of_cluster(word: str, alone: Container[str]) -> str:
 
 def _swallowed(ctx: click.Context, name: str, option: click.Option, value: str) -> str:
     """The message for an option that stands where the value of another one should."""
+    from conv3d_cli.cli.parameters import FileName
+
     long = max(option.opts, key=len)
-    literal = f"; if {value} is meant as the value, write {long}={value}"
+    # names of files, and texts, may be any words
+    takes_any = long.startswith("--") and isinstance(option.type, (FileName, type(click.STRING)))
+    literal = f"; if {value} is meant as the value, write {long}={value}" if takes_any else ""
     return (
-        f"{_needs_value(name, option)}, and the option {value} follows"
-        f"{literal if long.startswith('--') else ''}; `{called(ctx)} --help` says which"
+        f"{_needs_value(name, option)}, and the option {value} follows{literal}; "
+        f"`{called(ctx)} --help` says which"
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.fields import Field
-from conv3d_cli.errors import SpecError, setting
+from conv3d_cli.errors import Conv3DError, SpecError, setting
+from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.operations import find_operation
 from conv3d_cli.pipeline.outputs import Output, estimate_output
 from conv3d_cli.system.atomic import sent_to, suffix_of
@@ -66,7 +68,7 @@ def saved_outputs(text: str, target: str) -> tuple[Output, ...]:
 
 
 def notes_on_others(job: Job) -> list[str]:
-    """What to say of estimates beside the output that are of another run.
+    """What to say of files beside the output that have names of its estimates, and are none.
 
     They stay, as nothing proves who wrote them.
     """
@@ -74,14 +76,18 @@ def notes_on_others(job: Job) -> list[str]:
     if not operation or operation.saves is None or sent_to(job.target):
         return []
     name = job.target.rstrip("/")
-    own = {true_path(one.path.rstrip("/")) for one in job.outputs}
+    files = [one.path.rstrip("/") for one in job.outputs]
+    with suppress(Conv3DError):  # an input that is gone by now
+        files += [path for paths in input_files(job).values() for path in paths]
+    own = set(map(true_path, files))
     others = [path for path in numbered_files(name, suffix_of(name)) if true_path(path) not in own]
     if not others:
         return []
+    verb = "is named" if len(others) == 1 else "are named"
     which = others[0] if len(others) == 1 else f"{others[0]} to {os.path.basename(others[-1])}"
     return [
-        f"{count_of(len(others), 'estimate')} of an earlier run beside the output "
-        f"{'is' if len(others) == 1 else 'are'} kept, and not of this one: {which}"
+        f"{count_of(len(others), 'file')} beside the output {verb} as its estimates are, and this "
+        f"run did not write {'it' if len(others) == 1 else 'them'}: {which}"
     ]
 
 

@@ -94,8 +94,8 @@ def read_chosen(value: Any) -> tuple[int | str, ...]:
 
 def _wrong_channels(value: Any) -> SpecError:
     return SpecError(
-        "channels must be whole numbers, counted from 0, with commas between them, as in "
-        f"{setting('channels', '1,2')}; received {value!r:.60}; only a copy takes names, too"
+        "channels must be whole numbers, counted from 0 (in a copy also names), with commas "
+        f"between them, as in {setting('channels', '1,2')}; received {value!r:.60}"
     )
 
 

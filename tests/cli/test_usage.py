@@ -136,11 +136,16 @@ def test_an_option_is_no_value_of_another_one(path: tuple[str, ...], run: Any) -
 def test_the_cure_for_an_option_as_a_value(volume: Path, tmp_path: Path, run: Any) -> None:
     said = only_line(run("apply", volume, "-k", "box:size=3", "--verify", "-o", "o.npy", code=2))
     assert said == (
-        "--verify needs a value, --verify N|all|off, and the option -o follows; if -o is meant as "
-        "the value, write --verify=-o; `conv3d apply --help` says which"
+        "--verify needs a value, --verify N|all|off, and the option -o follows; `conv3d apply "
+        "--help` says which"
     )
     said = only_line(run("apply", volume, "-k", "box:size=3", "-vo", "--overwrite", code=2))
-    assert said.startswith("-vo needs a value, -vo OUT, and the option --overwrite follows; ")
+    assert said == (
+        "-o needs a value, -o OUT, and the option --overwrite follows; if --overwrite is meant as "
+        "the value, write --output=--overwrite; `conv3d apply --help` says which"
+    )
+    said = only_line(run("apply", volume, "-k", "box:size=3", "--suffix", "-o", code=2))
+    assert "; if -o is meant as the value, write --suffix=-o; " in said
     run("apply", volume, "-k", "box:size=3", "--suffix=-o", "--out-dir", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["volume-o.npy"]
     run("apply", "--", "-o", "-k", "-v", code=2)  # names, after --

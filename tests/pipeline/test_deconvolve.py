@@ -325,22 +325,24 @@ def test_estimates_belong_to_the_output(volume: Path, tmp_path: Path, run: Any) 
 
 def test_estimates_of_another_run_are_told_and_kept(volume: Path, tmp_path: Path, run: Any) -> None:
     line = ["deconvolve", volume, "-k", PSF, "--iterations", 7, "-o", tmp_path / "o.tif"]
-    assert "earlier run" not in run(*line, "--save-every", 2).stderr
+    assert "named" not in run(*line, "--save-every", 2).stderr
     (tmp_path / "o_iterate.tif").write_bytes(b"mine")
     told = run(*line, "--save-every", 3, "--overwrite").stderr
     which = f"{tmp_path / 'o_iter2.tif'} to o_iter4.tif"
     assert (
-        f"2 estimates of an earlier run beside the output are kept, and not of this one: {which}"
-        in told
+        "2 files beside the output are named as its estimates are, and this run did not write "
+        f"them: {which}" in told
     )
     assert (tmp_path / "o_iterate.tif").read_bytes() == b"mine"
     for number in (2, 3, 4):
         (tmp_path / f"o_iter{number}.tif").unlink()
     told = run(*line, "--overwrite").stderr  # which writes none itself
     assert (
-        f"1 estimate of an earlier run beside the output is kept, and not of this one: {tmp_path / 'o_iter6.tif'}"
-        in told
+        "1 file beside the output is named as its estimates are, and this run did not write it: "
+        f"{tmp_path / 'o_iter6.tif'}" in told
     )
+    line[1] = tmp_path / "o_iter6.tif"  # what a run reads is not left over
+    assert "named" not in run(*line, "--overwrite").stderr
 
 
 def test_what_a_killed_run_left_of_estimates_is_removed(
