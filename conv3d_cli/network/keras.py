@@ -678,8 +678,10 @@ def _calls(nodes: Any) -> Iterator[_Call]:
                     seen = True
                 elif value is not None:
                     constants.append((value, not seen))
-            given = args[0] if isinstance(args, list) and len(args) == 1 else None
-            names = sorted(map(str, given)) if isinstance(given, Mapping) else []
+            every = [*(args if isinstance(args, list) else [args]), *kwargs.values()]
+            given = [value for value in every if list(_references(value))]
+            is_dict = len(given) == 1 and isinstance(given[0], Mapping)
+            names = sorted(map(str, given[0])) if is_dict else []
             names = names if len(names) == len(references) else []
             yield _Call(tuple(references), rest, tuple(constants), tuple(names))
         else:  # Keras 2: a list of [name, call, output, kwargs], or one of these

@@ -81,7 +81,14 @@ def _require_the_same(network: Network, shape: Shape) -> None:
     """Refuse a volume for which the file describes another network. Raises: ShapeError."""
     if network.at is None:
         return
-    other = {node.name: node for node in network.at(shape).nodes}
+    described = network.at(shape)
+    other = {node.name: node for node in described.nodes}
+    for name, source in network.outputs.items():
+        if described.outputs.get(name) != source:
+            raise ShapeError(
+                f"output '{name}' is that of other nodes for a volume of {shape} than the network "
+                "is read for; give a volume of the size that the model is made for"
+            )
     for node in network.nodes:
         if difference := node.difference(other.get(node.name)):
             raise ShapeError(

@@ -526,6 +526,19 @@ def test_a_traced_convolution_has_its_arguments_in_its_call(tmp_path: Path) -> N
     assert (config["padding"], config["dilation_rate"]) == ("same", [1, 2, 1])
 
 
+def test_a_traced_convolution_of_a_volume_without_a_batch_or_used_twice(tmp_path: Path) -> None:
+    call = (
+        "torch._convolution(_1, weight, None, [2, 1, 3], [0, 1, 0], [1, 1, 1], False, [0, 0, 0], 1)"
+    )
+    batch = ["_1 = torch.unsqueeze(input, 0)", f"_2 = {call}", "return torch.squeeze(_2, 0)"]
+    other = f"_3 = {call.replace('[2, 1, 3]', '[1, 1, 1]')}"
+    for lines, strides in ((batch, [2, 1, 3]), ([f"_2 = {call}", f"_3 = {call}"], [2, 1, 3])):
+        config = saved_layer(traced(tmp_path / "a.pt", *lines)).config
+        assert config is not None
+        assert config["strides"] == strides
+    assert saved_layer(traced(tmp_path / "b.pt", f"_2 = {call}", other)).config is None
+
+
 def test_a_traced_convolution_that_does_more_is_refused(tmp_path: Path) -> None:
     padded = '_0 = torch.pad(input, [1, 1, 1, 1, 1, 1], "circular")'
     call = "_1 = torch._convolution(_0, weight, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], False, [0, 0, 0], 1)"

@@ -59,9 +59,10 @@ P, Q = ["p", 0, 0], ["q", 0, 0]
 )
 def test_inputs_of_a_model_go_by_their_keys(inputs: Any, given: Any) -> None:
     model = inner(inputs, [["minus", 0, 0]], layer("Subtract", "minus", "p", "q"))
-    model["inbound_nodes"] = [{"args": [given], "kwargs": {"mask": None}}]
     twice = layer("Rescaling", "twice", "volume", scale=2.0)
-    np.testing.assert_allclose(computed(twice, model, output="inner"), X)
+    for args, kwargs in (([given], {"mask": None}), ([], {"inputs": given, "training": False})):
+        model["inbound_nodes"] = [{"args": args, "kwargs": kwargs}]
+        np.testing.assert_allclose(computed(twice, model, output="inner"), X)
 
 
 def test_a_chain_within_a_model_takes_what_it_is_called_with() -> None:

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from oracle import conv3d
 from scipy import special
 
-from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError
+from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, ShapeError, SpecError
 from conv3d_cli.network.onnx import read_onnx_network
+from conv3d_cli.system.room import ceiling_of_memory
 
 Array = np.ndarray
 node = helper.make_node
@@ -862,6 +863,13 @@ def call(name: str, inputs: list[str], outputs: list[str], **more: Any) -> Any:
     return node(name, inputs, outputs, domain="own", **more)
 
 
+def branch(*nodes: Any, output: str, stored: dict[str, Any] | None = None) -> Any:
+    """A graph without inputs, for an If."""
+    tensors = [numpy_helper.from_array(np.asarray(a), name) for name, a in (stored or {}).items()]
+    value = helper.make_tensor_value_info(output, 1, None)
+    return helper.make_graph(list(nodes), "branch", [], [value], tensors)
+
+
 def told(attribute: str, by: str) -> Any:
     """An attribute of a node of a function that the call gives."""
     found = helper.make_attribute(attribute, 0.0)
@@ -917,8 +925,11 @@ def test_attributes_of_functions_have_defaults(tmp_path: Path) -> None:
         ([function("F", "a", "b", [call("F", ["a"], ["b"])])], r"'y' \(F\) is a function .* calls itself"),
         ([function("F", "a", "b", [node("Relu", ["a"], ["b"])], opset=9)], "of ONNX opset 9, and the file is of 17"),
         ([function("F" * (n + 1), "a", "b", [call("F" * (n + 2), ["a"], ["t"]), call("F" * (n + 2), ["t"], ["b"])]) for n in range(40)], "make more than 20,000 nodes"),
+        ([function("F" * (n + 1), "a", "b", [call("F" * (n + 2), ["a"], ["t"]), call("F" * (n + 2), ["t"], ["b"])]) for n in range(40)] + [function("F" * 41, "a", "a", [])], "make more than 20,000 nodes"),
+        ([function("F" * (n + 1), "a", "b", [call("F" * (n + 2), ["a"], []), call("F" * (n + 2), ["a"], [])]) for n in range(40)] + [function("F" * 41, "a", "b", [])], "make more than 20,000 nodes"),
+        ([function("F" * (n + 1), "ac", "b", [node("If", ["c"], ["b"], then_branch=branch(call("F" * (n + 2), ["a", "c"], ["p"]), output="p"), else_branch=branch(output="a"))]) for n in range(60)], "more than 40 graphs within each other"),
     ],
-    ids=["itself", "opset", "bomb"],
+    ids=["itself", "opset", "bomb", "bomb of nothing", "bomb without nodes", "deep"],
 )  # fmt: skip
 def test_functions_that_are_refused(functions: list[Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=words):
@@ -926,11 +937,6 @@ def test_functions_that_are_refused(functions: list[Any], words: str, tmp_path: 
 
 
 def test_a_branch_is_chosen_by_sizes_and_constants(tmp_path: Path) -> None:
-    def branch(*nodes: Any, output: str, stored: dict[str, Array] | None = None) -> Any:
-        tensors = [numpy_helper.from_array(a, name) for name, a in (stored or {}).items()]
-        value = helper.make_tensor_value_info(output, 1, None)
-        return helper.make_graph(list(nodes), "branch", [], [value], tensors)
-
     weights = np.full((1, 1, 1, 1, 1), 3, np.float32)
     constant = node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(5)))
     choice = node(
@@ -954,6 +960,104 @@ def test_a_branch_is_chosen_by_sizes_and_constants(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, by * x, rtol=1e-6)
     found = output_of(tmp_path, x, nodes[3:], {"c": np.array(False)})
     np.testing.assert_allclose(found, -5 * x, rtol=1e-6)
+
+
+def test_branches_of_functions_take_the_tensors_and_attributes_of_the_call(tmp_path: Path) -> None:
+    """The graph has tensors of the names of the function's, too."""
+    bent = node("LeakyRelu", ["a"], ["p"])
+    bent.attribute.append(told("alpha", "slope"))
+    choice = node(
+        "If",
+        ["c"],
+        ["b"],
+        then_branch=branch(bent, output="p"),
+        else_branch=branch(call("Twice", ["a"], ["q"]), output="q"),
+    )
+    bend = function("Bend", "ac", "b", [choice], attributes=["slope"])
+    twice = function("Twice", "a", "b", [node("Add", ["a", "a"], ["b"])])
+    nodes = [
+        node("Neg", ["x"], ["a"]),
+        node("Mul", ["a", "k"], ["h"]),
+        call("Bend", ["h", "yes"], ["p"], slope=0.5),
+        call("Bend", ["p", "no"], ["q"], slope=0.25),
+        node("Add", ["q", "a"], ["y"]),
+    ]
+    stored = {"k": np.float32(3), "yes": np.array(True), "no": np.array(False)}
+    path = save_functions(tmp_path, nodes, [bend, twice], stored=stored)
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 3, 4))
+    (found,) = evaluate(read_onnx_network(path), x).values()
+    h = -3 * x
+    np.testing.assert_allclose(found, 2 * np.where(h > 0, h, 0.5 * h) - x, rtol=1e-6)
+
+
+def test_functions_are_told_by_domain_name_and_overload(tmp_path: Path) -> None:
+    other = function("F", "a", "b", [node("Exp", ["a"], ["b"])])
+    other.domain = "another"
+    first = function("F", "a", "b", [node("F", ["a"], ["b"], domain="another")])
+    second = function("F", "a", "b", [node("Neg", ["a"], ["b"])])
+    nodes = [call("F", ["x"], ["t"]), call("F", ["t"], ["y"])]
+    for number, one in enumerate((first, second)):
+        one.overload = nodes[number].overload = f"variant {number}"
+    path = save_functions(tmp_path, nodes, [first, second, other])
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 3, 4))
+    (found,) = evaluate(read_onnx_network(path), x).values()
+    np.testing.assert_allclose(found, -np.exp(x), rtol=1e-6)
+
+
+def test_a_function_may_return_what_it_takes(tmp_path: Path) -> None:
+    both = function("Both", "a", "ab", [node("Neg", ["a"], ["b"])])
+    nodes = [call("Both", ["x"], ["s", "t"]), node("Mul", ["s", "t"], ["y"])]
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 3, 4))
+    (found,) = evaluate(read_onnx_network(save_functions(tmp_path, nodes, [both])), x).values()
+    np.testing.assert_allclose(found, -x * x, rtol=1e-6)
+
+
+def test_functions_that_hold_much_are_refused_before_they_are_copied(tmp_path: Path) -> None:
+    numbers = numpy_helper.from_array(np.zeros(1 << 20, np.float32))
+    held = function(
+        "Held", "a", "b", [node("Constant", [], ["k"], value=numbers), node("Neg", ["a"], ["b"])]
+    )
+    nodes = [
+        call("Held", [f"t{n}" if n else "x"], [f"t{n + 1}" if n < 99 else "y"]) for n in range(100)
+    ]
+    path = save_functions(tmp_path, nodes, [held])
+    with (
+        ceiling_of_memory(300 << 20),
+        pytest.raises(MemoryLimitError, match="the nodes of its functions needs"),
+    ):
+        read_onnx_network(path)
+
+
+def test_names_of_a_branch_are_its_own(tmp_path: Path) -> None:
+    scaled = branch(node("Mul", ["x", "w"], ["p"]), output="p", stored={"w": np.float32(3)})
+    choice = node("If", ["c"], ["u"], then_branch=scaled, else_branch=scaled)
+    later = node("Constant", [], ["w"], value=numpy_helper.from_array(np.float32(7)))
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 3, 4))
+    nodes = [choice, later, node("Mul", ["u", "w"], ["y"])]
+    found = output_of(tmp_path, x, nodes, {"c": np.array(True)})
+    np.testing.assert_allclose(found, 21 * x, rtol=1e-6)
+
+
+def test_an_output_that_a_branch_gives_for_some_sizes_is_refused_for_these(tmp_path: Path) -> None:
+    choice = node(
+        "If",
+        ["c"],
+        ["y"],
+        then_branch=branch(node("Neg", ["z"], ["p"]), output="p"),
+        else_branch=branch(node("Identity", ["z"], ["q"]), output="q"),
+    )
+    nodes = [
+        node("Abs", ["x"], ["z"]),
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "axis"], ["n"]),
+        node("Equal", ["n", "three"], ["c"]),
+        choice,
+    ]
+    stored = {"axis": np.int64(3), "three": np.int64(3)}
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 4, 4))
+    np.testing.assert_allclose(output_of(tmp_path, x, nodes, stored), np.abs(x), rtol=1e-6)
+    with pytest.raises(ShapeError, match="output 'y' is that of other nodes for a volume"):
+        output_of(tmp_path, x[:, :, :, :3], nodes, stored)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ _CONVOLUTION = re.compile(
     r"torch\._convolution(?:_mode)?\(\w+, \w+, \w+, (\[[\d, ]+\]), (\[[\d, ]+\]|\"\w+\"), "
     r"(\[[\d, ]+\]), (?:False, \[[\d, ]+\], )?(\d+)\b"
 )
+_OF_BATCHES = ("torch.unsqueeze", "torch.squeeze")  # around a volume without a batch
 _MAX_LINE = 200  # characters of a constant, or of a call
 
 
@@ -228,12 +229,16 @@ def _traced(lines: Sequence[str]) -> dict[str, Any]:
     found = [
         match for line in lines if len(line) < _MAX_LINE and (match := _CONVOLUTION.search(line))
     ]
-    if len(found) != 1:
+    if len({match.groups() for match in found}) != 1:  # several, if the module is used again
         return {}
     values = [ast.literal_eval(value) for value in found[0].groups()]
     values = [tuple(value) if isinstance(value, list) else value for value in values]
     attributes = dict(zip(("stride", "padding", "dilation", "groups"), values, strict=True))
-    others = [name for name in calls if not name.startswith("torch._convolution")]
+    others = [
+        name
+        for name in calls
+        if name not in _OF_BATCHES and not name.startswith("torch._convolution")
+    ]
     return {**attributes, "padding_mode": others[0]} if others else attributes
 
 

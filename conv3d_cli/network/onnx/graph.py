@@ -27,7 +27,7 @@ from conv3d_cli.kernels.weights.onnx_constants import (
 from conv3d_cli.network.graph import Names, Network, Node
 from conv3d_cli.network.onnx.flow import MOST_CHANNELS, Array, AxesError, Flow, Made, OnnxNode
 from conv3d_cli.network.onnx.folding import FOLDS, Attributes, fold, unrepeated
-from conv3d_cli.network.onnx.functions import without_functions
+from conv3d_cli.network.onnx.functions import subgraphs, without_functions
 from conv3d_cli.network.onnx.operators import OPERATORS, PARTS
 from conv3d_cli.network.onnx.windows import WINDOWS
 from conv3d_cli.network.operations.base import Shape
@@ -126,6 +126,7 @@ class _Graph:
         self.constants: dict[str, Array] = {}
         self.files: dict[str, None] = {}  # external data that were read
         self._size = 0
+        self._branch_tensors: dict[int, tuple[Any, Array]] = {}  # by identity, which they keep
         graph = model.graph
         if len(graph.sparse_initializer):
             raise SpecError("the file has sparse weights, which are not read; store them dense")
@@ -138,7 +139,7 @@ class _Graph:
         self.outputs = [value.name for value in graph.output]
         if not self.outputs:
             raise FormatError(f"cannot read {path}: its graph has no output")
-        self.nodes = self._fold_constants(without_functions(model, self.opset))
+        self.nodes = self._fold_constants(without_functions(model, self.opset, path))
 
     def _opset(self, model: Any) -> int:
         found = {int(one.version) for one in model.opset_import if one.domain in STANDARD}
@@ -210,6 +211,16 @@ class _Graph:
             if entry.key == "location":
                 self.files[str(Path(self.path).parent / entry.value)] = None
         return values
+
+    def branch_tensor(self, tensor: Any, where: str) -> Array:
+        """The numbers of a tensor that a branch stores, which all readings share."""
+        known = self._branch_tensors.get(id(tensor))
+        if known is None:
+            known = tensor, self.decoded(tensor, where)
+            self._size += known[1].nbytes
+            require_room(self._size, "its weights", self.path)
+            self._branch_tensors[id(tensor)] = known
+        return known[1]
 
     def knows(self, name: str) -> bool:
         """Whether a tensor is a constant."""
@@ -389,15 +400,6 @@ def _declared(value: Any) -> tuple[list[int | None], int]:
     return lengths, int(tensor.elem_type)
 
 
-def subgraphs(node: Any) -> list[Any]:
-    """The graphs that a node holds: the branches of an If, the body of a Loop."""
-    return [
-        graph
-        for attribute in node.attribute
-        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    ]
-
-
 def names_taken(node: Any) -> set[str]:
     """The names of all tensors that a node takes, and nodes in its graphs."""
     names: set[str] = set()
@@ -525,13 +527,20 @@ class _Reading:
                 "does not depend on voxels; export the model without it"
             )
         branch = branches["then_branch" if condition.reshape(-1)[0] else "else_branch"]
-        for tensor in branch.initializer:
-            values = self.tensors[tensor.name] = self.graph.decoded(tensor, where)
-            self.size += values.nbytes
-            require_room(self.size, "its weights", self.graph.path)
+        own = {
+            tensor.name: self.graph.branch_tensor(tensor, where) for tensor in branch.initializer
+        }
+        outer = {name: self.tensors.get(name) for name in own}
+        outer |= {name: self.tensors.get(name) for one in branch.node for name in one.output}
+        self.tensors |= own
         for number, inner in enumerate(branch.node):
             self.take(number, inner)
-        self._store(node, [self.tensor(value.name, where) for value in branch.output], where)
+        made = [self.tensor(value.name, where) for value in branch.output]
+        for name, value in outer.items():  # what a branch names is its own
+            self.tensors.pop(name, None)
+            if value is not None:
+                self.tensors[name] = value
+        self._store(node, made, where)
 
     def _sizes(self, node: Any, flow: Flow) -> Array:
         if flow.groups:
