@@ -295,6 +295,8 @@ class Plan:
         layout = self.prepared.layout
         elements = layout.scratch_size + layout.accumulator_size
         of_thread = elements * self.dtype.itemsize + layout.workspace_bytes
+        # the line before the sums, and the ends of rows, see `loops/store.py`
+        of_thread += LINE_BYTES * (1 + 2 * layout.step_depth)
         if self.checks is not None:
             of_thread += self.checks.worker_bytes
         return of_thread * min(self.threads, self.tasks_for(size))
@@ -879,10 +881,11 @@ class Plan:
         deviations = checked.deviations
         assert isinstance(deviations, np.ndarray)
         # a task at the end of the depth has fewer steps than the others
-        verdicts[~self._computed(grid, region)] = 0
+        computed = self._computed(grid, region)
+        verdicts[~computed] = 0
         wrong = np.flatnonzero(verdicts & WRONG)
         with checks.counts.lock:
-            checks.counts.steps += int(self._computed(grid, region).sum())
+            checks.counts.steps += int(computed.sum())
             checks.counts.unchecked += int(np.count_nonzero(verdicts & UNCHECKED))
             passed = deviations[verdicts == 0]
             checks.counts.worst = max(checks.counts.worst, float(passed.max(initial=0.0)))
