@@ -113,9 +113,14 @@ class RingPlanes:
         self._memory.fill(0)  # who looks at all of it finds nothing that was never written
 
     def read(self, start: int, stop: int) -> Array:
-        """The ring with planes start to stop - 1; neither ever falls."""
+        """The ring with planes start to stop - 1; neither is less than in the read before.
+
+        Raises: ValueError if the ring is too small for the steps around them.
+        """
         memory = self._memory
         first, end = self.steps.around(start, stop)
+        if end - first > len(memory):
+            raise ValueError(f"a ring of {len(memory)} planes cannot hold {end - first}")
         have = max(first, self.stop)
         while have < end:
             place = have % len(memory)

@@ -139,14 +139,20 @@ def read_keras_network(
     )
 
 
-def require_unquantized(model: Config) -> None:
-    """Refuse a model with a layer whose weights are quantized. Raises: SpecError."""
+def _every_entry(model: Config) -> Iterator[tuple[Config, Config]]:
+    """A model and all layers within it, each with its config."""
     pending = [model]
     while pending:
         entry = pending.pop()
         pending += layers_of(entry)
         config = entry.get("config")
-        policy = config.get("dtype") if isinstance(config, Mapping) else None
+        yield entry, config if isinstance(config, Mapping) else {}
+
+
+def require_unquantized(model: Config) -> None:
+    """Refuse a model with a layer whose weights are quantized. Raises: SpecError."""
+    for entry, config in _every_entry(model):
+        policy = config.get("dtype")
         inner = policy.get("config") if isinstance(policy, Mapping) else None
         mode = inner.get("mode") if isinstance(inner, Mapping) else None
         if mode is not None:
@@ -159,12 +165,8 @@ def require_unquantized(model: Config) -> None:
 def _data_format(model: Config) -> str | None:
     """The data_format of all layers that have one. Raises: SpecError for two."""
     found: dict[str, str] = {}  # data format -> a layer that has it
-    pending = [model]
-    while pending:
-        entry = pending.pop()
-        pending += layers_of(entry)
-        config = entry.get("config")
-        own = config.get("data_format") if isinstance(config, Mapping) else None
+    for entry, config in _every_entry(model):
+        own = config.get("data_format")
         if isinstance(own, str):
             found.setdefault(own, name_of(entry))
     if len(found) > 1:

@@ -192,6 +192,13 @@ def test_windows_are_filled_in_whole_steps(
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(asked))
 
 
+def test_a_ring_never_writes_over_planes_that_are_needed() -> None:
+    ring = RingPlanes(np.empty, lambda depth, out: np.copyto(out, range(99)[depth]), Steps(9, 2), 4)
+    assert ring.read(1, 4).tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="a ring of 4 planes cannot hold 6"):
+        ring.read(3, 7)
+
+
 def test_a_slab_wholly_outside_reads_nothing() -> None:
     problem = ConvSpec(padding=((9, 9), 0, 0)).resolve((1, 2, 1, 1, 1), (3, 1, 1))
     slabs = cut_slabs(problem, 4)
