@@ -904,7 +904,8 @@ class Plan:
                 )
             clipped[number] = self._recompute(block, box, region, run._replace(again=True))
             with checks.counts.lock:
-                plane = checks.first_plane + box.start[0]
+                of_grid = self.grids.offset(block % self.grids.total)[0]
+                plane = checks.first_plane + of_grid + box.start[0] * self.grids.apart[0]
                 fault = Fault(self.algorithm.name, what, box.size, plane, deviation)
                 checks.counts.faults.append(fault)
 

@@ -709,7 +709,7 @@ def spool_reader(reader: VolumeReader, beside: str | None = None) -> VolumeReade
                 write_block(file, header.axes, header.dtype, 0, n, starts, channel, block)
             reader.finish()
         copy = RawReader(file, header, reader.path, header.dtype, 0)
-        copy.notes = reader.notes
+        copy.notes, copy.losses = reader.notes, reader.losses
         return copy
     except BaseException:
         file.close()

@@ -127,7 +127,7 @@ class ChosenReader(VolumeReader):
 
     def finish(self) -> None:
         self.reader.finish()
-        self.notes = self.reader.notes
+        self.notes, self.losses = self.reader.notes, self.reader.losses
 
     def close(self) -> None:
         self.reader.close()

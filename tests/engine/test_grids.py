@@ -94,6 +94,23 @@ def test_checks_see_every_step_and_change_no_bit(case: Case, algorithm: str) -> 
 
 @by_grids
 @cases
+def test_faults_are_found_in_every_grid_and_repaired(case: Case, algorithm: str) -> None:
+    volume, weights = case.arrays()
+    plan = plan_of(case, algorithm)
+    plan.check()
+    run(plan, volume)  # packs the weights
+    assert plan.checks is not None
+    plan.checks.take_counts()
+    plan.prepared.weights[...] *= 2
+    got, expected = run(plan, volume), case.expected(volume, weights.astype(np.float32))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    planes, depth = {fault.plane for fault in plan.checks.take_counts().faults}, got.shape[1]
+    assert planes <= set(range(depth))
+    assert planes >= set(range(min(depth, plan.grids.apart[0])))  # the first of each grid
+
+
+@by_grids
+@cases
 def test_division_by_a_coverage(case: Case, algorithm: str) -> None:
     """Sums are divided by the coverage of their own windows, which is stored beside them."""
     volume, weights = case.arrays()

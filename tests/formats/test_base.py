@@ -93,9 +93,11 @@ streaming = st.sampled_from(
 def test_a_copy_of_a_stream_may_be_read_in_any_order(axes: Axes) -> None:
     values = small_numbers(axes.shape, "int16", 1)
     stream = Stream(values, axes)
+    stream.notes, stream.losses = ("a note",), ("a loss",)
     count, depth, *_, channels = axes.canonical_shape
     with spool_reader(stream) as copy:
         assert not copy.sequential
+        assert (copy.notes, copy.losses) == (("a note",), ("a loss",))
         assert stream.closed
         assert copy.path == "stream.nii.gz"  # messages name the file, not the copy
         assert copy.header.scale == (2.0, 1.0)  # stored numbers are copied, not values
