@@ -7,7 +7,7 @@ them into HDF5 and Zarr; GDAL's TIFF tag 42113; DICOM PS3.3, C.7.5.1.1.2 (Pixel 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,18 @@ def missing_note(value: Any, word: str) -> tuple[str, ...]:
     )
 
 
-def notes_for(notes: Iterable[str], value: float | None, takes_missing: bool) -> tuple[str, ...]:
+def notes_for(
+    notes: Iterable[str], value: float | None, takes_missing: Callable[[], bool]
+) -> tuple[str, ...]:
     """The notes of a file as they are true of a job that reads it.
 
     value : float or None       that the job takes as missing
-    takes_missing : bool        its command has such an option
+    takes_missing : callable    whether its command has such an option; few files need to ask
 
     >>> notes = missing_note(-9999.0, "_FillValue")
-    >>> notes_for(notes, -9999, True), notes_for(notes, None, True) == notes
+    >>> notes_for(notes, -9999, lambda: True), notes_for(notes, None, lambda: True) == notes
     ((), True)
-    >>> notes_for(notes, None, False)
+    >>> notes_for(notes, None, lambda: False)
     ('voxels of -9999 are missing by its _FillValue; they count as values',)
     """
     found = []
@@ -55,7 +57,7 @@ def notes_for(notes: Iterable[str], value: float | None, takes_missing: bool) ->
         fact, marks, _ = note.partition(_COUNT)
         if marks and value is not None and note.endswith(setting("missing", f"{value:.17g}")):
             continue
-        found.append(note if takes_missing or not marks else fact + marks)
+        found.append(note if not marks or takes_missing() else fact + marks)
     return tuple(found)
 
 

@@ -336,7 +336,7 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
             spacing=given_spacing(job),
             again=again,
         )
-        reader.notes = notes_for(reader.notes, job.missing.value, _takes_missing(job))
+        reader.notes = notes_for(reader.notes, job.missing.value, partial(_takes_missing, job))
         if not job.chooses_channels:
             return reader
         from conv3d_cli.pipeline.chosen import choose_channels  # few jobs choose
@@ -774,7 +774,8 @@ def _output_header(job: Job, source: VolumeHeader, chain: _Resolved) -> VolumeHe
         made = _Resolved(chain.stages[:-2], chain.network)
         before = _with_names(header, made, composed)
         header = _taken_names(before, taken)
-        if job.network is None and not job.is_composed and not _mixes_channels(made):
+        of_input = job.network is None and not job.is_composed and bool(made.convolutions)
+        if of_input and not _mixes_channels(made):
             places = places_of(taken.taken, taken.inputs[0].channels)
             header = replace(header, channel_places=places)
     else:
