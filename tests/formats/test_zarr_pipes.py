@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from processes import LIMIT
+
+from conv3d_cli.formats.zarr.store import import_zarr
 
 zarr = pytest.importorskip("zarr")
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs of POSIX")
@@ -89,3 +95,25 @@ def test_a_pipe_in_a_store_is_not_waited_for(
         assert error.startswith("Error: cannot read x.zarr")
         assert error.endswith(f"{file}: it is a pipe; replace it by a regular file")
     assert not (tmp_path / "o.npy").exists()
+
+
+def test_of_several_reads_that_fail_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    import_zarr("x.zarr")
+    loop = asyncio.new_event_loop()
+
+    def lost(read: Any) -> list[str]:
+        """What asyncio tells of a read that fails, and that nobody asks for."""
+        caplog.clear()
+        future = loop.create_future()
+        try:
+            read()
+        except OSError as error:
+            future.set_exception(error)
+        del future
+        gc.collect()
+        return [str(record.exc_info and record.exc_info[1]) for record in caplog.records]
+
+    with caplog.at_level(logging.ERROR):
+        assert lost(lambda: zarr.open("no such store", mode="r")) == []
+        assert "no such file" in lost(Path("no such file").read_text)[0]  # of others: still told
+    loop.close()

@@ -8,6 +8,7 @@ zarr is imported late.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -94,7 +96,20 @@ def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
         raise error(
             f"cannot {verb} {path}: Zarr needs zarr 3.1 or newer, not {zarr.__version__}: {CURE}"
         )
+    logging.getLogger("asyncio").addFilter(_is_not_of_a_read)  # once: a filter is not added twice
     return zarr
+
+
+def _is_not_of_a_read(record: logging.LogRecord) -> bool:
+    """False if asyncio tells of an error in one of zarr's reads.
+
+    The first error of several reads ends a command, and zarr's loop with it; what the others found
+    is then asked for by nobody, and asyncio prints a traceback beside the command's own line.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    frames = walk_tb(error.__traceback__ if error else None)
+    names = (str(frame.f_globals.get("__name__")) for frame, _ in frames)
+    return all(name.partition(".")[0] != "zarr" for name in names)
 
 
 @contextmanager
