@@ -15,8 +15,30 @@ import numpy as np
 from conv3d_cli.errors import setting
 
 MARKS = ("_FillValue", "missing_value")
-_COUNT = "; they count as values"
 CONVENTIONS = ("scale_factor", "add_offset", *MARKS)  # what `convention_notes` looks at
+
+
+class MissingNote(str):
+    """A note that a file marks missing voxels by a number.
+
+    value : float   of those voxels
+    word : str      what the file calls it
+    takes : bool    whether the job that reads the file can be told of a missing value
+    """
+
+    value: float
+    word: str
+    takes: bool
+
+    def __new__(cls, value: float, word: str, takes: bool = True) -> MissingNote:
+        text = f"voxels of {value:.17g} are missing by its {word}; they count as values"
+        cure = f" without {setting('missing', f'{value:.17g}')}" if takes else ""
+        note = super().__new__(cls, text + cure)
+        note.value, note.word, note.takes = value, word, takes
+        return note
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for workers
+        return self.value, self.word, self.takes
 
 
 def missing_note(value: Any, word: str) -> tuple[str, ...]:
@@ -30,12 +52,7 @@ def missing_note(value: Any, word: str) -> tuple[str, ...]:
     ((), ())
     """
     number = _number(value)
-    if number is None:
-        return ()
-    return (
-        f"voxels of {number:.17g} are missing by its {word}{_COUNT} without "
-        f"{setting('missing', f'{number:.17g}')}",
-    )
+    return () if number is None else (MissingNote(number, word),)
 
 
 def notes_for(
@@ -54,10 +71,11 @@ def notes_for(
     """
     found = []
     for note in notes:
-        fact, marks, _ = note.partition(_COUNT)
-        if marks and value is not None and note.endswith(setting("missing", f"{value:.17g}")):
-            continue
-        found.append(note if not marks or takes_missing() else fact + marks)
+        if isinstance(note, MissingNote):
+            if note.value == value:
+                continue
+            note = MissingNote(note.value, note.word, takes_missing())
+        found.append(note)
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import tifffile
 import zarr
 
-from conv3d_cli.formats.conventions import convention_notes
+from conv3d_cli.formats.conventions import convention_notes, missing_note, notes_for
 
 VALUES = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
 CF = {"_FillValue": np.int16(-9999), "scale_factor": 0.5, "add_offset": np.array([10.0])}
@@ -82,3 +83,11 @@ def test_nan_and_the_neutral_scale_need_no_word() -> None:
         assert convention_notes({"_FillValue": value, "scale_factor": 1, "add_offset": 0}) == ()
     (note,) = convention_notes({"_FillValue": np.nan, "missing_value": np.int32(-1)})
     assert "voxels of -1 are missing by its missing_value" in note
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_note_on_missing_voxels_is_the_same_in_a_worker(takes: bool) -> None:
+    (note,) = notes_for(missing_note(-1, "nodata"), None, lambda: takes)
+    (copy,) = notes_for([pickle.loads(pickle.dumps(note))], None, lambda: takes)
+    assert (note, pickle.loads(pickle.dumps(note))) == (copy, note)
+    assert notes_for([copy], -1.0, lambda: takes) == ()
