@@ -62,7 +62,7 @@ def convolve_file(
     """
     given = _settings(kernel, kernel_layout, options)
     settings = apply_settings(given)
-    job = make_job(os.fspath(source), os.fspath(target), settings)
+    job = make_job(os.fsdecode(source), os.fsdecode(target), settings)
     check_needs(settings)
     recordings = {}
     if given.history:

@@ -129,7 +129,7 @@ def check_dashes(ctx: click.Context, arguments: Sequence[str]) -> None:
 
     An option where the value of another one should stand: `--verify -o out.nii` is the value "-o"
     to Click. A long option written with one dash: `-overwrite` is `-o verwrite` to Click, and
-    `-mask` is `-m`, `-a`, ...
+    `-mask` is `-m`, `-a`, ... A short option with "=": `-o=out.nii` is the value "=out.nii".
     Raises: UsageLine.
     """
     valued = {
@@ -148,6 +148,12 @@ def check_dashes(ctx: click.Context, arguments: Sequence[str]) -> None:
             value = next(words, "")
             if value.partition("=")[0] in known:
                 raise UsageLine(_swallowed(ctx, flag, option, value), ctx)
+        elif joined := re.fullmatch(r"(-[A-Za-z]+)=(.*)", word, re.DOTALL):
+            if _last_of_cluster(joined[1], known - valued.keys()) in valued:
+                raise UsageLine(
+                    f"'{word}' would mean the value '={joined[2]}'; write {joined[1]} {joined[2]}",
+                    ctx,
+                )
         elif re.match(r"-[A-Za-z]\w", word):
             name = word.partition("=")[0]
             if _known(ctx, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import json
 import subprocess
 import sys
@@ -90,6 +91,12 @@ def test_notes_progress_and_checks(desk: Path) -> None:
     assert json.loads(Path("o.json").read_text())
     matched = convolve_file("a.nii.gz", "m.nii", to_fwhm="9mm")
     assert any("FWHM" in note for note in matched.notes)
+
+
+def test_paths_are_text_bytes_or_objects(desk: Path) -> None:
+    for number, kind in enumerate((str, os.fsencode, Path)):
+        convolve_file(kind("a.nii.gz"), kind(f"{number}.nii"), "box:size=3")
+        assert Path(f"{number}.nii").read_bytes() == Path("0.nii").read_bytes()
 
 
 def test_a_config_and_a_penalty(desk: Path) -> None:

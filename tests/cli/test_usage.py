@@ -99,6 +99,8 @@ def test_too_many_words_are_one_line(path: tuple[str, ...], run: Any) -> None:
         (["apply", "--strides", "2,x"], "--strides must be a whole number of at least 1, or three as in 2,1,1 "),
         (["compare", "a", "b", "--rtol", "-1"], "--rtol must be a number of at least 0, received '-1'"),
         (["apply", "--nan", "skip"], "--nan must be propagate, ignore, zero or error, received 'skip'; write 'ignore'"),
+        (["apply", "x.npy", "-o=y.npy"], "'-o=y.npy' would mean the value '=y.npy'; write -o y.npy"),
+        (["apply", "x.npy", "-vj=2"], "'-vj=2' would mean the value '=2'; write -vj 2"),
         (["aply"], "conv3d has no command 'aply'; did you mean 'apply'?"),
         (["smooth", "a.npy"], "conv3d has no command 'smooth'; write conv3d apply"),
         (["compute"], "conv3d has no command 'compute'; there are apply, bench, "),
