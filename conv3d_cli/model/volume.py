@@ -352,8 +352,9 @@ class VolumeHeader:
                                 describes
     components : tuple of str   of an output: names of the channels that one input channel became,
                                 in order; () if they have no names
-    channel_places : tuple      of an output of chosen channels: their places among those that
-                                `metadata` describes; () if it has these, all and in order
+    channel_places : tuple or None      of an output: the places of its channels among those that
+                                `metadata` describes; None if it has these, all and in order, ()
+                                if its channels are others
     is_filtered : bool          of an output: its values are computed, not copied, so what they mean
                                 may be another thing than `metadata` says
     is_copy : bool              of an output: each value is one of the input
@@ -370,7 +371,7 @@ class VolumeHeader:
     metadata: Any = None
     transform: VoxelTransform = field(default_factory=VoxelTransform)
     components: tuple[str, ...] = ()
-    channel_places: tuple[int, ...] = ()
+    channel_places: tuple[int, ...] | None = None
     history: tuple[str, ...] = ()
     facts: Facts = field(default_factory=Facts)
     is_filtered: bool = False
@@ -412,6 +413,10 @@ class VolumeHeader:
         colors = list(self.facts.channel_colors)
         same = len(colors) == self.shape[4] and not self.components
         return colors if same and any(colors) else []
+
+    def places_among(self, count: int) -> Sequence[int]:
+        """The places of an output's channels among the `count` ones that `metadata` describes."""
+        return range(count) if self.channel_places is None else self.channel_places
 
     @property
     def nbytes(self) -> int:

@@ -32,13 +32,13 @@ def choose_channels(reader: VolumeReader, chosen: Sequence[int | str], target: s
         raise
 
 
-def places_of(numbers: Sequence[int], count: int) -> tuple[int, ...]:
+def places_of(numbers: Sequence[int], count: int) -> tuple[int, ...] | None:
     """`VolumeHeader.channel_places` of some of `count` channels.
 
     >>> places_of([2, 0], 3), places_of([0, 1, 2], 3)
-    ((2, 0), ())
+    ((2, 0), None)
     """
-    return () if list(numbers) == list(range(count)) else tuple(numbers)
+    return None if list(numbers) == list(range(count)) else tuple(numbers)
 
 
 def _position(header: VolumeHeader, chosen: int | str) -> int:

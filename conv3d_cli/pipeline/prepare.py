@@ -807,7 +807,8 @@ def _with_names(
     if last is not None and not _mixes_channels(chain):
         return header
     # no channel is one of the input's
-    return replace(header, facts=replace(header.facts, channel_names=(), channel_colors=()))
+    facts = replace(header.facts, channel_names=(), channel_colors=())
+    return replace(header, facts=facts, channel_places=())
 
 
 def _taken_names(header: VolumeHeader, taken: TakeChannels) -> VolumeHeader:

@@ -71,3 +71,49 @@ def test_a_coverage_beside_a_t_map_is_no_t_map(tmp_path: Path, run: Any) -> None
     run("apply", source, "-k", "gaussian:fwhm=2vox", "--boundary", "renormalize",
         "--coverage-out", tmp_path / "c.nii", "-o", tmp_path / "o.nii")  # fmt: skip
     assert nibabel.load(tmp_path / "c.nii").header.get_intent()[0] == "none"
+
+
+@pytest.mark.parametrize(
+    ("intent", "parameters", "channels", "words"),
+    [
+        ("symmetric matrix", (3,), 6, "symmetric matrices"),
+        ("general matrix", (2, 3), 6, "matrices"),
+        ("displacement vector", (), 3, "displacements"),
+        ("quaternion", (), 4, "quaternions"),
+    ],
+)
+def test_some_or_others_of_a_tuple_lose_its_intent(
+    tmp_path: Path,
+    intent: str,
+    parameters: tuple[float, ...],
+    channels: int,
+    words: str,
+    run: Any,
+    rng: np.random.Generator,
+) -> None:
+    voxels = rng.random((5, 6, 7, 1, channels), np.float32)
+    image = nibabel.Nifti1Image(voxels, np.diag([2.0, 2, 2, 1]))
+    image.header.set_intent(intent, parameters, "the name")
+    nibabel.save(image, tmp_path / "v.nii")
+    np.save(tmp_path / "w.npy", rng.random((3, 3, 3, channels, channels), np.float32))
+    note = f"the input's voxels are {words} by its header (intent_code), and those of the output"
+
+    def written(*arguments: Any, noted: bool) -> tuple[str, tuple[float, ...], str]:
+        result = run(*arguments, "--overwrite")
+        assert (note in " ".join(result.output.split())) == noted, result.output
+        found: tuple[str, tuple[float, ...], str] = nibabel.load(
+            tmp_path / "o.nii"
+        ).header.get_intent()
+        return found
+
+    source, target = tmp_path / "v.nii", tmp_path / "o.nii"
+    box = ("apply", source, "-k", "box:size=3", "-o", target)
+    vectors = ("vector", (), "")
+    kept = (intent, parameters, "the name")
+    assert written(*box, noted=False) == kept  # a mean of displacements is a displacement
+    assert written(*box, "--channels", "0,1", noted=True) == vectors
+    assert written("convert", source, target, "--channels", "1,0", noted=True) == vectors
+    every = ",".join(map(str, range(channels)))
+    assert written("convert", source, target, "--channels", every, noted=False) == kept
+    layer = ("apply", source, "-k", tmp_path / "w.npy", "-o", target)
+    assert written(*layer, noted=True) == vectors

@@ -372,6 +372,43 @@ def test_filtered_segments_are_none(tmp_path: Path, data: np.ndarray, run: Any) 
     assert keys in (tmp_path / "c.seg.nrrd").read_bytes()
 
 
+def test_places_of_segments_are_of_their_own_grid(
+    tmp_path: Path, data: np.ndarray, run: Any
+) -> None:
+    path = tmp_path / "a.seg.nrrd"
+    nrrd_file(path, data)
+    places = b"Segment0_Extent:=0 4 0 3 0 2\nSegmentation_ReferenceImageExtentOffset:=1 2 3"
+    keys = b"Segment0_LabelValue:=7\n" + places
+    path.write_bytes(path.read_bytes().replace(b"# a comment", keys))
+
+    def head(*options: Any) -> bytes:
+        run("apply", path, "-k", "identity", "-o", tmp_path / "b.seg.nrrd", "--overwrite", *options)
+        return (tmp_path / "b.seg.nrrd").read_bytes().partition(b"\n\n")[0]
+
+    assert keys in head()
+    smaller = head("--strides", "2")
+    assert b"Segment0_LabelValue:=7" in smaller
+    assert b"Extent" not in smaller
+
+
+def test_channels_of_a_layer_have_no_gradients(
+    tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
+    """Each is a sum over the directions of the input's."""
+    keys = "".join(f"DWMRI_gradient_{n:04d}:={n} 0 0\n" for n in range(3)).encode()
+    path = tmp_path / "a.nrrd"
+    nrrd_file(path, rng.random((3, 4, 5, 6), np.float32), kinds="space space space list")
+    path.write_bytes(path.read_bytes().replace(b"# a comment\n", keys))
+    np.save(tmp_path / "w.npy", rng.random((3, 3, 3, 3, 3), np.float32))
+
+    def head(kernel: Any) -> bytes:
+        run("apply", path, "-k", kernel, "-o", tmp_path / "b.nrrd", "--overwrite")
+        return (tmp_path / "b.nrrd").read_bytes().partition(b"\n\n")[0]
+
+    assert keys.strip() in head("box:size=3")
+    assert b"DWMRI" not in head(tmp_path / "w.npy")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is wrong
 

@@ -41,6 +41,13 @@ MEANINGS = {
     LABEL_INTENT: "labels",
     1003: "names of neuroanatomy",
 }
+# what the values of a voxel are together, which some or others are not
+TUPLES = {
+    MATRIX_INTENT: "matrices",
+    1005: "symmetric matrices",
+    1006: "displacements",
+    1010: "quaternions",
+}
 # Vertices of FreeSurfer's icospheres, 10 * 4^k + 2, that are too many for a NIfTI-1 axis or are
 # folded to fit.
 VERTICES = tuple(10 * 4**k + 2 for k in range(5, 8))
@@ -534,9 +541,13 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         )
     if not volume.is_copy:
         header["cal_min"], header["cal_max"] = 0, 0
+    others = volume.channel_places == ()  # channels that are none of the input's
+    if others:
+        header["intent_name"] = b""
     if (
         volume.components
         or volume.channel_places
+        or (others and int(header["intent_code"]) in TUPLES)
         or source is None
         or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb)
     ):
@@ -567,7 +578,13 @@ def lost_meaning(volume: VolumeHeader) -> str:
     volume : VolumeHeader       of the output
     """
     source = source_of(volume)
-    meaning = None if source is None else MEANINGS.get(int(source.header["intent_code"]))
+    intent = 0 if source is None else int(source.header["intent_code"])
+    if volume.channel_places is not None and intent in TUPLES:
+        return (
+            f"the input's voxels are {TUPLES[intent]} by its header (intent_code), and those of "
+            "the output are not: it has no such intent"
+        )
+    meaning = MEANINGS.get(intent)
     if meaning is None or not volume.is_filtered:
         return ""
     if volume.is_labels:

@@ -46,7 +46,7 @@ from conv3d_cli.formats.nrrd.header import (
     read_header,
     type_name,
 )
-from conv3d_cli.formats.nrrd.keys import SEGMENT, SEGMENTATION, keys_of_channels
+from conv3d_cli.formats.nrrd.keys import PLACE, SEGMENT, SEGMENTATION, keys_of_channels
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
 from conv3d_cli.formats.stored import beside
 from conv3d_cli.model.volume import (
@@ -383,7 +383,9 @@ def output_fields(
     keys = {} if source is None else dict(source.keys)
     if header.is_filtered:
         keys = {key: text for key, text in keys.items() if not SEGMENTATION.match(key)}
-    if header.channel_places:
+    if source is not None and any(header.axes.size(a) != source.axes.size(a) for a in SPATIAL):
+        keys = {key: text for key, text in keys.items() if not PLACE.fullmatch(key)}  # other voxels
+    if header.channel_places is not None:
         keys = keys_of_channels(keys, header.channel_places)
     if header.facts.name:
         fields["content"] = " ".join(header.facts.name.split())
@@ -416,7 +418,7 @@ def _facts_of(letter: str, header: VolumeHeader, source: NrrdSource | None) -> A
     own = source.facts[letter]
     if letter in SPATIAL:
         return own if own.kind else replace(own, kind="domain")
-    changed = letter in CHANNEL and bool(header.channel_places)
+    changed = letter in CHANNEL and header.channel_places is not None
     if changed or axes.size(letter) != source.axes.size(letter) or not own.kind:
         kind = kind_of(letter, axes)
         label = own.label or (letter if kind == "list" else "")

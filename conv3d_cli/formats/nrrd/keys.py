@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 # keys in label maps of 3D Slicer: of each segment, and of all
 SEGMENT = re.compile(r"Segment(\d+)_")
 SEGMENTATION = re.compile(r"Segment(\d+|ation)_")
+# which voxels a segment takes, and where the first one lies in the image that was segmented
+PLACE = re.compile(r"Segment\d+_Extent|Segmentation_ReferenceImageExtentOffset")
 _OF_CHANNEL = re.compile(r"(DWMRI_(?:gradient|B-matrix|NEX)_)(\d+)")
 
 

@@ -458,7 +458,7 @@ def imagej_items(
 def _imagej_channels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> dict[str, Any]:
     """Colours and display mode of the source, if the output has channels of it."""
     same = source.dialect == "imagej" and not header.components
-    places = header.channel_places or range(source.axes.size("c"))
+    places = header.places_among(source.axes.size("c"))
     if not same or len(places) != axes.size("c") or "s" in axes.letters:
         return {}
     tables = source.items.get("LUTs")
@@ -484,7 +484,7 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
         return None
     if len(labels) != old_frames * old_slices * old_channels:
         return None
-    places = header.channel_places or range(old_channels)
+    places = header.places_among(old_channels)
     if (old_frames, len(places)) != (frames, channels):
         return None
     step, offset = header.transform.step[0], header.transform.offset[0]
