@@ -6,6 +6,7 @@ puts them together.
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Sequence
@@ -164,6 +165,22 @@ def _check_deflated(path: str) -> None:
         require_room(DEFLATED_COPIES * unpacked, "what it unpacks to", path)
 
 
+class _BoundedFile(io.BufferedReader):
+    """A file of which no more bytes are asked for than it has.
+
+    Python makes a buffer for all that is asked for, and a damaged element declares 4 GB.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > PIECE:
+            size = min(size, max(0, self._size - self.tell()))
+        return super().read(size)
+
+
 def _numbers(thing: Any, name: str, count: int) -> tuple[float, ...] | None:
     """`count` finite numbers of an element; None if it does not have them."""
     value = thing.get(name) if thing is not None else None
@@ -197,7 +214,10 @@ def read_frames(path: str) -> tuple[Series, list[Frame]] | None:
 
     with library_errors(path, "DICOM"):
         _check_deflated(path)
-        data: Any = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=TAGS)
+        with _BoundedFile(path) as file:
+            data: Any = pydicom.dcmread(
+                file, stop_before_pixels=True, force=True, specific_tags=TAGS
+            )
         rows, columns = _number(data, "Rows"), _number(data, "Columns")
         if not rows or not columns or _number(data, "BitsAllocated") is None:
             return None
@@ -219,7 +239,7 @@ def read_frames(path: str) -> tuple[Series, list[Frame]] | None:
         count = int(_number(data, "NumberOfFrames") or 1)
         if not 0 < count <= MAX_FRAMES:
             raise FormatError(f"cannot read {path}: damaged DICOM: it declares {count} frames")
-        kind = tuple(_value(data, name) for name in _IMAGE[:-1])
+        kind = tuple(_value(path, data, name) for name in _IMAGE[:-1])
         offsets = _numbers(data, "GridFrameOffsetVector", count) if count > 1 else None
         each = data.get("PerFrameFunctionalGroupsSequence") or [None] * count
         if len(each) != count:
@@ -238,9 +258,20 @@ def read_frames(path: str) -> tuple[Series, list[Frame]] | None:
         return series, found
 
 
-def _value(data: Any, name: str) -> Any:
+def _value(path: str, data: Any, name: str) -> Any:
+    """What an element says of the image: its words, else a whole number; None without one."""
     value = data.get(name)
-    return tuple(map(str, value)) if name == "ImageType" and value is not None else value
+    if value is None or value == "":
+        return None
+    if name == "ImageType":
+        return tuple(map(str, value))
+    if name == "PhotometricInterpretation":
+        return str(value)
+    if isinstance(value, (int, float)) and value == value // 1:
+        return int(value)
+    raise FormatError(
+        f"cannot read {path}: damaged DICOM: {name} is {str(value)[:40]!r}, not a whole number"
+    )
 
 
 def _frame(path: str, index: int, data: Any, shared: Any, own: Any, kind: tuple[Any, ...]) -> Frame:
