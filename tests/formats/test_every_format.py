@@ -34,7 +34,7 @@ from conv3d_cli.formats import (
     read_volume,
     write_volume,
 )
-from conv3d_cli.formats.base import VolumeFormat, real_dtype
+from conv3d_cli.formats.base import OutputOptions, VolumeFormat, real_dtype
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.volume import (
     Axes,
@@ -52,6 +52,26 @@ CASES = [
     for suffix in found.suffixes
     if suffix != "-"
 ]
+
+
+def way_of_storing(case: tuple[VolumeFormat, str]) -> tuple[Any, ...]:
+    """The same for two suffixes whose files differ in their names alone."""
+    found, suffix = case
+    name = f"x{suffix}"
+    packed = (word in suffix for word in ("ome", "nii.", "zst", "zip"))
+    return found.name, len(found.written(name)), found.streamed(name, OutputOptions()), *packed
+
+
+def marks(case: tuple[VolumeFormat, str], is_crossed: bool) -> list[pytest.MarkDecorator]:
+    """Of a test for a suffix.
+
+    is_crossed : bool       the test is run for each dtype, or each order of axes
+    """
+    return [pytest.mark.slow] if is_crossed and case in ALIASES else []
+
+
+WAYS = [way_of_storing(case) for case in CASES]
+ALIASES = {case for n, case in enumerate(CASES) if WAYS[n] in WAYS[:n]}
 
 INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 DTYPES = [*INTEGERS, "float16", "float32", "float64", "bool"]
@@ -94,9 +114,13 @@ def test_a_run_imports_the_formats_that_it_uses_alone(path: str, tmp_path: Path)
     }
 
 
-@pytest.fixture(params=CASES, ids=[suffix for _, suffix in CASES])
-def case(request: pytest.FixtureRequest) -> tuple[VolumeFormat, str]:
-    return request.param
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every suffix in every test; with each dtype and order of axes, aliases under `slow` alone."""
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "case" in metafunc.fixturenames and not any("case" in names for names in own):
+        is_crossed = bool({"dtype", "letters"} & set(metafunc.fixturenames))
+        cases = [pytest.param(case, id=case[1], marks=marks(case, is_crossed)) for case in CASES]
+        metafunc.parametrize("case", cases)
 
 
 @pytest.fixture
@@ -584,12 +608,15 @@ COMPRESSIONS = sorted({name for found in FORMATS for name in found.compressions}
 @pytest.mark.parametrize(
     ("case", "compression", "letters"),
     [
-        pytest.param(case, compression, letters, id=f"{case[1]}-{compression}-{letters}")
+        pytest.param(
+            *(case, compression, letters),
+            id=f"{case[1]}-{compression}-{letters}",
+            marks=marks(case, letters != "zyx"),
+        )
         for case in CASES
         for compression in COMPRESSIONS
         for letters in (AXES if compression in case[0].compressions else ["zyx"])
     ],
-    indirect=["case"],
 )
 def test_compressions(
     case: tuple[VolumeFormat, str],
