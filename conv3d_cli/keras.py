@@ -203,13 +203,13 @@ class Conv3D:
     data_format : "channels_last", "channels_first" or None
         None: as keras.json says, else channels_last
     groups : int, divides the input channels and the filters
-    activation : a name, a serialised dict, a callable or None; see `layer.activations`
+    activation : a name, a serialised dict, a callable or None; see `conv3d_cli.layer.activations`
     use_bias : bool
-    kernel_initializer, bias_initializer : see `layer.initializers`
+    kernel_initializer, bias_initializer : see `conv3d_cli.layer.initializers`
         `build` draws the weights from `seed`
-    kernel_regularizer, bias_regularizer, activity_regularizer : see `layer.regularizers`
+    kernel_regularizer, bias_regularizer, activity_regularizer : see `conv3d_cli.layer.regularizers`
         `losses` returns the penalties
-    kernel_constraint, bias_constraint : see `layer.constraints`
+    kernel_constraint, bias_constraint : see `conv3d_cli.layer.constraints`
         `apply_constraints` applies them, as an optimizer would
     input_shape : tuple or None, without the batch axis; builds the layer at once
     name : str or None; None: "conv3d", "conv3d_1", "conv3d_2", ... in turn

@@ -7,7 +7,9 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,17 @@ from hypothesis import strategies as st
 from strategies import LAYOUTS, REAL_DTYPES, Geometry, geometries, laid_out, small_numbers
 
 import conv3d_cli
-from conv3d_cli import Conv3DError, Kernel, conv3d
+from conv3d_cli import (
+    Conv3DError,
+    Grid,
+    Kernel,
+    Volume,
+    conv3d,
+    read_kernel,
+    read_volume,
+    write_kernel,
+    write_volume,
+)
 from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError
 from conv3d_cli.model.spec import Boundary
 
@@ -45,6 +57,13 @@ def test_names_are_listed_alike_everywhere() -> None:
         a.name: n.module for n in checked.body if isinstance(n, ast.ImportFrom) for a in n.names
     }
     assert homes == conv3d_cli._HOMES
+
+
+def test_the_manual_names_them_all() -> None:
+    page = (Path(conv3d_cli.__file__).parent / "manual" / "python.md").read_text("utf-8")
+    told = " ".join(re.findall(r"`[^`]+`", re.sub(r"```.*?```", "", page, flags=re.DOTALL)))
+    missing = set(conv3d_cli.__all__) - set(re.findall(r"\w+", told))
+    assert not missing
 
 
 def test_unknown_names_and_version() -> None:
@@ -317,7 +336,10 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], type[Conv3DError], list[str]]] = [
     (X, FILTER, {"dilation_rate": 2}, ShapeError, ["larger than the volume along depth"]),
     (X, np.ones((5, 3, 3)), {}, ShapeError, ["larger than the volume along depth"]),
     (X, FILTER, {"padding": "causal"}, SpecError, ["Conv1D"]),
-    (X, FILTER, {"padding": "reflect"}, SpecError, ["padding must be"]),
+    (X, FILTER, {"padding": "reflect"}, SpecError, ["'same_lower'", "boundary='mirror'"]),
+    (X, FILTER, {"padding": "edge"}, SpecError, ["the boundary: boundary='nearest'"]),
+    (X, FILTER, {"padding": "constant"}, SpecError, ["boundary='constant=0'"]),
+    (X, FILTER, {"padding": "none"}, SpecError, ["received 'none'; write 'valid'"]),
     (X, FILTER, {"boundary": "reflect"}, SpecError, ["scipy's", "numpy's"]),
     (X, FILTER, {"boundary": "neerest"}, UnknownNameError, ["did you mean 'nearest'"]),
     (X, FILTER, {"activation": "rellu"}, UnknownNameError, ["did you mean 'relu'"]),
@@ -333,6 +355,33 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], type[Conv3DError], list[str]]] = [
     (X[:0], FILTER, {}, ShapeError, ["no voxels"]),
     (X5[..., :0], FILTER, {"padding": "same"}, ShapeError, ["no voxels"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Grid((3.0, 1.0, 1.0), "mmm"), "unit must be one of nm, um, mm, cm, m"),
+        (lambda: Grid(3.0, "mm"), "spacing must be three numbers in D, H, W order"),  # type: ignore[arg-type]
+        (lambda: Grid(affine=np.eye(3)), "affine must be an array of 4 x 4 numbers"),
+        (lambda: Volume(X, "zyx", (3, 1, 1)), "must be a Grid"),  # type: ignore[arg-type]
+        (lambda: write_volume("x.npy", X), "takes a Volume, received ndarray"),  # type: ignore[arg-type]
+        (
+            lambda: read_kernel("gaussian:fwhm=6mm", Volume(X, "zyx")),  # type: ignore[arg-type]
+            "takes a Grid, received Volume",
+        ),
+    ],
+)
+def test_another_type_is_told_with_an_example(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(words)):
+        make()
+
+
+def test_paths_are_text_or_path_objects(tmp_path: Path) -> None:
+    volume = Volume(np.ones((3, 4, 5), np.float32), "zyx", Grid((3.0, 1.0, 1.0), "mm"))
+    write_volume(tmp_path / "a.nii.gz", volume)
+    assert read_volume(tmp_path / "a.nii.gz").grid.spacing == (3.0, 1.0, 1.0)
+    write_kernel(tmp_path / "k.npy", Kernel(FILTER))
+    np.testing.assert_array_equal(read_kernel(tmp_path / "k.npy").weights, FILTER)
 
 
 @pytest.mark.parametrize(("x", "kernel", "keywords", "error", "facts"), REFUSED)

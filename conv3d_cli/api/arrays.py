@@ -152,7 +152,7 @@ def conv3d(
     kernel_layout : "keras", or "torch" for an array (filters, C/groups, kd, kh, kw)
     kernel_spacing : if x is a `Volume` and the kernel's file gives another voxel spacing: "match"
         refuses the kernel, "resample" resamples it, "ignore" applies it voxel by voxel
-    activation : a name, a serialised dict, a callable or None; see `layer.activations`
+    activation : a name, a serialised dict, a callable or None; see `conv3d_cli.layer.activations`
     magnitude : with a bank, return the root of the sum of its filters' squares: one output channel
         for each input channel
     boundary : the values that padding reads: "zeros", "constant=V", "nearest", "symmetric",
@@ -160,7 +160,7 @@ def conv3d(
     mask : (D, H, W) of certainties of at least 0, a `Volume` on the grid of x, the path of one, or
         None. With a mask each output is a mean, sum(w m x) / sum(w m). Only ratios of its values
         matter: m is the mask divided by its largest value
-    mask_mode, mask_labels, nan, missing, min_coverage : see `model.missing.Missing`
+    mask_mode, mask_labels, nan, missing, min_coverage : see `conv3d_cli.model.missing.Missing`
     out : a NumPy array of the result's shape and dtype to fill, which must not overlap x, or None
     threads : int or None; None: CONV3D_THREADS, else OMP_NUM_THREADS, else all usable CPUs
     algorithm : "auto" or the name of one, as `conv3d explain` lists them

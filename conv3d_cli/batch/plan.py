@@ -321,7 +321,12 @@ def _output_options(inputs: Sequence[str], given: Settings) -> str:
     word = kernel if kernel.isidentifier() else "out"
     source = inputs[0]
     if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):
-        return f"pass --out-dir DIR, as in --out-dir {word}, or --suffix, --prefix or --format"
+        meant = ""
+        if len(inputs) == 2 and not os.path.isdir(inputs[1]):  # many tools take INPUT OUTPUT
+            meant = f"; if {inputs[1]} is the output, pass -o {shlex.quote(inputs[1])}"
+        return (
+            f"pass --out-dir DIR, as in --out-dir {word}, or --suffix, --prefix or --format{meant}"
+        )
     name = (
         f"{word}.npy" if source == "-" else os.path.basename(output_name(source, None, f"_{word}"))
     )

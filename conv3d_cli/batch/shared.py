@@ -72,8 +72,8 @@ def shared_fault(jobs: Sequence[Job], options: BatchOptions) -> SharedFault | No
         return None
     first = max(errors, key=lambda error: getattr(error, "needed", 0))
     if len({one_line(error) for error in errors}) > 1:
-        others = count_of(len(errors) - 1, "volume")
-        first = type(first)(f"{one_line(first)}; the same holds for the other {others}")
+        others = count_of(len(errors) - 1, "other volume")
+        first = type(first)(f"{one_line(first)}; the same holds for {others}")
     return SharedFault(first, waiting)
 
 

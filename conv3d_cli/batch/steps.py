@@ -131,8 +131,15 @@ class JobRun:
         Raises: OutputExistsError, WriteError, SpecError.
         """
         from conv3d_cli.pipeline.run import check_paths
+        from conv3d_cli.system.atomic import how_to_replace
 
-        check_paths(self.job, make_folder=self.options.make_folder)
+        try:
+            check_paths(self.job, make_folder=self.options.make_folder)
+        except OutputExistsError as error:
+            if self.options.jobs > 1 and str(error).endswith(how_to_replace()):
+                # of many volumes most are done already, as a rule
+                raise OutputExistsError(f"{error}, or --skip-existing to keep it") from None
+            raise
         if self.recording is not None:
             from conv3d_cli.provenance.run import check_sidecar
 

@@ -19,7 +19,7 @@ FORMS = ("json", "boutiques", "man")
 @click.argument("words", metavar="[COMMAND]", nargs=-1)
 @click.pass_context
 def describe(ctx: click.Context, form: str, words: tuple[str, ...]) -> None:
-    """Describe commands for other programs: JSON, Boutiques, man pages.
+    """Describe commands as JSON, Boutiques descriptors or man pages.
 
     \b
       conv3d describe boutiques apply > conv3d-apply.json

@@ -53,7 +53,7 @@ def kernel() -> None:
 
     A KERNEL is a built-in with parameters (name:key=value:key=value), a file
     (.npy .npz .json .toml .txt .kern, or any volume), or a layer of a weights file, FILE::NAME
-    (.keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth).
+    (.keras .h5 .safetensors .onnx .pt ...; `conv3d kernel convert --help` lists them).
     """
 
 
@@ -196,9 +196,9 @@ def make(
       conv3d kernel make psf.tif --normalize --flip -o psf.json
       conv3d kernel make psf.tif --crop-kernel 1e-6 -o psf.npz
 
-    Writes .npy .npz .json .toml .txt .nii .nii.gz .tif; .kern can only be read. Weights are
-    written as float64 and read back exactly, and the same command writes the same bytes. Only
-    .npz, .json and .toml hold a bias, or a centre off the middle.
+    Writes .npy .npz .json .toml .txt, and every volume format that holds float64; .kern can
+    only be read. Weights are written as float64 and read back exactly, and the same command
+    writes the same bytes. Only .npz, .json and .toml hold a bias, or a centre off the middle.
     """
     from conv3d_cli.kernels import write_kernel
     from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
@@ -233,10 +233,10 @@ def convert(source: str, target: str, overwrite: bool) -> None:
       conv3d kernel convert state.pt::enc.conv layer.npz
 
     \b
-    Reads   .keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth,
-            and every kernel file
-    Writes  .keras .weights.h5 .safetensors .onnx,
-            and every kernel file (.npz .npy .json .toml)
+    Reads   .keras .weights.h5 .h5 .hdf5 .safetensors .index.json .onnx
+            .pt2 .pt .pth .ckpt, model.json of TF.js, and every kernel file
+    Writes  .keras .weights.h5 .safetensors .onnx, and every kernel file
+            but .kern (.npz .npy .json .toml ...)
 
     NAME chooses one layer; without it, all layers that DST can hold are converted. Weights are
     transposed between the layouts of PyTorch and ONNX, (filters, in_channels/groups, d, h, w),

@@ -19,10 +19,11 @@ def presets(as_json: bool) -> None:
       conv3d presets
       conv3d apply brain.nii.gz -k gaussian:fwhm=6mm --like spm -o smooth.nii.gz
 
-    Flip and normalize apply to kernel files, and not to built-in kernels. Options that you give
-    win over the preset.
+    Of a tool's Gaussian, the list tells how many voxels it reaches to each side, for a standard
+    deviation of σ voxels, and where it is sampled. Flip and normalize apply to kernel files, and
+    not to built-in kernels. Options that you give win over the preset.
     """
-    from conv3d_cli.kernels.sampling import SAMPLINGS
+    from conv3d_cli.kernels.sampling import DEFAULT_WORDS, SAMPLINGS
     from conv3d_cli.settings.presets import PRESETS
 
     if as_json:
@@ -37,9 +38,7 @@ def presets(as_json: bool) -> None:
             if is_set
         )
         gaussian = (
-            SAMPLINGS[preset.sampling].words
-            if preset.sampling in SAMPLINGS
-            else "int(4σ + 0.5), at voxel centres"
+            SAMPLINGS[preset.sampling].words if preset.sampling in SAMPLINGS else DEFAULT_WORDS
         )
         tool = f"{preset.tool}; {gaussian if preset.gaussian else 'no Gaussian'}"
         rows.append((name, preset.padding, preset.boundary, preset.nan, files or "unchanged", tool))

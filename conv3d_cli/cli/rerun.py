@@ -56,7 +56,7 @@ def rerun(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Repeat the run that a sidecar records, and compare the results.
+    """Repeat the run of a sidecar, and compare the results.
 
     \b
       conv3d rerun smooth.json

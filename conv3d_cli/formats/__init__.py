@@ -630,9 +630,12 @@ def output_format(path: str) -> VolumeFormat:
     return found
 
 
-def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None) -> Volume:
+def read_volume(
+    path: str | os.PathLike[str], *, axes: str | None = None, dtype: str | None = None
+) -> Volume:
     """Read a whole volume into memory.
 
+    path : of a file or store, or a URL; FILE::PART is one of several images in a file
     axes : str or None      axis letters in storage order, in place of the file's own
     dtype : str or None     of the result; None: the file's, or float32 if the file scales values
     Returns a Volume whose `data` is in storage order: (z, y, x) for a 3-D scan, (t, z, y, x) for a
@@ -646,7 +649,7 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
     """
     import numpy as np
 
-    with open_volume(path, axes=axes) as reader:
+    with open_volume(os.fspath(path), axes=axes) as reader:
         header = reader.header
         slope, intercept = header.scale
         scaled = header.scale != (1.0, 0.0)
@@ -676,7 +679,7 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
 
 
 def write_volume(
-    path: str,
+    path: str | os.PathLike[str],
     volume: Volume,
     *,
     overwrite: bool = False,
@@ -692,8 +695,15 @@ def write_volume(
     overwrite : bool        replace an output that exists
     gz_level, chunks, levels, levels_by, compression
                             see `create_volume`
-    Raises: OutputExistsError, WriteError; SpecError for an unknown suffix or option.
+    Raises: OutputExistsError, WriteError; SpecError for an unknown suffix or option, and for what
+    is no Volume.
     """
+    if not isinstance(volume, Volume):
+        raise SpecError(
+            f"write_volume() takes a Volume, received {type(volume).__name__}; make one of an "
+            "array, as in Volume(array, 'zyx', Grid((3.0, 1.0, 1.0), 'mm'))"
+        )
+    path = os.fspath(path)
     header = volume.header
     target = output_format(path)
     letters = target.output_letters(header.axes.letters, header.shape[4], header.dtype)

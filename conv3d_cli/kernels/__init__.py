@@ -141,7 +141,7 @@ def may_name_a_layer(text: str) -> bool:
     return "::" in text or not (is_builtin(text) or find_kernel_file(text) is not None)
 
 
-def write_kernel(path: str, kernel: Kernel, *, overwrite: bool = False) -> None:
+def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: bool = False) -> None:
     """Write a kernel in the format of the suffix; a filter bank becomes a one-channel Conv3D layer.
 
     Raises: as `files.write_kernel`.
@@ -149,9 +149,12 @@ def write_kernel(path: str, kernel: Kernel, *, overwrite: bool = False) -> None:
     files.write_kernel(path, kernel.as_layer() if kernel.is_bank else kernel, overwrite=overwrite)
 
 
-def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = None) -> Kernel:
+def read_kernel(
+    text: str | os.PathLike[str], grid: Grid | None = None, *, folder: Path | None = None
+) -> Kernel:
     """Read a kernel from its text: a built-in with parameters, a file, or FILE::NAME (a layer).
 
+    text : as `-k` takes it, or the path of a file
     grid : Grid or None     grid of the volume; lengths in mm, um, ... need its voxel spacing
     folder : Path or None   base of a relative path; None: the current folder
 
@@ -162,6 +165,12 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
     >>> read_kernel("gaussian:sigma=1,1,0.5vox").size
     (9, 9, 5)
     """
+    text = os.fspath(text)
+    if grid is not None and not isinstance(grid, Grid):
+        raise SpecError(
+            f"read_kernel() takes a Grid, received {type(grid).__name__}; pass that of the volume, "
+            "as in read_kernel('gaussian:fwhm=6mm', volume.grid)"
+        )
     if is_builtin(text):
         return build_kernel(text, BUILTIN_KERNELS, grid)
     path = os.path.join(folder, text) if folder is not None else text

@@ -136,14 +136,15 @@ def _imagej(sigma: float, reach: int) -> Weights:
     return np.concatenate([half[:0:-1], half])
 
 
-# "scipy" is the default, which `builtin.gaussian` computes itself.
+# "scipy" is the default, which `builtin.gaussian` computes itself; these are its words.
+DEFAULT_WORDS = "int(4σ + 0.5), at voxel centres"
 SamplingName = Literal["scipy", "fsl", "spm", "afni", "mrtrix", "itk", "imagej", "wb"]
 
 SAMPLINGS = {
     "fsl": Sampling(
         lambda s: max(1, _round_up_half(6 * s)),
         _at_centres,
-        "max(1, round(6σ)), at voxels' centres",
+        "max(1, round(6σ)), at voxel centres",
     ),
     "spm": Sampling(
         lambda s: _round_up_half(6 * s),
@@ -155,10 +156,10 @@ SAMPLINGS = {
         _voxel_average,
         "max(1, ceil(2.5σ)), averaged over voxels",
     ),
-    "mrtrix": Sampling(lambda s: math.ceil(2 * s), _at_centres, "ceil(2σ), at voxels' centres"),
+    "mrtrix": Sampling(lambda s: math.ceil(2 * s), _at_centres, "ceil(2σ), at voxel centres"),
     "itk": Sampling(_itk_reach, _itk, "discrete (Bessel) Gaussian to an error of 0.01, at most 32"),
     "imagej": Sampling(_imagej_reach, _imagej, "ceil(4.13σ), its tail bent to 0"),
     "wb": Sampling(
-        lambda s: max(1, math.floor(3 * s)), _at_centres, "max(1, floor(3σ)), at voxels' centres"
+        lambda s: max(1, math.floor(3 * s)), _at_centres, "max(1, floor(3σ)), at voxel centres"
     ),
 }

@@ -70,6 +70,10 @@ class Grid:
     guesses : tuple of str                  the reader's notes on these, void when a user tells them
     other_spacing : (D, H, W) or None       a second spacing in `unit`, where a file contradicts
                                             itself (NIfTI: pixdim against the sform)
+
+    Raises: SpecError for another unit, or fields of another shape.
+    >>> Grid((3.0, 1.5, 1.5), "mm").spacing_words
+    '3,1.5,1.5 mm'
     """
 
     spacing: tuple[float, float, float] | None = None
@@ -80,6 +84,19 @@ class Grid:
     assumed: frozenset[str] = frozenset()
     guesses: tuple[str, ...] = ()
     other_spacing: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, shape, what in (
+            ("spacing", (3,), "three numbers in D, H, W order, as in Grid((3.0, 1.0, 1.0), 'mm')"),
+            ("other_spacing", (3,), "three numbers in D, H, W order"),
+            ("affine", (4, 4), "an array of 4 x 4 numbers"),
+            ("qform", (4, 4), "an array of 4 x 4 numbers"),
+        ):
+            value = getattr(self, name)
+            if value is not None and np.shape(value) != shape:
+                raise SpecError(f"{name} must be {what}, received {value!r}")
+        if self.unit is not None and self.unit not in UNITS:
+            raise SpecError(f"unit must be one of {', '.join(UNITS)}, received {self.unit!r}")
 
     @property
     def by_other_spacing(self) -> Grid:

@@ -252,7 +252,7 @@ def pad_sizes(
 
 
 def parse_padding(padding: str | int | Sequence[object]) -> Padding:
-    """Parse `valid`, `same`, `full`, `1`, `1,2,2` or `0:1,1:1,2:2`, or the same as Python values.
+    """Parse one of `PADDINGS`, `1`, `1,2,2` or `0:1,1:1,2:2`, or the same as Python values.
 
     Returns the name in lower case, or three (before, after) pairs in voxels along D, H, W.
     Raises: SpecError. For "causal" it says, as Keras does, that only Conv1D has it.
@@ -283,10 +283,26 @@ def parse_padding(padding: str | int | Sequence[object]) -> Padding:
     pairs = [_padding_pair(part) for part in parts]
     if len(pairs) != 3 or None in pairs:
         raise SpecError(
-            "padding must be 'valid', 'same', 'full', N, N,N,N or LO:HI,LO:HI,LO:HI "
-            f"with numbers of at least 0, received {shown}"
+            f"padding must be {', '.join(map(repr, PADDINGS))}, N, N,N,N or LO:HI,LO:HI,LO:HI "
+            f"with numbers of at least 0, received {shown}{_instead_of_padding(padding)}"
         )
     return tuple(pairs)  # type: ignore[return-value]
+
+
+def _instead_of_padding(padding: object) -> str:
+    """What to write for a word of another tool, or for values beyond the edges; "" if unknown."""
+    from conv3d_cli.vocabulary import own_value  # here, because most runs need no hint
+
+    if not isinstance(padding, str):
+        return ""
+    if own := own_value("padding", padding):
+        return f"; write {own!r}"
+    word = padding.strip().lower()
+    mode = own_value("boundary", word) or ("mirror" if word == "reflect" else word)
+    if mode.partition("=")[0] not in BOUNDARIES:
+        return ""
+    value = "constant=0" if mode == "constant" else mode
+    return f"; what lies beyond the edges is the boundary: {setting('boundary', value)}"
 
 
 def _padding_pair(part: object) -> tuple[int, int] | None:

@@ -620,7 +620,7 @@ class Volume:
     transform, components   of a result of `conv3d`, see `VolumeHeader`
     facts : Facts           what the file tells besides
 
-    Raises: SpecError if `axes` does not fit `data`.
+    Raises: SpecError if `axes` does not fit `data`, or `grid` is no Grid.
     >>> Volume(np.zeros((4, 5, 6)), "zyx").shape
     (1, 4, 5, 6, 1)
     """
@@ -636,6 +636,11 @@ class Volume:
 
     def __post_init__(self) -> None:
         Axes(self.axes, np.shape(self.data))
+        if not isinstance(self.grid, Grid):
+            raise SpecError(
+                "the grid of a Volume must be a Grid, as in Grid((3.0, 1.0, 1.0), 'mm'), "
+                f"received {self.grid!r}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

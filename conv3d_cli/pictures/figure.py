@@ -32,11 +32,13 @@ def make_figure(
         [max(0.8, width * scale) for width in widths],
         [max(0.3, height * scale) for height in heights],
     )
-    gap, bar = 0.5, 0.75
+    gap = 0.5
     margin = 0.6 if any(panel.down for row in rows for panel in row) else 0.35  # holds numbers
     below = 0.15 + LINE_INCHES * len(caption)
     over = 0.45 if headings else 0.1
     bars = _windows(rows)
+    labels = [len(label) for panel in bars for label in _bar_labels(panel)]
+    bar = max([0.75, *(0.3 + 0.065 * length for length in labels)])  # with room for its numbers
     longest = max((len(line) for line in caption), default=0) * 0.075
     wide = max(sum(inches[0]) + gap * columns + bar * len(bars), longest) + margin
     high = sum(inches[1]) + TEXT_INCHES * len(rows) + below + over
@@ -123,19 +125,20 @@ def _panel(axes: Any, panel: Panel, inches: tuple[float, float]) -> None:
     axes.text(0.5, -0.015, bottom, ha="center", va="top", **style)
 
 
+def _bar_labels(panel: Panel) -> list[str]:
+    """The values at the ends of a colour bar and in its middle, from the lowest."""
+    low, high = panel.window
+    values = [low, 0.0, high] if panel.signed else [low, (low + high) / 2, high]
+    return [f"{value:.4g}" for value in values]
+
+
 def _bar(axes: Any, panel: Panel) -> None:
     """Draw a colour bar with the values at its ends and in its middle."""
     import numpy as np
 
     shades = np.arange(NOT_A_NUMBER, dtype=np.uint8)[:, None]
     axes.imshow(panel.palette[shades], aspect="auto", origin="lower")
-    low, high = panel.window
-    values = [low, 0.0, high] if panel.signed else [low, (low + high) / 2, high]
-    axes.set_yticks(
-        [0, (NOT_A_NUMBER - 1) / 2, NOT_A_NUMBER - 1],
-        [f"{value:.4g}" for value in values],
-        fontsize=7,
-    )
+    axes.set_yticks([0, (NOT_A_NUMBER - 1) / 2, NOT_A_NUMBER - 1], _bar_labels(panel), fontsize=7)
     axes.yaxis.tick_right()
     axes.tick_params(length=2, pad=2)
     axes.set_xticks([])

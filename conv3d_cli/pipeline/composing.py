@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.errors import SpecError, setting
+from conv3d_cli.errors import SpecError, setting, words
 from conv3d_cli.kernels import is_builtin, read_kernel
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
@@ -71,7 +71,8 @@ def check_operation(text: str, given: Sequence[str], missing: Missing) -> str:
             )
     kernels = ("kernel", "fwhm", "sigma")
     if operation.takes_kernel and not any(name in given for name in kernels):
-        raise SpecError(f"{operation.name} needs a kernel: pass {setting('kernel')}")
+        example = words("-k psf.tif", "kernel='psf.tif'")
+        raise SpecError(f"{operation.name} needs a kernel: pass one, as in {example}")
     if missing.labels:
         raise SpecError(
             f"{setting('mask_labels')} is for means, which see their own region only; "

@@ -145,9 +145,9 @@ class Settings:
         common=True,
         help="Kernel: gaussian:fwhm=6mm, psf.tif or net.keras::LAYER. It is a built-in with "
         "parameters (sobel:axis=d; see `conv3d kernel list`), a formula "
-        '(expr:"exp(-r**2/36)":radius=9mm), a kernel file (.npy .npz .json .toml .txt .kern .nii '
-        ".nii.gz .tif), or a layer of a weights file, FILE::LAYER (.keras .h5 .safetensors .onnx "
-        ".pt).",
+        '(expr:"exp(-r**2/36)":radius=9mm), a kernel file (.npy .npz .json .toml .txt .kern, or '
+        "any volume), or a layer of a weights file, FILE::LAYER (.keras .h5 .safetensors .onnx .pt "
+        "...).",
     )
     fwhm: str | None = option(
         TEXT,

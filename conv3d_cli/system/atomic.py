@@ -153,6 +153,11 @@ def open_sent(path: str | os.PathLike[str]) -> BinaryIO:
     return open(path, "ab")
 
 
+def how_to_replace() -> str:
+    """What lets a run replace an output that exists, as the end of a message."""
+    return f"pass {setting('overwrite', True)} to replace it"
+
+
 def check_target(
     path: str | os.PathLike[str],
     overwrite: bool,
@@ -191,10 +196,7 @@ def check_target(
             raise WriteError(f"cannot write {path}: it is a folder; name a file in it")
         if os.path.lexists(target) and not overwrite:
             kind = "folder" if target.is_dir() else "file"
-            raise OutputExistsError(
-                f"cannot write {path}: {kind} exists; pass {setting('overwrite', True)} to "
-                "replace it"
-            )
+            raise OutputExistsError(f"cannot write {path}: {kind} exists; {how_to_replace()}")
         if folder and target.exists() and not target.is_dir():
             raise WriteError(
                 f"cannot write {path}: it is a file, but the output is a folder; remove it first"
@@ -349,8 +351,7 @@ class AtomicFile:
             if old is not None:
                 if not self._overwrite:
                     raise OutputExistsError(
-                        f"cannot write {self.path}: file appeared meanwhile; "
-                        f"pass {setting('overwrite', True)} to replace it"
+                        f"cannot write {self.path}: file appeared meanwhile; {how_to_replace()}"
                     )
                 if not stat.S_ISREG(old.st_mode):
                     raise WriteError(
@@ -598,8 +599,7 @@ class AtomicFolder:
             if (old := _status(self._target)) is not None:
                 if not self._overwrite:
                     raise OutputExistsError(
-                        f"cannot write {self.path}: folder appeared meanwhile; "
-                        f"pass {setting('overwrite', True)} to replace it"
+                        f"cannot write {self.path}: folder appeared meanwhile; {how_to_replace()}"
                     )
                 _copy_access(self.temporary, self._target, old)
                 _copy_access_within(self.temporary, self._target)

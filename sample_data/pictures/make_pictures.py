@@ -2,7 +2,8 @@
 
 scan.png shows a scan that nibabel brings along, the scan smoothed by 6 mm, and their difference.
 The others are drawn by the commands that the page of the manual shows which has them, in a copy of
-sample_data. All are reduced to a few colours, so that they are small. It needs
+sample_data. All are reduced to some of the colours that `conv3d view` has, so that they are small:
+a palette made of what is frequent would paint bright greys in the colours of a difference. It needs
 `pip install '.[plot]'`.
 """
 
@@ -17,7 +18,10 @@ import tempfile
 from pathlib import Path
 
 import nibabel
+import numpy as np
 from PIL import Image
+
+from conv3d_cli.pictures.panels import GREY, NOT_A_NUMBER, SIGNED
 
 HERE = Path(__file__).parent
 MANUAL = HERE.parents[1] / "conv3d_cli" / "manual"
@@ -26,8 +30,20 @@ OF_SCAN = """
 conv3d apply scan.nii.gz -k gaussian:fwhm=6mm -o smooth.nii.gz
 conv3d view scan.nii.gz smooth.nii.gz -o scan.png
 """
-FEWER = {"scan.png": 64, "deconvolve.png": 64}  # colours of the larger ones
-COLOURS = 160  # of the others
+SHADES = 64  # greys, and as many colours of a difference
+
+
+def reduced(picture: Image.Image) -> Image.Image:
+    """A picture in the nearest ones of `SHADES` greys and `SHADES` colours of a difference."""
+    rows = np.linspace(0, NOT_A_NUMBER - 1, SHADES).round().astype(int)
+    palette = np.concatenate([GREY[rows], SIGNED[rows]])
+    pixels = np.asarray(picture.convert("RGB"))
+    found, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    apart = found[:, None].astype(int) - palette.astype(int)
+    nearest = (apart**2).sum(axis=2).argmin(axis=1).astype(np.uint8)
+    fewer = Image.fromarray(nearest[places].reshape(pixels.shape[:2]), "P")
+    fewer.putpalette(palette.tobytes())
+    return fewer
 
 
 def draw(commands: str, names: list[str]) -> None:
@@ -39,9 +55,8 @@ def draw(commands: str, names: list[str]) -> None:
         environment = {**os.environ, "PATH": paths}
         subprocess.run(["bash", "-ec", commands], cwd=folder, env=environment, check=True)
         for name in names:
-            picture, small = Image.open(Path(folder, name)).convert("RGB"), HERE / name
-            colours = FEWER.get(name, COLOURS)
-            picture.quantize(colours, dither=Image.Dither.NONE).save(small, optimize=True)
+            small = HERE / name
+            reduced(Image.open(Path(folder, name))).save(small, optimize=True)
             print(f"{name}: {small.stat().st_size:,} bytes")
 
 

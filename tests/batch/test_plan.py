@@ -98,6 +98,8 @@ def test_one_output(folder: Path) -> None:
         pairs(BatchRequest(("in/a.npy",), output="x.npy", out_dir="out"))
     with pytest.raises(SpecError, match=r"no output: pass -o OUT, as in -o a_gaussian\.npy"):
         pairs(BatchRequest(("in/a.npy",)), kernel="gaussian:sigma=1")
+    with pytest.raises(SpecError, match=r"; if x\.npy is the output, pass -o x\.npy"):
+        pairs(BatchRequest(("in/a.npy", "x.npy")))
 
 
 def test_folders(folder: Path) -> None:

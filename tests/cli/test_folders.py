@@ -65,7 +65,7 @@ def test_a_bids_tree_keeps_its_folders(run: Any, dataset: Path, tmp_path: Path) 
     assert Path("one.nii.gz").read_bytes() == (Path(out) / expected[1]).read_bytes()
     again = run("apply", *arguments, code=5)  # nor are derivatives taken for raw data
     assert again.stderr.count("file exists") == 1  # all three are refused in one line
-    assert "; the same holds for the other 2 volumes" in again.stderr
+    assert "; the same holds for 2 other volumes" in again.stderr
     assert volumes(Path(out)) == expected
 
 

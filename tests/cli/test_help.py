@@ -10,6 +10,7 @@ import click
 import pytest
 
 from conv3d_cli.cli import main
+from conv3d_cli.kernels.weights import WEIGHTS_FILES
 from conv3d_cli.settings.option import SECTIONS
 from conv3d_cli.settings.options import OPTIONS
 
@@ -62,15 +63,6 @@ def test_the_lines_are_ones_that_it_takes(name: str) -> None:
         command.make_context("conv3d", words)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_first_sentence_is_whole_in_the_list_of_commands(name: str) -> None:
-    """`conv3d --help` cuts what is longer than a line of 80."""
-    if name and not isinstance(COMMANDS[name], click.Group):
-        assert not COMMANDS[name].get_short_help_str(66).endswith("..."), COMMANDS[
-            name
-        ].get_short_help_str(200)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The short help and the whole one
 
@@ -85,12 +77,33 @@ def at_80_columns(monkeypatch: pytest.MonkeyPatch, run: Any, *words: str) -> lis
     return run(*words).stdout.splitlines()
 
 
+@pytest.mark.parametrize("group", [(), ("kernel",)])
+def test_the_first_sentence_is_whole_in_the_list_of_commands(
+    group: tuple[str, ...], monkeypatch: Any, run: Any
+) -> None:
+    lines = at_80_columns(monkeypatch, run, *group, "--help")
+    listed = lines[lines.index("Commands:") + 1 :]
+    assert len(listed) > 3
+    assert not [line for line in listed if line.endswith("...")]
+
+
 @pytest.mark.parametrize("name", LONG)
 def test_help_is_a_screen_and_a_half(name: str, monkeypatch: Any, run: Any) -> None:
     lines = at_80_columns(monkeypatch, run, name, "--help")
     assert len(lines) <= 42
     assert max(map(len, lines)) <= 80
     assert at_80_columns(monkeypatch, run, "help", name)[: len(lines)] == lines
+
+
+def test_kernel_convert_lists_the_suffixes_that_it_reads_and_writes() -> None:
+    reads, _, writes = (
+        (COMMANDS["kernel convert"].help or "").partition("Reads")[2].partition("Writes")
+    )
+    written, named = writes.partition("\n\n")[0].split(), reads.split()
+    for kind in WEIGHTS_FILES:
+        for suffix in kind.suffixes:
+            assert f"{suffix}" in (word.rstrip(",") for word in named), suffix
+            assert (f"{suffix}" in (word.rstrip(",") for word in written)) == bool(kind.encode)
 
 
 @pytest.mark.parametrize("name", LONG)

@@ -81,7 +81,7 @@ def test_only_what_changed_is_made_again(run: Any, scans: Path, tmp_path: Path, 
     fresh = run("apply", *arguments[:-3], "--dry-run", "--dtype", "int16", code=5)
     # one line for all
     assert fresh.stderr.count("made with other settings (dtype)") == 1
-    assert "; the same holds for the other 4 volumes" in fresh.stderr
+    assert "; the same holds for 4 other volumes" in fresh.stderr
 
 
 def test_rows_of_a_manifest_stand_by_themselves(run: Any, scans: Path, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def test_outputs_that_all_exist_are_one_line(four: Path, run: Any) -> None:
     asked = ["apply", "in", "--out-dir", "out", *BOX]
     run(*asked)
     assert run(*asked, code=5).stderr == (
-        "Error: cannot write out/a.npy: file exists; pass --overwrite to replace it; "
-        "the same holds for the other 3 volumes\n"
+        "Error: cannot write out/a.npy: file exists; pass --overwrite to replace it, "
+        "or --skip-existing to keep it; the same holds for 3 other volumes\n"
     )
     # what needs no work has no fault
     result = run(*asked, "--skip-existing", "--mask", "none.npy", "--json")

@@ -511,7 +511,7 @@ def test_total_variation_is_verified_whatever_its_weight(
         (["-k", "dog:sigma=1vox"], 2, "has the sum"),
         (["-k", "unsharp:sigma=1vox"], 2, "has negative weights"),
         (["-k", "sobel:axis=xyz"], 4, "has several filters"),
-        ([], 2, "deconvolve needs a kernel: pass --kernel"),
+        ([], 2, "deconvolve needs a kernel: pass one, as in -k psf.tif"),
         (["-k", PSF, "--iterations", "0"], 2, "--iterations must be at least 1, received 0"),
         (["-k", PSF, "--save-every", "0"], 2, "--save-every must be at least 1, received 0"),
         (["-k", PSF, "--save-every", "10"], 2, "--save-every 10 writes nothing: there are 10"),

@@ -57,6 +57,7 @@ from conv3d_cli.system.atomic import (
     AtomicFolder,
     cause_of,
     check_target,
+    how_to_replace,
     new_hidden_folder,
     output_file,
     remove_folder,
@@ -561,9 +562,7 @@ def check_store_target(path: str, overwrite: bool, make_folder: bool = False) ->
         )
     import_zarr(path, WriteError)
     if not overwrite and RemoteStore(path, overwrite).exists():
-        raise OutputExistsError(
-            f"cannot write {path}: it exists; pass {setting('overwrite', True)} to replace it"
-        )
+        raise OutputExistsError(f"cannot write {path}: it exists; {how_to_replace()}")
 
 
 @contextmanager

@@ -29,8 +29,6 @@ MOST_SIGMA = 1000.0  # voxels; a larger one is a mistake in a unit
 # Planes that are computed together: at least so many; so many voxels of them, or more if that
 # repeats less, and at most so many.
 LEAST_PLANES, SLAB_VOXELS, WINDOW_VOXELS = 8, 4 << 20, 32 << 20
-# What lies beyond the edges: those that a division by the weights inside is part of are left out.
-BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap", "mirror-one")
 
 Floats = tuple[float, float, float]
 
@@ -72,7 +70,7 @@ class GaussianOperation(Operation):
     def read_boundary(self) -> None:
         """Read the argument `boundary`. Raises: SpecError."""
         self.boundary = Boundary.parse(str(self.argument("boundary", "symmetric")))
-        if self.boundary.mode not in BOUNDARIES:
+        if self.boundary.renormalizes:
             raise SpecError(
                 f"boundary '{self.boundary}' divides means by the weights inside, and {self.where} "
                 "is made of derivatives: use symmetric"

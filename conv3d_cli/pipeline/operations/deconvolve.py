@@ -66,10 +66,12 @@ def deconvolve(
     The kernel is the image of a point; it is scaled to the sum 1. The boundary is a part of the
     blur, so edges do not ring.
 
-    iterations : count          number of iterations; 10, or 2 with method butterworth
-    method : a word             richardson-lucy; butterworth, the same with a back projector that
-                                needs few iterations; wiener, one linear filter
-    stop : number               end when an iteration changes less than this part, as 1e-3
+    iterations : count          number of iterations; by default 10, with method butterworth 2
+    method : a word             the default, of Richardson and Lucy, iterates; so does butterworth,
+                                by a back projector that needs few iterations; wiener is one linear
+                                filter
+    stop : number               end when an iteration changes less than this fraction of the sum,
+                                as 1e-3
     tv : number                 weight of the total variation, which smooths noise, as 0.002
     background : number         offset of the camera, which is no light of the object
     accelerate : yes or no      extrapolate each iteration, so that fewer are needed

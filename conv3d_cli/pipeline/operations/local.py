@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from conv3d_cli.errors import SpecError, named, setting
+from conv3d_cli.errors import SpecError, named, setting, words
 from conv3d_cli.kernels.builtin import ball, box, gaussian
 from conv3d_cli.kernels.lengths import Lengths, Sizes
 from conv3d_cli.kernels.world import VOXEL_AXES, OrientKind
@@ -84,7 +84,7 @@ def _window(
         received = " and ".join(map(named, names)) or "none of them"
         raise SpecError(
             f"local needs {named('size')}, {named('radius')} or {named('sigma')} to say what is "
-            f"around a voxel, as in local:size=7, received {received}"
+            f"around a voxel, as in {words('--size 7', 'local:size=7')}, received {received}"
         )
     if truncate != 4 and sigma is None:
         raise SpecError(
