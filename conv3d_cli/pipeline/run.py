@@ -477,19 +477,21 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
     job, convolutions = prepared.job, prepared.graph.all_convolutions
     first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
     out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
-    is_copy = isinstance(first, Copy) and first is last
+    graph = prepared.graph
+    is_copy = isinstance(first, Copy) and first is last and not graph.all_operations
     watched = [convolution.losses for convolution in convolutions if convolution.losses is not None]
     losses = replace(
         watched[-1],
         largest=watched[0].largest,
         spoiled=max(losses.spoiled for losses in watched),
-    )
+    ).plus_rounding(graph.roundings)
     if scale_note := _dropped_scale_note(prepared):
         return [scale_note]
     real = out if is_copy else first.plan.dtype
     cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
     notes = losses.notes(real, out, cure)
-    notes += filter(None, (operation.lost_note() for operation in prepared.graph.all_operations))
+    beyond = {one.note(np.dtype(job.precision)) for one in graph.roundings}
+    notes += filter(None, (*sorted(beyond), *(one.lost_note() for one in graph.all_operations)))
     if out == np.float64 and job.precision == "float32" and not is_copy:
         notes.append(
             "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "
