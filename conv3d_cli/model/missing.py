@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, named, setting, unknown_name
 from conv3d_cli.model.spec import Boundary
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAN_MODES = ("propagate", "ignore", "zero", "error")
 MASK_MODES = ("clip", "extend", "keep")
@@ -101,11 +102,14 @@ def stored_value(value: float | None, stored: np.dtype[Any]) -> float | None:
 
     A float is the one nearest to `value`, since files and messages give few digits of it.
 
+    >>> import numpy as np
     >>> stored_value(0.1, np.dtype(np.float32))
     0.10000000149011612
     >>> stored_value(-0.5, np.dtype(np.int16)), stored_value(-1, np.dtype(bool))
     (None, None)
     """
+    import numpy as np  # late: help and completion do without it
+
     if value is None:
         return None
     if stored.kind == "f":
@@ -119,6 +123,7 @@ def stored_value(value: float | None, stored: np.dtype[Any]) -> float | None:
 def missing_value_notes(missing: Missing, stored: np.dtype[Any]) -> list[str]:
     """A note if no voxel of a stored dtype can have the missing value, or if it stands for several.
 
+    >>> import numpy as np
     >>> missing_value_notes(Missing(value=-0.5), np.dtype(np.int16))
     ["missing='-0.5' marks no voxel: it is compared with what the file stores, which is int16"]
     >>> missing_value_notes(Missing(value=-1), np.dtype(np.int16))

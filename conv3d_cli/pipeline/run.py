@@ -32,7 +32,7 @@ from conv3d_cli.formats.base import ScaledWriter, SpooledWriter
 from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
-from conv3d_cli.pipeline.files import input_files
+from conv3d_cli.pipeline.files import check_nothing_read_is_replaced, input_files
 from conv3d_cli.pipeline.flow import reader_of_last
 from conv3d_cli.pipeline.iterations import notes_on_others, watch_iterations
 from conv3d_cli.pipeline.outputs import PEAKS, TABLE_SUFFIX, Output, role_of
@@ -133,6 +133,7 @@ def _check_paths(job: Job, make_folder: bool) -> None:
             raise OutputExistsError(
                 f"cannot write {output.path}: the input lies in it; name another store"
             )
+    check_nothing_read_is_replaced([job])
     _check_target(job, make_folder)
     taken = {true_path(path) for path in (file_of(job.source), *written_files(job.target))}
     if job.beside:  # an estimate's name is made up, so it may meet a kernel's or a mask's
