@@ -9,9 +9,10 @@ import os
 from collections.abc import Sequence
 
 from conv3d_cli.errors import Conv3DError, OutputExistsError
-from conv3d_cli.formats import file_of, readable_files, volume_files, written_files
+from conv3d_cli.formats import readable_files, volume_files, written_files
 from conv3d_cli.kernels import is_builtin
 from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.portable import true_path
 
 
