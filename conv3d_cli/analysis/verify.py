@@ -25,7 +25,7 @@ from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.layer import get_activation
 from conv3d_cli.model.box import Box
-from conv3d_cli.model.missing import NOTHING, Missing
+from conv3d_cli.model.missing import NOTHING, Missing, stored_value
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import ArrayReader, VolumeReader
 from conv3d_cli.network.operations.base import Window, spans_of
@@ -496,9 +496,10 @@ def _means(
         centre = window.centre()
         label = certainty[centre][0] if centre is not None else 0.0
         certainty = (certainty == label).astype(np.float64)
-    if missing.value is not None:
+    stored = stored_value(missing.value, prepared.reader.header.dtype)
+    if stored is not None:
         slope, intercept = prepared.reader.header.scale
-        certainty = np.where(values == missing.value * slope + intercept, 0.0, certainty)
+        certainty = np.where(values == stored * slope + intercept, 0.0, certainty)
     if missing.nan == "ignore":
         certainty = np.where(np.isfinite(values), certainty, 0.0)
     products = np.where(certainty > 0, np.where(certainty > 0, values, 0.0) * certainty, 0.0)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.formats import readable_files
-from conv3d_cli.pipeline.files import input_files, output_files, settings_files
+from conv3d_cli.pipeline.files import files_besides, input_files, output_files, settings_files
 from conv3d_cli.pipeline.outputs import VOLUME
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.system.atomic import check_target, output_file, takes_many, write_errors
@@ -84,8 +84,8 @@ def rules(jobs: Sequence[Job]) -> str:
 def check_depfile(path: str, jobs: Sequence[Job]) -> None:
     """Refuse a depfile that make could not use, before any work.
 
-    Raises: SpecError for names that no rule can hold; OutputExistsError if the depfile is an input
-    or an output; WriteError.
+    Raises: SpecError for names that no rule can hold; OutputExistsError if the depfile is an input,
+    an output or another file that a job reads; WriteError.
     """
     if path == "-" or "://" in path:
         raise SpecError(f"--depfile names a file, received {path}")
@@ -107,14 +107,14 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
                 "%" in name and name not in read
             ):
                 raise SpecError(f"--depfile: a make rule cannot hold the name {name!r}; rename it")
-    used = [
-        name
-        for job in jobs
-        for name in (job.source, *readable_files(job.source), *output_files(job))
-    ]
+    used: list[str] = []
+    for job in jobs:
+        besides = (name for _, name in files_besides(job))
+        used += [job.source, *readable_files(job.source), *besides, *output_files(job)]
     if true_path(path) in map(true_path, used) and not takes_many(path):
         raise OutputExistsError(
-            f"cannot write {path}: it is an input or an output; name another file"
+            f"cannot write {path}: it is an input or an output, or a job reads it; "
+            "name another file"
         )
     check_target(path, overwrite=True)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
 from conv3d_cli.errors import ConfigError, Conv3DError, SpecError, setting, unknown_name
+from conv3d_cli.pipeline.files import check_nothing_read_is_replaced
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.settings.mask_rules import is_rule, located_mask
@@ -152,6 +153,7 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
     plan = (_plan_inputs if request.manifest is None else _plan_manifest)(request, options)
     _make_levels_of_labels(plan)
     _check_beside(plan.jobs)
+    check_nothing_read_is_replaced(plan.jobs)
     if request.history:
         from conv3d_cli.provenance.command import with_history
 

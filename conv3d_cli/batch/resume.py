@@ -526,7 +526,12 @@ def _lost(record: Record, outputs: Sequence[str], settings: Record) -> str:
     if len(record["outputs"]) != len(outputs) and (changed := _first_difference(record, settings)):
         return changed
     missing = [os.path.basename(path) for path in outputs if not os.path.exists(path)]
-    return f"{missing[0]} is missing" if missing else "it was changed since it was made"
+    if missing:
+        return f"{missing[0]} is missing"
+    before, now = len(record["outputs"]), len(outputs)
+    if before != now:
+        return f"it was made as one of {before} files, as with a sidecar, and would be one of {now}"
+    return "it was changed since it was made"
 
 
 def is_settled(fingerprint: FileFingerprint) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 
 from conv3d_cli import errors
 from conv3d_cli.cluster.scheduler import CONNECT_SECONDS, CURE, Scheduler, import_distributed
-from conv3d_cli.convolution.losses import Losses
+from conv3d_cli.convolution.losses import Losses, Rounding
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, input_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
@@ -87,6 +87,7 @@ class Outcome:
     missing : int               reads of chunks that the input does not store
     losses : tuple              of each convolution, as `Convolution.losses`
     lost : tuple of int         of each other operation, as `Operation.lost`
+    rounded : tuple             of the nodes of the graph, as `Graph.roundings`
     checks : CheckReport        what the checksums of its tiles found; None without them
     error : (class, message)    why the task failed, or None. Not as an exception, because not every
                                 exception can be pickled.
@@ -100,6 +101,7 @@ class Outcome:
     missing: int
     losses: tuple[Losses | None, ...] = ()
     lost: tuple[int, ...] = ()
+    rounded: tuple[Rounding, ...] = ()
     checks: CheckReport | None = None
     error: tuple[str, str] | None = None
 
@@ -304,6 +306,8 @@ def _add_losses(prepared: PreparedJob, outcome: Outcome) -> None:
             stage.convolution.losses = stage.convolution.losses.plus(found)
     for operation, lost in zip(prepared.graph.operations, outcome.lost, strict=True):
         operation.lost += lost
+    for rounding, more in zip(prepared.graph.roundings, outcome.rounded, strict=True):
+        rounding.add(more)
 
 
 def check_suited(prepared: PreparedJob) -> None:
@@ -642,17 +646,22 @@ def run_task(task: Task, job: bytes) -> Outcome:
                 convolution.take_losses()  # of a task that failed
             for operation in graph.operations:
                 operation.lost = 0
+            for rounding in graph.roundings:
+                rounding.forget()
             take_checks(convolutions)
             clipped = compute_box(graph, given, scale, channels, task.box, out, state.team)
             missing = state.reader.take_missing()
             losses = tuple(convolution.take_losses() for convolution in convolutions)
             lost = tuple(operation.lost for operation in graph.operations)
+            rounded = tuple(replace(rounding) for rounding in graph.roundings)
             checks = take_checks(convolutions)
             writing = time.perf_counter()
             low, high = task.target.write(n, task.box.start, outputs.start, out, state.thread)
             ended = time.perf_counter()
         seconds = (computing - started, writing - computing, ended - writing)
-        return Outcome(out.size, clipped, seconds, low, high, missing, losses, lost, checks)
+        return Outcome(
+            out.size, clipped, seconds, low, high, missing, losses, lost, rounded, checks
+        )
     except Conv3DError as error:
         empty = np.empty(0)
         failure = type(error).__name__, str(error)

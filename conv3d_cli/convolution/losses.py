@@ -1,13 +1,14 @@
-"""What a convolution loses in its arithmetic and in the dtype of its output, slab by slab.
+"""What a job loses in its arithmetic and in the dtype of its output, slab by slab.
 
 Clipped voxels are counted by the engine. Here is the rest: integers that the arithmetic rounds,
-finite input that becomes infinite or NaN, and an output that rounds to 0 everywhere.
+finite input that becomes infinite or NaN, and an output that rounds to 0 everywhere. `Losses` are
+those of a convolution, `Rounding` those of stored voxels on their way into another operation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,10 @@ class Losses:
             has_input=self.has_input or other.has_input,
         )
 
+    def plus_rounding(self, roundings: Iterable[Rounding]) -> Losses:
+        """The losses with the largest integer that other operations were given."""
+        return replace(self, largest=max([self.largest, *(one.largest for one in roundings)]))
+
     def notes(self, real: np.dtype[Any], out: np.dtype[Any], cure: str) -> list[str]:
         """Notes on the losses of a whole volume.
 
@@ -147,6 +152,62 @@ class Losses:
                 f"to 0; {keeps} keeps them"
             )
         return notes
+
+
+@dataclass
+class Rounding:
+    """What stored voxels lost so far when they became values of an operation's arithmetic.
+
+    largest : int       largest magnitude of an integer, if it may be too large for the arithmetic
+    beyond : float      largest magnitude of a finite value that became infinite; 0: none did
+    """
+
+    largest: int = 0
+    beyond: float = 0.0
+
+    def values(self, block: Array, scale: tuple[float, float], real: np.dtype[Any]) -> Array:
+        """Stored voxels as values of the arithmetic's dtype; those that are such are not copied.
+
+        scale : (slope, intercept)      of the stored voxels
+        >>> rounding = Rounding()
+        >>> rounding.values(np.array([-16777217]), (1.0, 0.0), np.dtype(np.float32)).tolist()
+        [-16777216.0]
+        >>> rounding.largest
+        16777217
+        """
+        kind = block.dtype.kind
+        is_scaled = scale != (1.0, 0.0)
+        if not is_scaled and block.dtype == real:
+            return block
+        may_round = kind in "iu" and np.iinfo(block.dtype).max > exact_integers(real)
+        if may_round and not is_scaled and block.size:
+            self.largest = max(self.largest, -int(block.min()), int(block.max()))
+        exact = block.astype(np.float64) * scale[0] + scale[1] if is_scaled else block
+        with np.errstate(over="ignore"):
+            values: Array = exact.astype(real)
+        if exact.dtype.kind == "f" and exact.dtype.itemsize > real.itemsize:
+            infinite = np.isinf(values)
+            if infinite.any():
+                lost = exact[infinite & np.isfinite(exact)]
+                self.beyond = max(self.beyond, float(np.abs(lost).max(initial=0)))
+        return values
+
+    def add(self, other: Rounding) -> None:
+        """Add what another part of the volume lost."""
+        self.largest, self.beyond = max(self.largest, other.largest), max(self.beyond, other.beyond)
+
+    def forget(self) -> None:
+        """Begin again."""
+        self.largest, self.beyond = 0, 0.0
+
+    def note(self, real: np.dtype[Any]) -> str:
+        """A note on values that became infinite, or ""."""
+        if not self.beyond:
+            return ""
+        return (
+            f"the input has values up to {self.beyond:.6g}, which became infinite in {real}; "
+            f"{_doubles()} holds them"
+        )
 
 
 def _doubles() -> str:

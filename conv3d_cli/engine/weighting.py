@@ -33,6 +33,7 @@ from conv3d_cli.engine.step import (
 )
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.views import flat_view, is_flattenable
+from conv3d_cli.model.missing import stored_value
 
 
 class FlagArguments(NamedTuple):
@@ -124,7 +125,7 @@ class Certainty(NamedTuple):
         finite = source.kind != "f" and scale == (1.0, 0.0)
         unmasked = self.mask is None and not self.replaces_source
         nothing_missing = finite or not self.nonfinite_missing
-        return unmasked and nothing_missing and _representable(self.missing_value, source) is None
+        return unmasked and nothing_missing and stored_value(self.missing_value, source) is None
 
     def fields(
         self,
@@ -137,7 +138,7 @@ class Certainty(NamedTuple):
 
         planes, rows, columns : (n,) int64 or None  the mask's offset tables, in elements
         """
-        missing = _representable(self.missing_value, source)
+        missing = stored_value(self.missing_value, source)
         return CertaintyFields(
             mask=self.mask,
             mask_planes=planes,
@@ -239,17 +240,6 @@ def _steps(array: NDArray[Any] | None) -> tuple[int, int, int]:
         return 0, 0, 0
     plane, row, column = (stride // array.itemsize for stride in array.strides[:3])
     return plane, row, column
-
-
-def _representable(missing: float | None, source: np.dtype[Any]) -> float | None:
-    """The missing value if voxels of this dtype can have it, else None."""
-    if missing is None:
-        return None
-    if source.kind == "f":
-        with np.errstate(over="ignore"):
-            return missing if float(source.type(missing)) == missing else None
-    limits = np.iinfo(np.uint8 if source.kind == "b" else source)
-    return missing if float(missing).is_integer() and limits.min <= missing <= limits.max else None
 
 
 def divide(

@@ -79,6 +79,12 @@ DEVIATIONS = {
         "the sform beside it is used",
         "nifti1.h, METHOD 2 and 3; nibabel and ITK prefer the sform",
     ),
+    "long-quaternion": Deviation(
+        "NIfTI",
+        "its quaternion (b,c,d) has the length {length:.4g}, which no rotation has",
+        "read as a rotation by 180 degrees around it",
+        "nifti1.h, METHOD 2: b*b+c*c+d*d <= 1; nifti1_io.c, nifti_quatern_to_mat44",
+    ),
     "after-gzip": Deviation(
         "gzip",
         "bytes that are no gzip stream follow its gzip stream",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import shutil
 import sys
 import warnings
@@ -71,10 +72,26 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
             metadata=source,
             file_dtype=stored,
         )
-        return RawReader(file, header, shown, stored, file.tell(), fortran)
+        start = file.tell()
+        reader = RawReader(file, header, shown, stored, start, fortran)
+        reader.losses = _others(file, start + math.prod(shape) * stored.itemsize)
+        reader.notes = (*reader.notes, *reader.losses)
+        return reader
     except BaseException:
         file.close()
         raise
+
+
+def _others(file: BinaryIO, end: int) -> tuple[str, ...]:
+    """A note if another array follows the first, as `numpy.save` appends it to an open file.
+
+    end : int       where the first one ends
+    """
+    place = file.tell()
+    file.seek(end)
+    follows = file.read(len(npy_format.MAGIC_PREFIX)) == npy_format.MAGIC_PREFIX
+    file.seek(place)
+    return ("another array follows in it, and only the first one is read",) if follows else ()
 
 
 def _standard_input() -> BinaryIO:

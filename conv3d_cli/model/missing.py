@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import SpecError, named, setting, unknown_name
 from conv3d_cli.model.spec import Boundary
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAN_MODES = ("propagate", "ignore", "zero", "error")
 MASK_MODES = ("clip", "extend", "keep")
 # Fraction of the kernel's weight. A mean over less depends on the kernel's tail alone, and on
 # rounding errors where a transform computes it.
 MIN_COVERAGE = 1e-3
+EXACT = 2.0**53  # up to here float64 holds every integer
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,53 @@ class Missing:
     def takes_means(self, boundary: Boundary) -> bool:
         """True if outputs are weighted means, which need a kernel without negative weights."""
         return self.has_weights or self.nan == "ignore" or boundary.renormalizes
+
+
+def stored_value(value: float | None, stored: np.dtype[Any]) -> float | None:
+    """The number by which voxels of a stored dtype are missing; None if none of them can be.
+
+    A float is the one nearest to `value`, since files and messages give few digits of it.
+
+    >>> import numpy as np
+    >>> stored_value(0.1, np.dtype(np.float32))
+    0.10000000149011612
+    >>> stored_value(-0.5, np.dtype(np.int16)), stored_value(-1, np.dtype(bool))
+    (None, None)
+    """
+    import numpy as np  # late: help and completion do without it
+
+    if value is None:
+        return None
+    if stored.kind == "f":
+        with np.errstate(over="ignore"):
+            nearest = float(stored.type(value))
+        return nearest if math.isfinite(nearest) or math.isinf(value) else None
+    limits = np.iinfo(np.uint8 if stored.kind == "b" else stored)
+    return value if float(value).is_integer() and limits.min <= value <= limits.max else None
+
+
+def missing_value_notes(missing: Missing, stored: np.dtype[Any]) -> list[str]:
+    """A note if no voxel of a stored dtype can have the missing value, or if it stands for several.
+
+    >>> import numpy as np
+    >>> missing_value_notes(Missing(value=-0.5), np.dtype(np.int16))
+    ["missing='-0.5' marks no voxel: it is compared with what the file stores, which is int16"]
+    >>> missing_value_notes(Missing(value=-1), np.dtype(np.int16))
+    []
+    """
+    if missing.value is None:
+        return []
+    asked = setting("missing", repr(missing.value).removesuffix(".0"))
+    if stored_value(missing.value, stored) is None:
+        return [
+            f"{asked} marks no voxel: it is compared with what the file stores, which is {stored}"
+        ]
+    if stored.kind in "iu" and EXACT <= abs(missing.value) < 2.0**63:
+        return [
+            f"{asked} is the nearest number that float64 holds: another integer close by may have "
+            "been meant"
+        ]
+    return []
 
 
 NOTHING = Missing()  # a plain convolution

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.errors import SpecError, setting, words
 from conv3d_cli.kernels import is_builtin, read_kernel
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.model.missing import Missing
+from conv3d_cli.model.missing import Missing, stored_value
 from conv3d_cli.model.volume import VolumeHeader, VolumeReader
 from conv3d_cli.network.operations.base import Shape
 from conv3d_cli.pipeline.kernels import resolve_kernel
@@ -148,7 +148,7 @@ def compose(
         writes_table=job.path_of(operation.table) is not None,
         notes=notes,
     )
-    _replace_missing(made, operation, header.scale)
+    _replace_missing(made, operation, header)
     values = operation.values(job.operation, grid)
     last = _limit_to_mask(made, operation.function(made, **values))
     if not others and not (
@@ -198,12 +198,10 @@ def _template_mask(job: Job, stage: Stage) -> Kernel | None:
     return found.flipped() if stage.flip else found
 
 
-def _replace_missing(
-    made: Composition, operation: ComposedOperation, scale: tuple[float, float]
-) -> None:
+def _replace_missing(made: Composition, operation: ComposedOperation, header: VolumeHeader) -> None:
     """Add the steps that find missing voxels and replace them.
 
-    scale : (slope, intercept)      of the volume's stored voxels
+    header : VolumeHeader   of the volume
     """
     missing = made.missing
     if missing.nan == "error":
@@ -216,7 +214,9 @@ def _replace_missing(
     if missing.mask is not None:
         found.append(made.step("MaskCertainty"))
     if missing.value is not None or missing.nan == "ignore":
-        value = None if missing.value is None else missing.value * scale[0] + scale[1]
+        slope, intercept = header.scale
+        stored = stored_value(missing.value, header.dtype)
+        value = None if stored is None else stored * slope + intercept
         attributes: dict[str, Any] = {"nan": missing.nan == "ignore", "value": value}
         volume = made.volume
         found.append(made.step("Present", volume, **attributes))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conv3d_cli.convolution.losses import Rounding
 from conv3d_cli.convolution.slabs import (
     HeldPlanes,
     RingPlanes,
@@ -185,23 +186,18 @@ def derived_header(source: VolumeHeader, shape: Shape, dtype: np.dtype[Any]) -> 
 class _Views:
     """The planes of an input in memory, which are read again; as `HeldPlanes`."""
 
-    def __init__(self, reader: VolumeReader, n: int, real: np.dtype[Any]) -> None:
-        self.reader, self.n, self.real = reader, n, real
+    def __init__(
+        self, reader: VolumeReader, n: int, real: np.dtype[Any], rounding: Rounding
+    ) -> None:
+        self.reader, self.n, self.real, self.rounding = reader, n, real, rounding
 
     def read(self, start: int, stop: int) -> Array:
         header = self.reader.header
         block = self.reader.read(self.n, slice(start, stop), slice(0, header.shape[4]))
-        return real_values(block, header.scale, self.real)
+        return self.rounding.values(block, header.scale, self.real)
 
     def forget(self) -> None:
         """Hold no planes."""
-
-
-def real_values(block: Array, scale: tuple[float, float], real: np.dtype[Any]) -> Array:
-    """Stored voxels as values of the arithmetic's dtype; those that are such are not copied."""
-    if scale != (1.0, 0.0):
-        return (block.astype(np.float64) * scale[0] + scale[1]).astype(real)
-    return block if block.dtype == real else block.astype(real)
 
 
 class OperationReader(_ComputedReader):
@@ -212,7 +208,7 @@ class OperationReader(_ComputedReader):
 
     def __init__(self, readers: list[VolumeReader], node: OperationNode, team: Team) -> None:
         self.readers, self.operation, self.team = readers, node.operation, team
-        self.path, self.node = readers[0].path, node
+        self.path, self.node, self.rounding = readers[0].path, node, node.rounding
         self.header = derived_header(readers[0].header, node.operation.shape, node.real)
         self._inputs: list[HeldPlanes | _Views] = []
 
@@ -226,10 +222,12 @@ class OperationReader(_ComputedReader):
     def _begin(self, n: int) -> None:
         real = self.header.dtype
         self._inputs = [
-            _Views(reader, n, real)
+            _Views(reader, n, real, self.rounding)
             if reader.in_memory
             else HeldPlanes(
-                partial(_room, reader, real), partial(_fill, reader, n), _steps_of(reader)
+                partial(_room, reader, real),
+                partial(_fill, reader, self.rounding, n),
+                _steps_of(reader),
             )
             for reader in self.readers
         ]
@@ -242,7 +240,7 @@ class OperationReader(_ComputedReader):
         operation, (height, width) = self.operation, self.header.shape[2:4]
         if places := operation.places:
             for reader, channels in zip(self.readers, places, strict=True):
-                _fill(reader, n, slice(start, stop), out[..., channels])
+                _fill(reader, self.rounding, n, slice(start, stop), out[..., channels])
             return
         windows = []
         for number, planes in enumerate(self._inputs):
@@ -272,13 +270,13 @@ def _room(reader: VolumeReader, real: np.dtype[Any], planes: int) -> Array:
     )
 
 
-def _fill(reader: VolumeReader, n: int, depth: slice, out: Array) -> None:
+def _fill(reader: VolumeReader, rounding: Rounding, n: int, depth: slice, out: Array) -> None:
     """Fill `out` with the values of planes."""
     header = reader.header
     if header.dtype == out.dtype and header.scale == (1.0, 0.0):
         reader.read_into(n, depth, out)
     else:
-        out[...] = real_values(
+        out[...] = rounding.values(
             reader.read(n, depth, slice(0, header.shape[4])), header.scale, out.dtype
         )
 
@@ -290,7 +288,7 @@ class WholeReader(VolumeReader):
 
     def __init__(self, reader: VolumeReader, node: OperationNode, team: Team) -> None:
         self.reader, self.operation, self.team = reader, node.operation, team
-        self.path = reader.path
+        self.path, self.rounding = reader.path, node.rounding
         self.header = derived_header(reader.header, node.operation.shape, node.real)
         self._n, self._result = -1, np.empty(0)
 
@@ -306,7 +304,7 @@ class WholeReader(VolumeReader):
             stop = min(start + WHOLE_PLANES, header.shape[1])
             block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
             gathered = self.operation.gather(
-                gathered, real_values(block, header.scale, self.header.dtype), self.team
+                gathered, self.rounding.values(block, header.scale, self.header.dtype), self.team
             )
         return self.operation.result(gathered).astype(self.header.dtype)
 
@@ -326,7 +324,7 @@ class IteratedReader(VolumeReader):
         self, reader: VolumeReader, node: OperationNode, team: Team, beside: str | None
     ) -> None:
         self.reader, self.operation, self.team = reader, node.operation, team
-        self.path, self.beside = reader.path, beside
+        self.path, self.beside, self.rounding = reader.path, beside, node.rounding
         self.header = derived_header(reader.header, node.operation.shape, node.real)
         self._n, self._fields = -1, list[Field]()
 
@@ -344,7 +342,7 @@ class IteratedReader(VolumeReader):
         def read(start: int, stop: int) -> Array:
             block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
             self.reader.release(n, start)
-            return real_values(block, header.scale, real)
+            return self.rounding.values(block, header.scale, real)
 
         def new() -> Field:
             size = operation.shape.size
@@ -434,7 +432,8 @@ class PatchReader(_ComputedReader):
             stop = min(start + MOST_PLANES, last)
             header = self.reader.header
             block = self.reader.read(n, slice(start, stop), slice(0, header.shape[4]))
-            self._inputs.store(start, real_values(block, header.scale, self.header.dtype))
+            values = self.node.rounding.values(block, header.scale, self.header.dtype)
+            self._inputs.store(start, values)
             self.reader.release(n, start)
         self._read = last
         for plane in range(self._cleared, last):

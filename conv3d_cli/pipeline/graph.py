@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.convolution.copying import Copy
+from conv3d_cli.convolution.losses import Rounding
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import Steps, first_needed, last_needed
 from conv3d_cli.model.box import Runs, merge
@@ -39,6 +40,11 @@ class GraphNode(abc.ABC):
     """
 
     inputs: tuple[int, ...]
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """What the volume's voxels lose on their way into this node, unless it is a convolution."""
+        return Rounding()
 
     @property
     @abc.abstractmethod
@@ -327,6 +333,12 @@ class Graph:
         """All other operations, those that run in patches first."""
         inner = [one for body in self.bodies for one in body.graph.all_operations]
         return [*inner, *self.operations]
+
+    @cached_property
+    def roundings(self) -> list[Rounding]:
+        """What voxels lose on their way into each node, and into those that run in patches."""
+        inner = [one for body in self.bodies for one in body.graph.roundings]
+        return [*inner, *(node.rounding for node in self.nodes)]
 
     @property
     def last(self) -> Convolution:

@@ -35,7 +35,7 @@ from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import Grid, Spacing, grid_after, triple_text
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.model.missing import Missing
+from conv3d_cli.model.missing import Missing, missing_value_notes
 from conv3d_cli.model.patches import PatchLayout
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import (
@@ -482,6 +482,7 @@ def _prepare(
         chain = _resolve_stages(job, reader.header, notes)
     names = _label_names(job, chain, notes)
     header = _output_header(job, reader.header, chain)
+    notes += missing_value_notes(job.missing, reader.header.dtype)
     notes += _shift_notes(job, header, chain)
     if lost := output_format(job.target).lost_meaning(header):
         notes.append(lost)

@@ -32,7 +32,7 @@ from conv3d_cli.formats.base import ScaledWriter, SpooledWriter
 from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.checks import CheckReport, check_notes, check_report
-from conv3d_cli.pipeline.files import input_files
+from conv3d_cli.pipeline.files import check_nothing_read_is_replaced, input_files
 from conv3d_cli.pipeline.flow import reader_of_last
 from conv3d_cli.pipeline.iterations import notes_on_others, watch_iterations
 from conv3d_cli.pipeline.outputs import PEAKS, TABLE_SUFFIX, Output, role_of
@@ -133,6 +133,7 @@ def _check_paths(job: Job, make_folder: bool) -> None:
             raise OutputExistsError(
                 f"cannot write {output.path}: the input lies in it; name another store"
             )
+    check_nothing_read_is_replaced([job])
     _check_target(job, make_folder)
     taken = {true_path(path) for path in (file_of(job.source), *written_files(job.target))}
     if job.beside:  # an estimate's name is made up, so it may meet a kernel's or a mask's
@@ -477,19 +478,21 @@ def loss_notes(prepared: PreparedJob) -> list[str]:
     job, convolutions = prepared.job, prepared.graph.all_convolutions
     first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
     out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
-    is_copy = isinstance(first, Copy) and first is last
+    graph = prepared.graph
+    is_copy = isinstance(first, Copy) and first is last and not graph.all_operations
     watched = [convolution.losses for convolution in convolutions if convolution.losses is not None]
     losses = replace(
         watched[-1],
         largest=watched[0].largest,
         spoiled=max(losses.spoiled for losses in watched),
-    )
+    ).plus_rounding(graph.roundings)
     if scale_note := _dropped_scale_note(prepared):
         return [scale_note]
     real = out if is_copy else first.plan.dtype
     cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
     notes = losses.notes(real, out, cure)
-    notes += filter(None, (operation.lost_note() for operation in prepared.graph.all_operations))
+    beyond = {one.note(np.dtype(job.precision)) for one in graph.roundings}
+    notes += filter(None, (*sorted(beyond), *(one.lost_note() for one in graph.all_operations)))
     if out == np.float64 and job.precision == "float32" and not is_copy:
         notes.append(
             "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "

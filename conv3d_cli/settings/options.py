@@ -755,7 +755,8 @@ class Settings:
         metavar="VALUE",
         field="value",
         unit=Unit.VOXEL_VALUES,
-        help="Stored value that marks missing voxels, e.g. -32768; they are left out of the mean.",
+        help="Stored value that marks missing voxels, e.g. -32768; they are left out of the mean. "
+        "It is compared before a slope and an intercept; of floats, the nearest one counts.",
     )
     min_coverage: float | None = option(
         NUMBER,

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from conv3d_cli.errors import FormatError
 from conv3d_cli.system.room import TEXT_COPIES, require_room
 
+TEXT_BLOCK = 1 << 20  # bytes of a text that are read before its size is looked at again
+
 
 def check_input(path: str) -> int:
     """The size of an input file in bytes.
@@ -119,12 +121,17 @@ def read_text(path: str, what: str = "", cure: str = "") -> str:
     """
     name = f"{what} {path}" if what else path
     try:
-        # spreadsheets put a byte order mark before UTF-8; newlines stay as they are
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, "rb") as file:
             require_room(TEXT_COPIES * os.fstat(file.fileno()).st_size, "its text", path)
-            return file.read()
+            content = bytearray()
+            while block := file.read(TEXT_BLOCK):  # a pipe does not tell its size, nor a device
+                content += block
+                require_room(TEXT_COPIES * len(content), "its text", path)
+        # spreadsheets put a byte order mark before UTF-8; newlines stay as they are
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise FormatError(f"cannot read {name}: no such file{near_names(path)}") from None
+        why = dangling(path) or f"no such file{near_names(path)}"
+        raise FormatError(f"cannot read {name}: {why}") from None
     except IsADirectoryError:
         raise FormatError(f"cannot read {name}: it is a folder; name a file in it") from None
     except UnicodeDecodeError:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from processes import LIMIT, started, wait_until
 
-from conv3d_cli import Volume, cli, write_volume
+from conv3d_cli import OutputExistsError, Volume, cli, convolve_file, write_volume
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -460,3 +460,52 @@ def test_what_an_interrupt_left_is_told_once(
         told("b.npy", "-o", "o.npy", "--verify", "9")
         == "interrupted; o.npy is written but not verified"
     )
+
+
+class TestFilesThatAJobReads:
+    """No output replaces a kernel or a mask: another job may not have read it yet."""
+
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> Path:
+        for number, name in enumerate(("a", "b", "c")):
+            np.save(tmp_path / f"{name}.npy", np.full((4, 4, 4), number + 1.0))
+        np.save(tmp_path / "kernel.npy", np.ones((3, 3, 3)))
+        np.save(tmp_path / "mask.npy", np.ones((4, 4, 4), np.uint8))
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("rows", "replaced"),
+        [
+            ("a.npy,x.npy,kernel.npy,\nb.npy,kernel.npy,box:size=3,\n", "kernel.npy, a kernel"),
+            ("b.npy,kernel.npy,box:size=3,\na.npy,x.npy,kernel.npy,\n", "kernel.npy, a kernel"),
+            ("a.npy,x.npy,box:size=3,mask.npy\nb.npy,mask.npy,box:size=3,\n", "mask.npy, a mask"),
+            ("a.npy,./mask.npy,box:size=3,mask.npy\n", "mask.npy, a mask"),
+        ],
+    )
+    def test_of_a_manifest(
+        self, files: Path, rows: str, replaced: str, run: Any, error_line: Any
+    ) -> None:
+        (files / "m.csv").write_text(f"input,output,kernel,mask\n{rows}")
+        before = {path: path.read_bytes() for path in files.iterdir()}
+        result = run("apply", "--manifest", files / "m.csv", "--overwrite", code=5)
+        assert replaced in error_line(result.stderr)
+        assert before == {path: path.read_bytes() for path in files.iterdir()}
+
+    @pytest.mark.parametrize("option", ["-o", "--depfile"])
+    @pytest.mark.parametrize("name", ["kernel.npy", "mask.npy"])
+    def test_of_one_volume(self, files: Path, option: str, name: str, run: Any) -> None:
+        before = (files / name).read_bytes()
+        outputs = {"-o": files / "o.npy", option: files / name}
+        run("apply", files / "a.npy", "-k", files / "kernel.npy", "--mask", files / "mask.npy",
+            *(word for pair in outputs.items() for word in pair), "--overwrite", code=5)  # fmt: skip
+        assert (files / name).read_bytes() == before
+        assert not (files / "o.npy").exists()
+
+    def test_of_python(self, files: Path) -> None:
+        kernel = files / "kernel.npy"
+        with pytest.raises(OutputExistsError, match="a kernel that is read"):
+            convolve_file(files / "a.npy", kernel, kernel=kernel, overwrite=True)
+
+    def test_a_volume_may_still_replace_itself(self, files: Path, run: Any) -> None:
+        run("apply", files / "a.npy", "-k", files / "kernel.npy", "--mask", files / "a.npy",
+            "--overwrite", "-o", files / "a.npy")  # fmt: skip

@@ -379,6 +379,16 @@ def test_one_depfile_for_a_batch(
     )
 
 
+def test_an_output_that_was_made_with_a_sidecar_is_not_called_changed(
+    run: Any, volume: Path, tmp_path: Path, error_line: Any
+) -> None:
+    command = ("apply", volume, "-k", "box:size=3", "-o", tmp_path / "o.npy", "--resume")
+    run(*command, "--sidecar")
+    line = error_line(run(*command, code=5).stderr)
+    assert "it was made as one of 2 files, as with a sidecar, and would be one of 1" in line
+    run(*command, "--sidecar")
+
+
 def test_a_sidecar_belongs_to_its_output(run: Any, volume: Path, tmp_path: Path) -> None:
     command = [
         "apply",

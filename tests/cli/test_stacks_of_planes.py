@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,44 @@ def test_gaps_and_odd_files(folder: Path, run: Any, error_line: Any) -> None:
     assert "no input is a folder" in message
     for more in (["--recursive"], ["--glob", "a*", "--glob", "b*"]):
         run("apply", "planes", "--stack", *more, "-k", "box", "-o", "a.npy", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [
+        ("t{b}_z{a}.tif", True),
+        ("z{a}_c{b}.tif", True),
+        ("{letter}_z{a}.tif", True),
+        ("z{n}.tif", False),
+        ("{letter}{n}.tif", False),
+        ("z{n}_{time}.tif", False),
+        ("z{n}_c1.tif", False),
+    ],
+)
+def test_names_of_several_stacks_are_told(
+    tmp_path: Path, name: str, several: bool, run: Any
+) -> None:
+    data = planes(1, (6, 6, 7))
+    for n, plane in enumerate(data):
+        a, b = n % 3, n // 3
+        words = name.format(a=a, b=b, n=n, letter="xy"[b], time=7 * n + 100)
+        tifffile.imwrite(tmp_path / words, plane, photometric="minisblack")
+    assert ("seem to be several stacks" in run("info", f"{tmp_path}::*").stdout) == several
+
+
+def test_what_is_no_file_ends_in_a_line(folder: Path, run: Any, error_line: Any) -> None:
+    odd = Path("planes/z7.tif")
+    odd.unlink()
+    odd.mkdir()
+    command = ("apply", "planes", "--stack", "-k", "box:size=3", "-o", "o.npy")
+    assert "planes/z7.tif: it is a folder" in error_line(run(*command, code=3).stderr)
+    odd.rmdir()
+    odd.symlink_to("nowhere")
+    assert "planes/z7.tif: it is a link to" in error_line(run(*command, code=3).stderr)
+    odd.unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(odd)
+        assert "planes/z7.tif: it is a pipe" in error_line(run(*command, code=3).stderr)
 
 
 def test_coloured_planes(tmp_path: Path) -> None:

@@ -361,6 +361,21 @@ class TestSeries:
         assert volume.axes == "tezyx"
         np.testing.assert_array_equal(volume.data, expected)
 
+    @pytest.mark.parametrize("number", [0, 3])
+    def test_images_without_directions(self, tmp_path: Path, number: int) -> None:
+        """They are in the order of their numbers, whatever their files are called."""
+        directions: Any = None if number == 0 else lambda k: None if k == number else list(AXIAL)
+        path = series(tmp_path / "s", ImageOrientationPatient=directions)
+        with open_volume(path) as reader:
+            assert any("no directions: they are stacked by" in note for note in reader.notes)
+            assert not reader.header.grid.anatomical
+        np.testing.assert_array_equal(read_volume(path).data, VALUES[::-1])
+
+    @pytest.mark.parametrize("number", [None, 5])
+    def test_images_without_positions_and_numbers(self, tmp_path: Path, number: Any) -> None:
+        path = series(tmp_path / "s", ImagePositionPatient=None, InstanceNumber=number)
+        assert "nothing tells the order of its images" in error_of(path)
+
     def test_images_without_positions(self, tmp_path: Path) -> None:
         path = series(tmp_path / "s", ImagePositionPatient=None, ImageOrientationPatient=None)
         with open_volume(path) as reader:

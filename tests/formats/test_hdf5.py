@@ -100,6 +100,19 @@ class TestDatasets:
             box = reader.read_box(0, slice(1, 3), slice(1, 4), slice(2, 5), slice(0, 1))
             np.testing.assert_array_equal(box[..., 0], values[1:3, 1:4, 2:5])
 
+    @pytest.mark.parametrize("target", ["o.npy", "o.h5", "o.nii"])
+    def test_enumerations_are_their_numbers(
+        self, tmp_path: Path, target: str, run: Any, recwarn: Any
+    ) -> None:
+        kind = h5py.enum_dtype({"background": 0, "nucleus": 1, "cell": 2}, basetype="u1")
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_dataset("a", data=(VALUES % 3).astype("u1"), dtype=kind)
+        run("convert", tmp_path / "a.h5", tmp_path / target)
+        volume = read_volume(str(tmp_path / target))
+        assert volume.data.dtype.metadata is None
+        np.testing.assert_array_equal(volume.data, VALUES % 3)
+        assert not [one for one in recwarn.list if "metadata" in str(one.message)]
+
     def test_chunks_that_were_never_written(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.h5", "w") as file:
             one = file.create_dataset("x", (4, 5, 6), "u1", chunks=(1, 5, 6), fillvalue=7)

@@ -141,6 +141,24 @@ def test_a_damaged_qform_beside_a_sform_is_told(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(str(path)).grid.affine, np.diag([2, 3, 4, 1.0]))
 
 
+@pytest.mark.parametrize("axis", [(0.9, 0.9, 0.9), (0.0, 0.0, 1.1), (5.0, -3.0, 1.0)])
+def test_a_quaternion_longer_than_any_rotation_is_told(
+    tmp_path: Path, axis: tuple[float, ...]
+) -> None:
+    """ITK reads the same rotation; nibabel refuses the file."""
+    codes = (252, "2h", (1, 0))
+    path = nifti(tmp_path / "v.nii", codes, (256, "3f", axis))
+    assert "which no rotation has" in notes_of(path)
+    image = pytest.importorskip("SimpleITK").ReadImage(str(path))
+    directions = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine = read_volume(str(path)).grid.affine
+    assert affine is not None
+    np.testing.assert_allclose(affine[:3, :3], np.diag([-1, -1, 1]) @ directions, atol=1e-5)
+    rounded = nifti(tmp_path / "r.nii", codes, (256, "3f", (0.0, 0.0, 1 + 1e-4)))
+    beside = nifti(tmp_path / "s.nii", (252, "2h", (1, 1)), (256, "3f", axis))
+    assert notes_of(rounded) == notes_of(beside) == ""
+
+
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant == 112, reason="this machine has quadruples")
 @pytest.mark.parametrize("order", "<>")
 def test_ieee_quadruples_are_refused_where_the_processor_has_none(

@@ -604,3 +604,23 @@ def test_axes_that_another_format_named_are_told(tmp_path: Path, letters: str, t
         with npy.create_npy(str(tmp_path / f"{source}.npy"), header) as writer:
             notes = " ".join(writer.notes)
         assert (f"axes={letters!r}" in notes) == (told and source == "NIfTI")
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_a_second_array_is_told(
+    tmp_path: Path, order: str, run: Any, shell: Any, error_line: Any
+) -> None:
+    """numpy.save appends to an open file; numpy.load then reads one array after the other."""
+    first = np.asarray(np.arange(24.0).reshape(2, 3, 4), order=order)
+    with open(tmp_path / "v.npy", "wb") as file:
+        np.save(file, first)
+        np.save(file, first + 1)
+    command = ("convert", tmp_path / "v.npy", tmp_path / "o.npy")
+    assert "another array follows in it" in error_line(run(*command, "--strict", code=4).stderr)
+    assert "another array follows in it" in run(*command).stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), first)
+    with open(tmp_path / "v.npy", "rb") as file:
+        piped = shell("convert", "-", tmp_path / "p.npy", stdin=file)
+    assert b"another array follows in it" in piped.stderr
+    np.save(tmp_path / "v.npy", first)
+    assert "follows" not in run(*command, "--overwrite").stderr

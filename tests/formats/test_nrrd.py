@@ -492,3 +492,28 @@ def test_data_files_outside_the_folder_are_not_read(tmp_path: Path, name: str) -
     )
     with pytest.raises(FormatError, match="outside the file's folder and is not followed"):
         read_volume(str(folder / "a.nhdr"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sample units", '"HU"'),
+        ("measurement frame", "(0,1,0) (1,0,0) (0,0,1)"),
+        ("thicknesses", "nan nan 5"),
+    ],
+)
+def test_fields_that_no_other_format_holds_are_told(
+    tmp_path: Path, field: str, value: str, run: Any
+) -> None:
+    lines = [
+        "NRRD0005", "type: uchar", "dimension: 3", "sizes: 4 3 2", "encoding: raw",
+        "space: LPS", "space directions: (1,0,0) (0,1,0) (0,0,1)", "space origin: (0,0,0)",
+        f"{field}: {value}", "", "",
+    ]  # fmt: skip
+    path = tmp_path / "a.nrrd"
+    path.write_bytes("\n".join(lines).encode() + bytes(24))
+    told = " ".join(run("convert", path, tmp_path / "o.nii").stderr.split())
+    assert f"does not hold the fields {field}" in told
+    run("convert", path, tmp_path / "strict.nii", "--strict", code=4)
+    assert "note" not in run("convert", path, tmp_path / "o.nrrd", "--strict").stderr
+    assert f"{field}: {value}".encode() in (tmp_path / "o.nrrd").read_bytes()

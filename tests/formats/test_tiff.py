@@ -569,6 +569,29 @@ def test_ome_without_z_spacing(tmp_path: Path) -> None:
         assert reader.notes == ("the file gives no z spacing: it is taken as 1 um",)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "spacing"),
+    [
+        ({"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "Å"}, (0.1, 0.05, 0.05)),
+        ({"PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "mm"}, (1.0, 0.5, 0.5)),
+        (
+            {"PhysicalSizeX": 0.0, "PhysicalSizeY": 250.0, "PhysicalSizeYUnit": "nm"},
+            (1.0, 250.0, 250.0),
+        ),
+    ],
+)
+def test_ome_with_one_pixel_size(
+    tmp_path: Path, sizes: dict[str, Any], spacing: tuple[float, ...]
+) -> None:
+    """A pixel is a square: the other size takes the unit along with the number."""
+    path = tmp_path / "a.ome.tif"
+    metadata = {"axes": "ZYX", **sizes}
+    tifffile.imwrite(path, values(4, 6, 5), photometric="minisblack", metadata=metadata)
+    with open_volume(str(path)) as reader:
+        np.testing.assert_allclose(reader.header.grid.spacing, spacing)
+        assert "spacing: it is taken as that of" in reader.notes[0]
+
+
 def test_ome_spread_over_two_files(tmp_path: Path) -> None:
     data = values(4, 6, 5)
     names = ("first.ome.tif", "second.ome.tif")

@@ -94,6 +94,15 @@ def test_other_spellings_of_units(tmp_path: Path, word: str) -> None:
     assert [a["unit"] for a in axes] == ["micrometer"] * 3
 
 
+def test_a_scale_of_zero_is_told(tmp_path: Path) -> None:
+    steps = [{"type": "scale", "scale": [0, 0.5, 0.25]}, {"type": "translation",
+             "translation": [1, 2, 3]}]  # fmt: skip
+    store = make(tmp_path / "a.zarr", np.zeros((2, 3, 4), np.uint8), image(space(), *steps))
+    with open_volume(str(store)) as reader:
+        assert reader.header.grid.spacing is None
+        assert any("its scale along z is 0" in note for note in reader.notes)
+
+
 def test_an_axis_without_a_unit_takes_that_of_another(tmp_path: Path) -> None:
     data = np.zeros((2, 3, 4), np.uint8)
     mixed = [axis("z", "space", "micron"), axis("y", "space"), axis("x", "space")]

@@ -249,3 +249,51 @@ def test_float64_output_of_float32_arithmetic_is_told(tmp_path: Path, run: Any) 
     result = run(*arguments, "--strict", "-o", tmp_path / "o.nii", code=4)
     assert "--precision float64 computes 15" in told(result)
     run(*arguments, "--precision", "float64", "--strict", "-o", tmp_path / "o.nii")
+
+
+class TestOperations:
+    """Operations other than convolutions read the volume themselves: `local`, a normalization."""
+
+    COMMANDS = (
+        ("local", "--size", "3"),
+        ("deconvolve", "-k", "box:size=3", "--iterations", "2"),
+        ("tensor", "--sigma", "1vox", "--window", "1vox"),
+        ("apply", "-k", "box:size=3", "--normalize-input", "zscore"),
+        ("apply", "-k", "box:size=3", "--normalize-input", "minmax", "--max-memory", "400M"),
+    )
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_large_integers(self, tmp_path: Path, command: tuple[str, ...], run: Any) -> None:
+        data = np.full((6, 5, 5), 2**24, np.int32)
+        data[2, 2, 2] += 1
+        np.save(tmp_path / "v.npy", data)
+        command = (command[0], tmp_path / "v.npy", *command[1:])
+        out = tmp_path / "o.npy"
+        assert "integers up to 16777217" in told(run(*command, "-o", out))
+        run(*command, "-o", tmp_path / "strict.npy", "--strict", code=4)
+        assert not (tmp_path / "strict.npy").exists()
+        exact = run(*command, "--precision", "float64", "--overwrite", "-o", out)
+        assert "integers up to" not in told(exact)
+
+    @pytest.mark.parametrize("command", [COMMANDS[0], COMMANDS[2]])
+    def test_values_beyond_float32(
+        self, tmp_path: Path, command: tuple[str, ...], run: Any, recwarn: Any
+    ) -> None:
+        data = np.ones((6, 5, 5))
+        data[2, 2, 2] = -1e300
+        np.save(tmp_path / "v.npy", data)
+        result = run(command[0], tmp_path / "v.npy", *command[1:], "-o", tmp_path / "o.npy")
+        assert "values up to 1e+300, which became infinite in float32" in told(result)
+        assert not recwarn.list
+
+    def test_infinite_input_is_no_loss(self, tmp_path: Path, run: Any) -> None:
+        data = np.ones((6, 5, 5))
+        data[2, 2, 2] = np.inf
+        np.save(tmp_path / "v.npy", data)
+        result = run("local", tmp_path / "v.npy", "--size", "3", "-o", tmp_path / "o.npy")
+        assert "became infinite in" not in told(result)
+
+    def test_small_integers_are_exact(self, tmp_path: Path, run: Any) -> None:
+        np.save(tmp_path / "v.npy", np.full((6, 5, 5), 2**24, np.int32))
+        result = run("local", tmp_path / "v.npy", "--size", "3", "-o", tmp_path / "o.npy")
+        assert "integers up to" not in told(result)

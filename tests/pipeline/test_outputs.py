@@ -279,7 +279,8 @@ def test_rules_do_not_replace_a_coverage(apply: Apply) -> None:
     result = apply("-o", "o.npy", "--coverage-out", "c.npy", "--depfile", "c.npy", code=5)
     assert (
         result.stderr
-        == "Error: cannot write c.npy: it is an input or an output; name another file\n"
+        == "Error: cannot write c.npy: it is an input or an output, or a job reads it; "
+        "name another file\n"
     )
     assert not Path("c.npy").exists()
 

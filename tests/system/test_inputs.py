@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from ometiff import write_split
 
-from conv3d_cli.errors import FormatError
+from conv3d_cli.errors import FormatError, MemoryLimitError
 from conv3d_cli.formats import read_volume, write_volume
 from conv3d_cli.model.volume import Volume
-from conv3d_cli.system.inputs import check_input, lies_beside, walk
+from conv3d_cli.system.inputs import check_input, lies_beside, read_text, walk
+from conv3d_cli.system.room import ceiling_of_memory
 
 
 @pytest.mark.parametrize(
@@ -147,3 +148,21 @@ class TestFilesThatAFileNames:
         assert f"git annex get {tmp_path / 'a.nii'}" in line
         line = error_line(run("info", tmp_path / "b.nii", code=3).stderr)
         assert line.endswith("gone/b.nii, which does not exist; correct the link")
+
+
+def test_a_text_without_an_end_meets_the_ceiling(tmp_path: Path) -> None:
+    """A device and a pipe do not tell their size beforehand."""
+    if not Path("/dev/zero").exists():
+        pytest.skip("there is no such device")
+    (tmp_path / "c.toml").symlink_to("/dev/zero")
+    with (
+        ceiling_of_memory(300 << 20),
+        pytest.raises(MemoryLimitError, match="its text"),
+    ):
+        read_text(str(tmp_path / "c.toml"))
+
+
+def test_a_text_behind_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").symlink_to("nowhere")
+    with pytest.raises(FormatError, match=r"it is a link to .*nowhere, which does not exist"):
+        read_text(str(tmp_path / "c.toml"), "config")

@@ -9,7 +9,7 @@ Source: DICOM PS3.3, C.7.6.2 "Image Plane Module" and C.7.6.16 "Multi-frame Func
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,8 @@ def open_dicom(name: str, *, axes: str | None = None, channels_first: bool = Fal
     kind = frames[0].kind
     rows, columns, samples = int(kind[0]), int(kind[1]), int(kind[2] or 1)
     notes = list(series.notes)
-    if len(frames) > 1 and any(frame.position is None for frame in frames):
-        letters, ordered, grid = _by_number(series, notes)
-    elif frames[0].position is None or frames[0].directions is None:
-        letters, ordered, grid = "z", np.array(frames, object), _flat_grid(frames[0], notes)
+    if any(frame.position is None or frame.directions is None for frame in frames):
+        letters, ordered, grid = _by_number(name, series, notes)
     else:
         letters, ordered, grid = _by_place(name, frames, notes)
     shape = (*ordered.shape, rows, columns, *([samples] if samples > 1 else []))
@@ -255,16 +253,27 @@ def _by_keys(name: str, groups: list[list[Frame]]) -> tuple[str, Array]:
     )
 
 
-def _by_number(series: Series, notes: list[str]) -> tuple[str, Array, Grid]:
-    """Letters, frames and grid of images without positions, by their numbers."""
+def _by_number(name: str, series: Series, notes: list[str]) -> tuple[str, Array, Grid]:
+    """Letters, frames and grid of images without positions or directions, by their numbers.
+
+    Raises: FormatError if two images have the same number: their order is unknown then.
+    """
     frames = sorted(series.frames, key=lambda frame: frame.order)
     table = np.array(frames, object)
-    if series.facts.get("cine") and len({frame.file for frame in frames}) == 1:
+    same = next((pair for pair in pairwise(frames) if pair[0].order == pair[1].order), None)
+    if same is not None:
+        raise FormatError(
+            f"cannot read {name}: nothing tells the order of its images: they have no positions, "
+            f"and the same number ({same[0].file} and {same[1].file}); {CURE}"
+        )
+    if len(frames) > 1 and series.facts.get("cine") and len({frame.file for frame in frames}) == 1:
         return "t", table, _flat_grid(frames[0], notes)
-    notes.append(
-        "its images have no positions: they are stacked by their numbers, and which side is left "
-        "is unknown"
-    )
+    if len(frames) > 1:
+        what = "positions" if any(frame.position is None for frame in frames) else "directions"
+        notes.append(
+            f"its images have no {what}: they are stacked by their numbers, and which side is left "
+            "is unknown"
+        )
     return "z", table, _flat_grid(frames[0], notes)
 
 

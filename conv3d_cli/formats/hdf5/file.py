@@ -122,6 +122,7 @@ def check_dataset(dataset: Any, name: str, path: str) -> np.dtype[Any]:
         )
     stored: np.dtype[Any] = dataset.dtype
     real_dtype(stored, path)
+    stored = np.dtype(stored.str)  # h5py's own has the names of an enumeration, too
     created = dataset.id.get_create_plist()
     for number in range(created.get_nfilters()):
         code, *_, label = created.get_filter(number)

@@ -313,7 +313,7 @@ class DatasetReader(ChunkedReader):
         dataset: Any,
         chunk: dict[str, int],
     ) -> None:
-        super().__init__(path, header, file, chunk, dataset.dtype)
+        super().__init__(path, header, file, chunk, np.dtype(dataset.dtype.str))
         self._dataset = dataset
 
     def part(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:

@@ -23,6 +23,7 @@ SPATIAL_UNITS = {1: "m", 2: "mm", 3: "um"}  # xyzt_units & 7
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: coordinates are those of another file
 LARGEST = 1e38  # allowed magnitude: a vector of three such numbers has a length that fits a float32
 
+LONGEST_AXIS = 1.001  # of a quaternion's (b, c, d): more than this over 1 is no rounding
 SAME_SIZE = 1e-3  # relative difference between sform and pixdim that counts as rounding
 
 # --------------------------------------------------------------------------------------------------
@@ -61,6 +62,8 @@ def read_grid(header: Any, path: str, notes: list[str]) -> Grid:
             else _default_matrix(header, voxel_sizes)
         )
     notes += [*guesses, *_sign_notes(header)]
+    if has_qform and not has_sform:
+        notes += _quaternion_notes(header)
     other = _other_spacing(header, affine) if has_sform else None
     if other is not None:
         used, stated = (
@@ -81,6 +84,12 @@ def read_grid(header: Any, path: str, notes: list[str]) -> Grid:
         guesses=tuple(guesses),
         other_spacing=other,
     )
+
+
+def _quaternion_notes(header: Any) -> list[str]:
+    """A note on a quaternion that is longer than any rotation's."""
+    length = math.hypot(*(float(header[f"quatern_{a}"]) for a in "bcd"))
+    return [deviation_note("long-quaternion", length=length)] if length > LONGEST_AXIS else []
 
 
 def _sign_notes(header: Any) -> list[str]:

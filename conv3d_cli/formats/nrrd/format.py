@@ -65,6 +65,7 @@ from conv3d_cli.system.portable import write_at
 
 CHANNELS = "conv3d_channels"  # key of a JSON list: name and color of each channel
 HISTORY = "conv3d_history"  # key of the history, a line for each step
+OWN_FIELDS = ("sample units", "measurement frame", "thicknesses")  # that no other format holds
 KEPT_FIELDS = ("content", "sample units", "measurement frame")  # they remain true of an output
 GZIP = codec_named(".gz")
 
@@ -151,7 +152,10 @@ def _read_facts(header: NrrdHeader, keys: Mapping[str, str], own: Mapping[str, A
         own["t"].time_step if "t" in own else None,
         names if any(names) else (),
         colors if any(colors) else (),
-        entries_of("the keys", [key for key in keys if key not in (CHANNELS, HISTORY)]),
+        (
+            *entries_of("the fields", [name for name in OWN_FIELDS if name in header.fields]),
+            *entries_of("the keys", [key for key in keys if key not in (CHANNELS, HISTORY)]),
+        ),
     )
 
 

@@ -578,13 +578,22 @@ def physical_sizes(
     """
     d, h, w = (positive(attributes.get(f"PhysicalSize{a}")) for a in "ZYX")
     words = _words(*(attributes.get(f"PhysicalSize{a}Unit", "µm") for a in "ZYX"))
-    h, w = h or w, w or h
+    notes = []
+    if (h is None) != (w is None):  # a pixel is a square, so its unit goes with its size
+        absent, given, place = ("y", "x", 2) if h is None else ("x", "y", 1)
+        if axes.size(absent) > 1:
+            notes.append(f"the file gives no {absent} spacing: it is taken as that of {given}")
+        h, w = h or w, w or h
+        words = (words[0], words[place], words[place])
     if h is None or w is None:
         return None, words, ()
     if d is not None:
-        return (d, h, w), words, ()
-    note = f"the file gives no z spacing: it is taken as 1 {unit_name(words[2]) or words[2]}"
-    return (None, h, w), (words[2], *words[1:]), (note,) if axes.size("z") > 1 else ()
+        return (d, h, w), words, tuple(notes)
+    if axes.size("z") > 1:
+        notes.append(
+            f"the file gives no z spacing: it is taken as 1 {unit_name(words[2]) or words[2]}"
+        )
+    return (None, h, w), (words[2], *words[1:]), tuple(notes)
 
 
 def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:

@@ -19,7 +19,7 @@ from conv3d_cli.formats.tiff.directories import read_directories
 from conv3d_cli.formats.tiff.planes import PlaneArray
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader
-from conv3d_cli.system.inputs import why_unreadable
+from conv3d_cli.system.inputs import check_input, why_unreadable
 from conv3d_cli.system.parts import split_part
 
 NUMBER = re.compile(r"(\d+)")
@@ -75,6 +75,7 @@ def read_stack(
         )
     layout = None
     for file in files:
+        check_input(file)  # a pattern may match folders, pipes and links to nothing
         found = [directory for directory in read_directories(file) if not directory.beside]
         layout = found[0].plane if layout is None else layout
         if len(found) != 1 or found[0].plane != layout:
@@ -97,7 +98,7 @@ def read_stack(
         grid=grid,
         metadata=replace(kept, axes=axes, items={**kept.items, "Labels": None}),
     )
-    return array, header, (*notes, *_gaps(files))
+    return array, header, (*notes, *(_several(files) or _gaps(files)))
 
 
 def _stack_grid(grid: Grid, count: int) -> tuple[Grid, list[str]]:
@@ -106,6 +107,29 @@ def _stack_grid(grid: Grid, count: int) -> tuple[Grid, list[str]]:
         return grid, []
     note = f"files of one plane give no z spacing: it is taken as {grid.spacing[0]:g} {grid.unit}"
     return replace(grid, assumed=grid.assumed | {"d"}, guesses=(*grid.guesses, note)), [note]
+
+
+def _several(files: list[str]) -> list[str]:
+    """A note if the names seem to be those of several stacks, such as time points or channels.
+
+    They are if no number in them counts the files: each number, or all of them, come again.
+    """
+    keys = [natural(os.path.basename(file)) for file in files]
+    numbers = [tuple(n for _, n in key) for key in keys]
+    if len(set(numbers)) < len(files):  # a_z1.tif and b_z1.tif
+        several = len(set(numbers)) > 1
+    else:
+        is_regular = len({len(one) for one in numbers}) == 1
+        columns = list(zip(*numbers, strict=True)) if is_regular else []
+        varying = [column for column in columns if len(set(column)) > 1]
+        several = len(varying) > 1 and all(len(set(column)) < len(files) for column in varying)
+    if not several:
+        return []
+    first, last = (os.path.basename(file) for file in (files[0], files[-1]))
+    return [
+        f"its {len(files)} files, from {first} to {last}, seem to be several stacks (of times or "
+        "channels), and all are planes along z; choose those of one by a pattern"
+    ]
 
 
 def _gaps(files: list[str]) -> list[str]:

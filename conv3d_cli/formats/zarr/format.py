@@ -421,7 +421,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             f"its metadata give the size {_sizes(array.chunks)}"
         )
     if image is not None and dataset is not None:
-        grid = zarr_ome.read_grid(image.axes, dataset, letters)
+        grid = zarr_ome.read_grid(image.axes, dataset, letters, notes)
     metadata = ZarrMetadata(
         array.metadata.zarr_format,
         dict(zip(letters, array.chunks, strict=True)),

@@ -319,10 +319,11 @@ def axis_kinds(axes: Sequence[Axis]) -> list[str]:
     return [axis.type or KINDS_BY_NAME.get(axis.name.lower(), "") for axis in axes]
 
 
-def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
+def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str, notes: list[str]) -> Grid:
     """The grid of a level, in the unit of x. It is empty if all scales are 1 and have no unit.
 
-    letters : str       one for each axis
+    letters : str           one for each axis
+    notes : list of str     gets a note on scales that have no meaning
     """
     place = {a: letters.index(a) for a in SPATIAL if a in letters}
     if not all(a in place for a in "yx"):
@@ -332,9 +333,11 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
     start = {a: dataset.translation[i] for a, i in place.items()}
     # an axis without a unit takes that of another one; one whose unit is no length does not
     unit = next((units[a][0] for a in "xyz" if a in place and axes[place[a]].unit), None)
-    if not all(scale.values()) or (
-        unit is None and all(s == 1 for s in scale.values()) and not any(start.values())
-    ):
+    if not all(scale.values()):
+        zeros = ", ".join(a for a in SPATIAL if scale.get(a) == 0)
+        notes.append(f"its scale along {zeros} is 0: its voxel sizes and its place are left out")
+        return Grid()
+    if unit is None and all(s == 1 for s in scale.values()) and not any(start.values()):
         return Grid()
     if unit is not None:
         for a, (own, count) in units.items():

@@ -26,7 +26,6 @@ from conv3d_cli.pipeline.boxes.partition import (
     buffered_runs,
     required_runs,
 )
-from conv3d_cli.pipeline.flow import real_values
 from conv3d_cli.pipeline.graph import VOLUME, ConvolutionNode, Graph, GraphNode, OperationNode
 
 
@@ -222,7 +221,8 @@ def _compute_node(
     for number, (voxels, runs, scale) in enumerate(sources):
         taken = spans_of(node.operation, number, box)
         d, h, w = (_slice_of(along, span) for along, span in zip(runs, taken, strict=True))
-        windows.append(Window(real_values(voxels[d, h, w], scale, node.real), taken.start))
+        values = node.rounding.values(voxels[d, h, w], scale, node.real)
+        windows.append(Window(values, taken.start))
     node.operation.compute(windows, box, out, team)
 
 
