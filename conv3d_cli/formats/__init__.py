@@ -649,7 +649,7 @@ def read_volume(
     """
     import numpy as np
 
-    with open_volume(os.fspath(path), axes=axes) as reader:
+    with open_volume(os.fsdecode(path), axes=axes) as reader:
         header = reader.header
         slope, intercept = header.scale
         scaled = header.scale != (1.0, 0.0)
@@ -703,7 +703,7 @@ def write_volume(
             f"write_volume() takes a Volume, received {type(volume).__name__}; make one of an "
             "array, as in Volume(array, 'zyx', Grid((3.0, 1.0, 1.0), 'mm'))"
         )
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     header = volume.header
     target = output_format(path)
     letters = target.output_letters(header.axes.letters, header.shape[4], header.dtype)
