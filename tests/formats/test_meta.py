@@ -189,3 +189,20 @@ def test_micrometres_become_millimetres(tmp_path: Path) -> None:
     path = str(tmp_path / "a.mha")
     write_volume(path, Volume(VALUES.astype("u1"), "zyx", grid))
     assert b"ElementSpacing = 0.0005 0.0005 0.002\n" in Path(path).read_bytes()
+
+
+def test_a_place_without_spacing_is_itks(tmp_path: Path, sitk: Any, run: Any) -> None:
+    head = f"{HEAD}Offset = 1 2 3\nTransformMatrix = 0 1 0 1 0 0 0 0 1\nElementType = MET_UCHAR\n"
+    (tmp_path / "a.mha").write_bytes(f"{head}ElementDataFile = LOCAL\n".encode() + bytes(24))
+    image = sitk.ReadImage(str(tmp_path / "a.mha"))
+    with open_volume(str(tmp_path / "a.mha")) as reader:
+        assert "the file gives no ElementSpacing: it is taken as 1, as ITK does" in reader.notes
+        grid = reader.header.grid
+    expected = np.eye(4)
+    expected[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    expected[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(grid.affine, TO_RAS @ expected, atol=1e-12)
+    run("convert", tmp_path / "a.mha", tmp_path / "b.mha")
+    back = sitk.ReadImage(str(tmp_path / "b.mha"))
+    for get in ("GetOrigin", "GetDirection", "GetSpacing"):
+        assert getattr(back, get)() == getattr(image, get)()

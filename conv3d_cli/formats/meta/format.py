@@ -372,9 +372,14 @@ def _read_grid(
     others = {
         a: (1.0 if steps is None else steps[i], offset[i]) for i, a in enumerate(letters) if i >= 3
     }
-    if steps is None:
+    placed = matrix is not None or any(offset[:3])
+    if steps is None and not placed:
         return Grid(), others, []
-    assumed = {"unit"}
+    assumed, guesses = {"unit"}, []
+    if steps is None:
+        steps = [1.0] * rank
+        assumed |= {"d", "h", "w"}
+        guesses = ["the file gives no ElementSpacing: it is taken as 1, as ITK does"]
     space = min(rank, 3)
     affine = np.eye(4)
     affine[:space, :space] = directions[:space, :space] * steps[:space]
@@ -386,7 +391,7 @@ def _read_grid(
         affine[2, 2] = 1.0
     affine += 0.0
     check_affine(affine, header.error)
-    notes = []
+    notes = [*guesses]
     mixed = rank > 3 and (directions[3:, :3].any() or directions[:3, 3:].any())
     if mixed:
         notes.append("its TransformMatrix turns space into time: only its part in space is used")
@@ -398,7 +403,12 @@ def _read_grid(
     # ITK writes "???" where it knows nothing of a body
     anatomical = header.text("anatomicalorientation").strip("? ") != ""
     grid = Grid(
-        spacing_of_affine(affine), unit, affine, anatomical=anatomical, assumed=frozenset(assumed)
+        spacing_of_affine(affine),
+        unit,
+        affine,
+        anatomical=anatomical,
+        assumed=frozenset(assumed),
+        guesses=tuple(guesses),
     )
     return grid, others, notes
 
