@@ -531,7 +531,7 @@ def store(name, lanes, real):
 
     Where a scale is written, too, it follows the number that it belongs to.
 
-    lanes : int     float64 numbers of a vector
+    lanes : int     voxels that the formula takes at once
     """
     follows = name.endswith(WITH_SCALE)
     kind, size = np.dtype(real).type, 8 if real == "float64" else 4
