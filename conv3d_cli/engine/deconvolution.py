@@ -716,8 +716,9 @@ class Blur:
                 }
                 returns.append((change.out, out, planes, rows))
         if transforms is not None:
-            reads_back = None if inverts is None else inverts[1].first_own
-            placement = self._placement(*transforms[1:], reads_back, source is not None)
+            _, height, width = transforms
+            first_own = None if inverts is None else inverts[1].first_own
+            placement = self._placement(height, width, first_own, source is not None)
             values |= placement.values
             if source is not None:
                 lent = lend(source, placement.rows)
@@ -753,9 +754,11 @@ class Blur:
     def _place(
         self, height: Piece, width: Piece, first_own: int | None, from_source: bool
     ) -> _Placement:
+        """The same, found anew."""
         _, lengths_h, lengths_w = self.bricks.lengths
         placed = _placed(height.sources, lengths_h)
-        rows = min(placed.reads), max(placed.reads) + 1
+        # a plane of the boundary's constant reads no rows
+        rows = (min(placed.reads), max(placed.reads) + 1) if placed.reads else (0, 0)
         first_read = rows[0] if from_source else 0
         reads = [(code - first_read, place) for code, place in sorted(placed.reads.items())]
         # a row that moves up in the plane must not overwrite one that has not been read
