@@ -334,6 +334,17 @@ class _Chunk(NamedTuple):
     returns: list[tuple[Field, Lent, Sequence[int], Span]]
 
 
+class _Placement(NamedTuple):
+    """How planes are filled before they are transformed.
+
+    rows : Span         of the volume that are read
+    values : dict       the loops' parameters
+    """
+
+    rows: Span
+    values: dict[str, int]
+
+
 class Coverage:
     """Factors of voxels that depend on how near the border is: H1, H'1 or numbers made of them.
 
@@ -415,6 +426,7 @@ class Blur:
         self._tables: list[Any] = []
         self._lay_out()
         self._records: dict[Any, list[StepRecord]] = {}
+        self._placements: dict[Any, _Placement] = {}
         back = self.backward is None
         self.forward_pieces = self._pieces(adjoint=False, back=False)
         # another kernel is applied as a filter, with the same boundary
@@ -705,46 +717,16 @@ class Blur:
                 returns.append((change.out, out, planes, rows))
         if transforms is not None:
             _, height, width = transforms
-            _, lengths_h, lengths_w = self.bricks.lengths
-            placed = _placed(height.sources, lengths_h)
-            first_read = 0
+            first_own = None if inverts is None else inverts[1].first_own
+            placement = self._placement(height, width, first_own, source is not None)
+            values |= placement.values
             if source is not None:
-                rows = min(placed.reads), max(placed.reads) + 1
-                lent, first_read = lend(source, rows), rows[0]
+                lent = lend(source, placement.rows)
                 values |= {
                     "source": lent.address,
                     "source_planes": table(lent.planes),
                     "source_row": lent.row,
                 }
-            reads = [(code - first_read, place) for code, place in sorted(placed.reads.items())]
-            # a row that moves up in the plane must not overwrite one that has not been read
-            if inverts is not None and reads[0][1] > inverts[1].first_own:
-                reads.reverse()
-            across = _placed(width.sources, 2 * lengths_w)
-            start, stop = across.run
-            edges = [
-                (place, code)
-                for place, code in enumerate(width.sources)
-                if code >= 0 and not start <= place < stop
-            ]
-            blanks = self._blanks(across.blanks)
-            keep.append(blanks)
-            values |= {
-                "row_reads": table([n for read in reads for n in read]),
-                "row_read_count": len(reads),
-                "row_copies": table([n for copy in placed.copies for n in copy]),
-                "row_copy_count": len(placed.copies),
-                "row_blanks": table(
-                    [n for place, code in placed.blanks for n in (place, blanks.strides[0] * -code)]
-                ),
-                "row_blank_count": len(placed.blanks),
-                "blanks": address_of(blanks),
-                "run_at": start,
-                "run_from": width.sources[start],
-                "run_count": stop - start,
-                "column_reads": table([n for edge in edges for n in edge]),
-                "column_read_count": len(edges),
-            }
         else:
             assert own is inverts
             count = own[1].own[1] - own[1].own[0]
@@ -754,6 +736,60 @@ class Blur:
             }
         record = StepRecord(AlgorithmData(parameters=self._parameters(PLANES_AT, **values)))
         return _Chunk(record, keep, returns)
+
+    def _placement(
+        self, height: Piece, width: Piece, first_own: int | None, from_source: bool
+    ) -> _Placement:
+        """What stands where in planes of a brick before they are transformed.
+
+        first_own : int or None     row of the plane that has the first row that is read, if rows
+                                    are moved within the plane
+        from_source : bool          rows are those of a field that is lent, from the first one read
+        """
+        key = height, width, first_own, from_source
+        if key not in self._placements:
+            self._placements[key] = self._place(*key)
+        return self._placements[key]
+
+    def _place(
+        self, height: Piece, width: Piece, first_own: int | None, from_source: bool
+    ) -> _Placement:
+        """The same, found anew."""
+        _, lengths_h, lengths_w = self.bricks.lengths
+        placed = _placed(height.sources, lengths_h)
+        # a plane of the boundary's constant reads no rows
+        rows = (min(placed.reads), max(placed.reads) + 1) if placed.reads else (0, 0)
+        first_read = rows[0] if from_source else 0
+        reads = [(code - first_read, place) for code, place in sorted(placed.reads.items())]
+        # a row that moves up in the plane must not overwrite one that has not been read
+        if first_own is not None and reads[0][1] > first_own:
+            reads.reverse()
+        across = _placed(width.sources, 2 * lengths_w)
+        start, stop = across.run
+        edges = [
+            (place, code)
+            for place, code in enumerate(width.sources)
+            if code >= 0 and not start <= place < stop
+        ]
+        blanks = self._blanks(across.blanks)
+        self._tables.append(blanks)
+        values = {
+            "row_reads": self._table([n for read in reads for n in read]),
+            "row_read_count": len(reads),
+            "row_copies": self._table([n for copy in placed.copies for n in copy]),
+            "row_copy_count": len(placed.copies),
+            "row_blanks": self._table(
+                [n for place, code in placed.blanks for n in (place, blanks.strides[0] * -code)]
+            ),
+            "row_blank_count": len(placed.blanks),
+            "blanks": address_of(blanks),
+            "run_at": start,
+            "run_from": width.sources[start],
+            "run_count": stop - start,
+            "column_reads": self._table([n for edge in edges for n in edge]),
+            "column_read_count": len(edges),
+        }
+        return _Placement(rows, values)
 
     def _blanks(self, across: Pairs) -> Array:
         """What stands in a plane's rows where nothing is read.

@@ -88,6 +88,11 @@ def _planes_at_once() -> int:
     return 4 if cpu_class().registers >= 32 else 2
 
 
+def _voxels_at_once() -> int:
+    """Of a formula: two vectors of float64, since one waits for its own results."""
+    return cpu_class().lanes
+
+
 def _codes(bank: str, formula: str, real: np.dtype[Any], largest: bool) -> list[MachineCode]:
     lanes = cpu_class().lanes * 4 // real.itemsize
     wide = cpu_class().registers >= 32
@@ -100,7 +105,7 @@ def _codes(bank: str, formula: str, real: np.dtype[Any], largest: bool) -> list[
             "eigen",
             "store_largest" if largest else "store",
             formula,
-            max(cpu_class().lanes // 2, 2),
+            _voxels_at_once(),
             real.name,
         ),
     ]
@@ -140,7 +145,7 @@ class _Layout:
 
         def pitch(columns: int) -> int:
             """Bytes of a row: an odd number of cache lines, a vector more than is read."""
-            lines = -(-(columns + lanes) * itemsize // LINE) + 1
+            lines = -(-(columns + _voxels_at_once()) * itemsize // LINE) + 1
             return (lines | 1) * LINE
 
         order = max(one.weights.shape[2] for one in taps)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from conv3d_cli.engine.deconvolution import FLAT, LINES, LINES_AT, PLANES_AT, RATIO
-from conv3d_cli.engine.loops.fft import axis_loops
+from conv3d_cli.engine.loops.fft import axis_loops, column_loops
 from conv3d_cli.engine.loops.fft_butterflies import (
     FORWARD_AHEAD,
     FORWARD_LAST,
@@ -44,7 +44,7 @@ def planes(lanes, real):
     kind, size = np.dtype(real).type, np.dtype(real).itemsize
     half, whole = lanes * size, 2 * lanes * size
     forward, inverse = axis_loops(lanes, double)
-    forward_fetching, inverse_fetching = axis_loops(lanes, double, fetches=True)
+    forward_columns, inverse_columns = column_loops(lanes, double)
     zero = kind(0)
 
     @inlined
@@ -62,7 +62,6 @@ def planes(lanes, real):
                 whole,
                 half,
                 buffer,
-                0,
             )
             for k in range(columns // lanes):
                 transpose_back(
@@ -81,11 +80,8 @@ def planes(lanes, real):
             ahead_bytes = p[P.row_read_count] * p[P.data_row] * lanes // columns
         for k in range(columns // lanes):
             here = plane + k * half
-            inverse_fetching(
+            inverse_columns(
                 p[P.stages_h],
-                here,
-                row_bytes,
-                columns * size,
                 here,
                 row_bytes,
                 columns * size,
@@ -220,11 +216,8 @@ def planes(lanes, real):
         plane, buffer, row_bytes = workspace + p[P.plane], workspace + p[P.buffer], p[P.plane_row]
         for k in range(columns // lanes):
             here = plane + k * half
-            forward_fetching(
+            forward_columns(
                 p[P.stages_h],
-                here,
-                row_bytes,
-                columns * size,
                 here,
                 row_bytes,
                 columns * size,
@@ -251,7 +244,6 @@ def planes(lanes, real):
                 whole,
                 half,
                 buffer,
-                0,
             )
 
     def loops(step):

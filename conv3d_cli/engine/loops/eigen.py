@@ -21,12 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.derivatives import AT
 from conv3d_cli.engine.loops.lanes import Lanes, polynomial, root
-from conv3d_cli.engine.loops.simd import Vec, const, memory
+from conv3d_cli.engine.loops.simd import Vec, const, emit_loop, memory
 from conv3d_cli.engine.step import F
 
 # cos(arccos(s) / 3) for s from 0 to 1, as a polynomial in 2s - 1: within 1e-7
@@ -313,8 +314,9 @@ def _meijering(entries: Sequence[Lanes], parameter: Any, double: bool) -> list[L
 
 
 def _largest_norm(entries: Sequence[Lanes], parameter: Any, double: bool) -> list[Lanes]:
+    """The square of the norm."""
     dd, dw, ww, dh, hw, hh = entries
-    return [root(dd * dd + hh * hh + ww * ww + 2 * (dh * dh + dw * dw + hw * hw))]
+    return [dd * dd + hh * hh + ww * ww + 2 * (dh * dh + dw * dw + hw * hw)]
 
 
 def _largest_third(entries: Sequence[Lanes], parameter: Any, double: bool) -> list[Lanes]:
@@ -404,6 +406,8 @@ FORMULAS: dict[str, tuple[Formula, int, int]] = {
     "largest-neurite": (_largest_neurite, 6, 1),
     "products": (_products, 3, 6),
 }
+# what is made of the largest number of a formula in a row; it rises with it
+FROM_LARGEST = {"largest-norm": root}
 WITH_SCALE = "+scale"
 # numbers that `_features` makes
 SIZES = {"eigenvalues": 3, "orientation": 3, "normal": 3}
@@ -434,41 +438,87 @@ def formula_of(name: str) -> tuple[Formula, int, int]:
     return _features(features, kind == "hessian"), 6, count
 
 
-def _apply(name: str, lanes: int, real: str) -> Any:
-    """A function that computes a formula at `lanes` voxels."""
+def _emitted(
+    name: str, lanes: int, real: str, b: Any, source: Any, field: Any, parameters: Any
+) -> list[Lanes]:
+    """Emit a formula at `lanes` voxels. Returns its numbers.
+
+    source : address        of the first field's numbers; fields are `field` bytes apart
+    parameters : address    float64
+    """
     formula, fields, _ = formula_of(name)
     double = real == "float64"
+    v, narrow = Vec(b, lanes, "float64"), Vec(b, lanes, real)
+    table = b.inttoptr(parameters, v.real.as_pointer())
+
+    def load(f: int) -> Lanes:
+        at = b.inttoptr(b.add(source, b.mul(field, const(f))), narrow.real.as_pointer())
+        value = narrow.load(at, const(0))
+        return Lanes(v, value if double else b.fpext(value, v.type))
+
+    def parameter(number: int) -> Lanes:
+        return Lanes(v, v.broadcast(table, const(number)))
+
+    return formula([load(f) for f in range(fields)], parameter, double)
+
+
+def _store_lanes(value: Lanes, real: str, to: Any) -> None:
+    """Emit a store of numbers at an address, rounded to the type."""
+    b, narrow = value.v.b, Vec(value.v.b, value.v.lanes, real)
+    own = value.value if real == "float64" else b.fptrunc(value.value, narrow.type)
+    narrow.store(own, b.inttoptr(to, narrow.real.as_pointer()), const(0))
+
+
+def _apply(name: str, lanes: int, real: str) -> Any:
+    """A function that computes a formula at `lanes` voxels."""
 
     @intrinsic
     def apply(typingctx, source, field, parameters, out, out_field):
-        """Compute the formula.
+        """Compute the formula: see `_emitted`.
 
-        source : address        of the first field's numbers; fields are `field` bytes apart
-        parameters : address    float64
         out : address           of the first number; those of a voxel are `out_field` bytes apart
         """
         sig = types.void(source, field, parameters, out, out_field)
 
         def codegen(context, b, sig, args):
             source, field, parameters, out, out_field = args
+            for n, value in enumerate(_emitted(name, lanes, real, b, source, field, parameters)):
+                _store_lanes(value, real, b.add(out, b.mul(out_field, const(n))))
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return apply
+
+
+def _apply_largest(name: str, lanes: int, real: str) -> Any:
+    """A function that computes the largest number of a formula in a row, of each lane."""
+    size = 8 if real == "float64" else 4
+
+    @intrinsic
+    def apply(typingctx, source, field, parameters, columns, out):
+        """Compute the formula at `columns` voxels: see `_emitted`.
+
+        out : address           of the largest numbers of the lanes, at least 0
+        """
+        sig = types.void(source, field, parameters, columns, out)
+
+        def codegen(context, b, sig, args):
+            source, field, parameters, columns, out = args
             v = Vec(b, lanes, "float64")
-            narrow = Vec(b, lanes, real)
-            pointer = narrow.real.as_pointer()
-            table = b.inttoptr(parameters, v.real.as_pointer())
+            places = Lanes(v, ir.Constant(v.type, [float(lane) for lane in range(lanes)]))
 
-            def load(f):
-                at = b.inttoptr(b.add(source, b.mul(field, const(f))), pointer)
-                value = narrow.load(at, const(0))
-                return Lanes(v, value if double else b.fpext(value, v.type))
+            def body(x, largest):
+                at = b.add(source, b.mul(x, const(size)))
+                (value,) = _emitted(name, lanes, real, b, at, field, parameters)
+                left = Lanes(v, v.spread(b.sitofp(b.sub(columns, x), v.real)))
+                inside = value.where(left > places, 0.0)
+                return [inside.largest(Lanes(v, largest[0])).value]
 
-            def parameter(number):
-                return Lanes(v, v.broadcast(table, const(number)))
-
-            found = formula([load(f) for f in range(fields)], parameter, double)
-            for n, value in enumerate(found):
-                to = b.inttoptr(b.add(out, b.mul(out_field, const(n))), pointer)
-                own = value.value if double else b.fptrunc(value.value, narrow.type)
-                narrow.store(own, to, const(0))
+            stop = b.add(columns, const(lanes - 1))
+            _, (largest,) = emit_loop(b, const(0), stop, lanes, [v.zero], body)
+            last = FROM_LARGEST.get(name, lambda value: value)
+            _store_lanes(last(Lanes(v, largest)), real, out)
             return context.get_dummy_value()
 
         return sig, codegen
@@ -481,7 +531,7 @@ def store(name, lanes, real):
 
     Where a scale is written, too, it follows the number that it belongs to.
 
-    lanes : int     float64 numbers of a vector
+    lanes : int     voxels that the formula takes at once
     """
     follows = name.endswith(WITH_SCALE)
     kind, size = np.dtype(real).type, 8 if real == "float64" else 4
@@ -549,31 +599,19 @@ def store_largest(name, lanes, real):
     Out: (planes, scales), of the tile. NaN does not count.
     """
     kind, size = np.dtype(real).type, 8 if real == "float64" else 4
-    apply = _apply(name, lanes, real)
+    apply = _apply_largest(name, lanes, real)
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
-        columns = p[AT.columns]
         parameters = step[F.workspace] + 8 * p[AT.numbers] * p[AT.scale]
         found_at = step[F.scratch] + p[AT.found_at]
         found = memory(found_at, kind)
         for plane in range(p[AT.count]):
             source = step[F.scratch] + p[AT.sums_at] + plane * p[AT.sums_plane]
-            x = 0
-            while x < columns:
-                apply(
-                    source + size * x,
-                    p[AT.sums_field],
-                    parameters,
-                    found_at + size * x,
-                    p[AT.found_field],
-                )
-                x += lanes
+            apply(source, p[AT.sums_field], parameters, p[AT.columns], found_at)
             at = (p[AT.plane] + plane) * p[AT.out_plane] + p[AT.scale]
             out = memory(step[F.out] + size * at, kind)
-            best = out[0]
-            for x in range(columns):
-                best = found[x] if found[x] > best else best
-            out[0] = best
+            for lane in range(lanes):
+                out[0] = found[lane] if found[lane] > out[0] else out[0]
 
     return loops

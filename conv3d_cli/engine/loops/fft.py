@@ -34,29 +34,27 @@ from conv3d_cli.engine.loops.fft_butterflies import (
 from conv3d_cli.engine.loops.simd import call, inlined, memory, real_field
 from conv3d_cli.engine.step import HAS_NONFINITE, F
 
+FETCHED = 64  # bytes that a stage fetches for each element
 
-def axis_loops(lanes, double, fetches=False):
+
+def axis_loops(lanes, double):
     """Functions that transform one line along height or width.
 
     stages: address of a table, see `algorithms.fft.stage_table`
     source, target, buffer: addresses of lines; the buffer is for intermediate stages
     source_step, target_step: bytes from one element to the next
     source_im, target_im: bytes from re to im
-    ahead: address of what all stages but one fetch into L2 meanwhile, if `fetches`
     """
-    onward, backward = (FORWARD_AHEAD, INVERSE_AHEAD) if fetches else (FORWARD, INVERSE)
     itemsize = 8 if double else 4
     half, whole = lanes * itemsize, 2 * lanes * itemsize
 
     @inlined
-    def forward(
-        stages, source, source_step, source_im, target, target_step, target_im, buffer, ahead
-    ):
+    def forward(stages, source, source_step, source_im, target, target_step, target_im, buffer):
         """The transform."""
         table = memory(stages, np.int64)
-        last, fetched = table[0] - 1, 64 * table[1] * table[2]  # bytes by each stage
+        last = table[0] - 1
         stage(
-            onward,
+            FORWARD,
             lanes,
             double,
             radix=table[1],
@@ -69,7 +67,7 @@ def axis_loops(lanes, double, fetches=False):
             span=table[2],
             blocks=table[3],
             twiddles=table[4],
-            table=ahead,
+            table=0,
             spectrum=0,
             channels=0,
             source_channel_step=0,
@@ -78,7 +76,7 @@ def axis_loops(lanes, double, fetches=False):
         for s in range(1, last):
             at = 1 + 4 * s
             stage(
-                onward,
+                FORWARD,
                 lanes,
                 double,
                 radix=table[at],
@@ -91,7 +89,7 @@ def axis_loops(lanes, double, fetches=False):
                 span=table[at + 1],
                 blocks=table[at + 2],
                 twiddles=table[at + 3],
-                table=ahead + s * fetched,
+                table=0,
                 spectrum=0,
                 channels=0,
                 source_channel_step=0,
@@ -120,12 +118,10 @@ def axis_loops(lanes, double, fetches=False):
         )
 
     @inlined
-    def inverse(
-        stages, source, source_step, source_im, target, target_step, target_im, buffer, ahead
-    ):
+    def inverse(stages, source, source_step, source_im, target, target_step, target_im, buffer):
         """The inverse transform."""
         table = memory(stages, np.int64)
-        last, fetched = table[0] - 1, 64 * table[1] * table[2]  # bytes by each stage
+        last = table[0] - 1
         at = 1 + 4 * last
         stage(
             INVERSE_FIRST,
@@ -150,7 +146,7 @@ def axis_loops(lanes, double, fetches=False):
         for s in range(1, last):
             at = 1 + 4 * (last - s)
             stage(
-                backward,
+                INVERSE,
                 lanes,
                 double,
                 radix=table[at],
@@ -163,14 +159,14 @@ def axis_loops(lanes, double, fetches=False):
                 span=table[at + 1],
                 blocks=table[at + 2],
                 twiddles=table[at + 3],
-                table=ahead + (s - 1) * fetched,
+                table=0,
                 spectrum=0,
                 channels=0,
                 source_channel_step=0,
                 spectrum_channel_step=0,
             )
         stage(
-            backward,
+            INVERSE,
             lanes,
             double,
             radix=table[1],
@@ -183,7 +179,174 @@ def axis_loops(lanes, double, fetches=False):
             span=table[2],
             blocks=table[3],
             twiddles=table[4],
-            table=ahead + (last - 1) * fetched,
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
+
+    return forward, inverse
+
+
+def column_loops(lanes, double):
+    """Functions that transform one line of a plane in place, along height.
+
+    After the first stage, the line is in parts that no longer mix. They are finished one by one, so
+    that L1 has room for the line and a part of it; way back likewise. Each stage but one fetches as
+    many cache lines into L2 as the line has elements.
+
+    stages: address of a table, see `algorithms.fft.stage_table`
+    line, step, im: address of the line, bytes from one element to the next, and from re to im
+    buffer: address of room for a part
+    ahead: address of what is fetched
+    """
+    itemsize = 8 if double else 4
+    half, whole = lanes * itemsize, 2 * lanes * itemsize
+
+    @inlined
+    def forward(stages, line, step, im, buffer, ahead):
+        """The transform."""
+        table = memory(stages, np.int64)
+        last, parts, length = table[0] - 1, table[1], table[2]
+        stage(
+            FORWARD_AHEAD,
+            lanes,
+            double,
+            radix=table[1],
+            source=line,
+            source_step=step,
+            source_im=im,
+            target=line,
+            target_step=step,
+            target_im=im,
+            span=table[2],
+            blocks=table[3],
+            twiddles=table[4],
+            table=ahead,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
+        at_last = 1 + 4 * last
+        for part in range(parts):
+            here = line + part * length * step
+            source, source_step, source_im = here, step, im
+            for s in range(1, last):
+                at = 1 + 4 * s
+                stage(
+                    FORWARD_AHEAD,
+                    lanes,
+                    double,
+                    radix=table[at],
+                    source=source,
+                    source_step=source_step,
+                    source_im=source_im,
+                    target=buffer,
+                    target_step=whole,
+                    target_im=half,
+                    span=table[at + 1],
+                    blocks=table[at + 2] // parts,
+                    twiddles=table[at + 3],
+                    table=ahead + FETCHED * length * (parts * s + part),
+                    spectrum=0,
+                    channels=0,
+                    source_channel_step=0,
+                    spectrum_channel_step=0,
+                )
+                source, source_step, source_im = buffer, whole, half
+            stage(
+                FORWARD_LAST,
+                lanes,
+                double,
+                radix=table[at_last],
+                source=source,
+                source_step=source_step,
+                source_im=source_im,
+                target=here,
+                target_step=step,
+                target_im=im,
+                span=1,
+                blocks=table[at_last + 2] // parts,
+                twiddles=0,
+                table=0,
+                spectrum=0,
+                channels=0,
+                source_channel_step=0,
+                spectrum_channel_step=0,
+            )
+
+    @inlined
+    def inverse(stages, line, step, im, buffer, ahead):
+        """The inverse transform."""
+        table = memory(stages, np.int64)
+        last, parts, length = table[0] - 1, table[1], table[2]
+        at_last = 1 + 4 * last
+        for part in range(parts):
+            here = line + part * length * step
+            target, target_step, target_im = here, step, im
+            if last > 1:
+                target, target_step, target_im = buffer, whole, half
+            stage(
+                INVERSE_FIRST,
+                lanes,
+                double,
+                radix=table[at_last],
+                source=here,
+                source_step=step,
+                source_im=im,
+                target=target,
+                target_step=target_step,
+                target_im=target_im,
+                span=1,
+                blocks=table[at_last + 2] // parts,
+                twiddles=0,
+                table=0,
+                spectrum=0,
+                channels=0,
+                source_channel_step=0,
+                spectrum_channel_step=0,
+            )
+            for s in range(1, last):
+                at = 1 + 4 * (last - s)
+                if s == last - 1:
+                    target, target_step, target_im = here, step, im
+                stage(
+                    INVERSE_AHEAD,
+                    lanes,
+                    double,
+                    radix=table[at],
+                    source=buffer,
+                    source_step=whole,
+                    source_im=half,
+                    target=target,
+                    target_step=target_step,
+                    target_im=target_im,
+                    span=table[at + 1],
+                    blocks=table[at + 2] // parts,
+                    twiddles=table[at + 3],
+                    table=ahead + FETCHED * length * (parts * (s - 1) + part),
+                    spectrum=0,
+                    channels=0,
+                    source_channel_step=0,
+                    spectrum_channel_step=0,
+                )
+        stage(
+            INVERSE_AHEAD,
+            lanes,
+            double,
+            radix=table[1],
+            source=line,
+            source_step=step,
+            source_im=im,
+            target=line,
+            target_step=step,
+            target_im=im,
+            span=table[2],
+            blocks=table[3],
+            twiddles=table[4],
+            table=ahead + FETCHED * length * parts * (last - 1),
             spectrum=0,
             channels=0,
             source_channel_step=0,
@@ -226,7 +389,6 @@ def absorb_plane(lanes, real):
                     plane_row,
                     half,
                     buffer,
-                    0,
                 )
             spectrum = (
                 step[F.workspace]
@@ -261,7 +423,6 @@ def absorb_plane(lanes, real):
                     whole,
                     half,
                     buffer,
-                    0,
                 )
             # a huge number is huge in every frequency; the first one is the sum of the plane
             if step[F.flags] != 0:
@@ -465,7 +626,6 @@ def convolve_planes(lanes, real):
                         whole,
                         half,
                         buffer,
-                        0,
                     )
                     here = plane + block * lanes * plane_row
                     for k in range(kept_blocks):
@@ -498,7 +658,6 @@ def convolve_planes(lanes, real):
                         acc_row,
                         kept * itemsize,
                         buffer,
-                        0,
                     )
             if step[F.flags] != 0:
                 # NaN or infinity in the window, or an intermediate overflow, reaches every sum.
