@@ -104,7 +104,9 @@ def test_uint16_is_read_and_stored_as_what_all_readers_know(tmp_path: Path) -> N
 def test_without_good_directions_nothing_is_known_of_the_grid(tmp_path: Path) -> None:
     path = str(tmp_path / "a.mgh")
     write_volume(path, Volume(np.ones((2, 3, 4), np.uint8), "zyx"))
-    assert read_volume(path).grid.spacing is None
+    with open_volume(path) as reader:
+        assert reader.header.grid.spacing is None
+        assert "goodRASFlag 0" in reader.notes[0]
     grid = Grid((2.0, 1.0, 1.0), "um", None)
     write_volume(path, Volume(np.ones((2, 3, 4), np.uint8), "zyx", grid), overwrite=True)
     np.testing.assert_allclose(by_nibabel(Path(path)).header.get_zooms(), (1e-3, 1e-3, 2e-3))

@@ -592,6 +592,27 @@ def test_ome_with_one_pixel_size(
         assert "spacing: it is taken as that of" in reader.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("unit", "notes"),
+    [
+        ("foo", ["its unit 'foo' is unknown: lengths have none"]),
+        ("pixel", []),
+        ("reference frame", []),
+        ("mm", []),
+    ],
+)
+def test_ome_unknown_units_are_told(tmp_path: Path, unit: str, notes: list[str]) -> None:
+    path = tmp_path / "a.ome.tif"
+    metadata: dict[str, Any] = {"axes": "ZYX"}
+    for letter in "XYZ":
+        metadata |= {f"PhysicalSize{letter}": 0.5, f"PhysicalSize{letter}Unit": unit}
+    tifffile.imwrite(path, values(4, 6, 5), photometric="minisblack", metadata=metadata)
+    with open_volume(str(path)) as reader:
+        assert reader.header.grid.spacing == (0.5, 0.5, 0.5)
+        assert reader.header.grid.unit == ("mm" if unit == "mm" else None)
+        assert list(reader.notes) == notes
+
+
 def test_ome_spread_over_two_files(tmp_path: Path) -> None:
     data = values(4, 6, 5)
     names = ("first.ome.tif", "second.ome.tif")

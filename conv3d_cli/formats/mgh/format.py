@@ -161,6 +161,12 @@ def open_mgh(path: str, *, axes: str | None = None, channels_first: bool = False
         reader = _FooterReader(reader, source, HEADER_BYTES + header.nbytes)
     if axes is None:
         reader.notes = (*reader.notes, *surface_notes(sizes[:0:-1]))
+    if good <= 0:
+        reader.notes = (
+            *reader.notes,
+            "its header gives no place (goodRASFlag 0), where FreeSurfer takes 1 mm and coronal "
+            "slices: its voxel sizes and its place are left out",
+        )
     return reader
 
 

@@ -78,6 +78,9 @@ class Description:
 # Units and grids
 
 
+NO_LENGTHS = {"pixel", "reference frame"}  # units of OME that are none
+
+
 def unit_length(word: str | None) -> float | None:
     """Length of a unit in mm; None if the word is not a unit of length (`pixel`).
 
@@ -587,6 +590,8 @@ def physical_sizes(
         words = (words[0], words[place], words[place])
     if h is None or w is None:
         return None, words, ()
+    unknown = {word for word in words if word and unit_length(word) is None} - NO_LENGTHS
+    notes += [f"its unit {word!r} is unknown: lengths have none" for word in sorted(unknown)]
     if d is not None:
         return (d, h, w), words, tuple(notes)
     if axes.size("z") > 1:
