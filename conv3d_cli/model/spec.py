@@ -227,6 +227,21 @@ def layout_hint(
     return f"; it looks like PyTorch's (filters, in_channels, d, h, w): {cure}"
 
 
+def _axes_hint(in_size: Sequence[int], channels: int) -> str:
+    """A hint, for messages, if the channels that a kernel takes seem to be another axis; else "".
+
+    >>> _axes_hint((4, 30, 31), 4)
+    "; if the axis of 4 is that of the channels, pass data_format='channels_first'"
+    >>> _axes_hint((29, 30, 31), 4)
+    ''
+    """
+    orders = {in_size[2]: "channels_last", in_size[0]: "channels_first"}
+    if channels == 1 or channels not in orders:
+        return ""
+    cure = setting("data_format", orders[channels])
+    return f"; if the axis of {channels} is that of the channels, pass {cure}"
+
+
 def pad_sizes(
     size: int, kernel_size: int, stride: int, dilation_rate: int, padding: str | tuple[int, int]
 ) -> tuple[int, int]:
@@ -481,7 +496,9 @@ class ConvSpec:
                 )
             if channels // groups != kernel_shape[3]:
                 each = "" if groups == 1 else f" ({kernel_shape[3]} in each of {groups} groups)"
-                hint = layout_hint(kernel_shape, in_channels=channels // groups)
+                hint = layout_hint(kernel_shape, in_channels=channels // groups) or _axes_hint(
+                    in_size, kernel_shape[3] * groups
+                )
                 raise ShapeError(
                     f"the kernel takes {count_of(kernel_shape[3] * groups, 'channel')}{each}, but "
                     f"the volume has {channels}"

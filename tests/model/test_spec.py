@@ -365,6 +365,8 @@ REFUSED = [
         (3, 3, 3, 4, 2),
         ["takes 8 channels (4 in each of 2 groups)", "has 4", "as many, or another kernel"],
     ),
+    (ConvSpec(), (1, 5, 6, 7, 4), (3, 3, 3, 5, 2), ["pass data_format='channels_first'"]),
+    (ConvSpec(), (1, 5, 6, 7, 4), (3, 3, 3, 7, 2), ["pass data_format='channels_last'"]),
     (
         ConvSpec(groups=3),
         CUBE,
