@@ -10,7 +10,7 @@ import pytest
 
 from conv3d_cli import operate
 from conv3d_cli.engine import Team
-from conv3d_cli.engine.derivatives import Extended, Taps, compute_formula
+from conv3d_cli.engine.derivatives import Extended, Taps, compute_formula, compute_largest
 from conv3d_cli.errors import Conv3DError, ShapeError
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import Volume
@@ -91,6 +91,37 @@ def test_eigenvalues_are_those_of_lapack(kind: str, real: Any) -> None:
     worst = (np.abs(out.reshape(-1, 3) - exact) / size).max()
     assert worst < (2e-7 if real == np.float32 else 4e-15)
     assert (np.diff(out.reshape(-1, 3), axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_the_largest_number_is_that_of_the_voxels_alone(
+    real: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of every width end within a vector; what memory holds beyond them does not count."""
+    rng = np.random.default_rng(2)
+    taps = Taps(np.zeros((3, 3, 1)), (0, 0, 0))
+    taps.weights[:, 0, 0] = 1
+    empty = np.empty
+
+    def large(shape: Any, dtype: Any = float) -> Array:
+        made = empty(shape, dtype)
+        if made.dtype == np.uint8:
+            made.fill(0x7E)  # 8e37 as float32, 1e301 as float64
+        return made
+
+    monkeypatch.setattr(np, "empty", large)
+    with Team(2) as team:
+        for width in range(1, 41):
+            fields = rng.standard_normal((2, 3, width, 6)).astype(real)
+            fields[0, 0, width // 2, 3] = np.nan
+            extended = Extended(fields, (range(2), range(3), range(width)))
+            found = compute_largest(
+                "window", "largest-norm", extended, [taps], np.ones((1, 1)), (2, 3, width), team
+            )
+            # DD, DW, WW, DH, HW, HH: what stands beside the diagonal counts twice
+            norms = np.sqrt(fields.astype(float) ** 2 @ np.array([1.0, 2, 1, 2, 2, 1]))
+            expected = np.nanmax(norms, axis=(1, 2))[:, None]
+            np.testing.assert_allclose(found, expected, rtol=4 * np.finfo(real).eps)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 0.8, 1.0, 2.5])
