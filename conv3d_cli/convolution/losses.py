@@ -182,8 +182,8 @@ class Rounding:
         may_round = kind in "iu" and np.iinfo(block.dtype).max > exact_integers(real)
         if may_round and not is_scaled and block.size:
             self.largest = max(self.largest, -int(block.min()), int(block.max()))
-        exact = block.astype(np.float64) * scale[0] + scale[1] if is_scaled else block
         with np.errstate(over="ignore"):
+            exact = block.astype(np.float64) * scale[0] + scale[1] if is_scaled else block
             values: Array = exact.astype(real)
         if exact.dtype.kind == "f" and exact.dtype.itemsize > real.itemsize:
             infinite = np.isinf(values)
