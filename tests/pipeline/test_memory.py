@@ -79,7 +79,7 @@ def test_the_forecast_is_above_the_peak_and_not_far(folder: Path, name: str) -> 
     arguments = [
         *JOBS[name].split(),
         "-o",
-        f"{name.split()[0]}.npy",
+        f"{name.split()[0]}_out.npy",
         "--overwrite",
         "--threads",
         "2",

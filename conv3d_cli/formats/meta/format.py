@@ -372,7 +372,7 @@ def _read_grid(
     others = {
         a: (1.0 if steps is None else steps[i], offset[i]) for i, a in enumerate(letters) if i >= 3
     }
-    placed = matrix is not None or any(offset[:3])
+    placed = not np.array_equal(directions, np.eye(rank)) or any(offset[:3])
     if steps is None and not placed:
         return Grid(), others, []
     assumed, guesses = {"unit"}, []
