@@ -60,7 +60,7 @@ def notes_for(
 ) -> tuple[str, ...]:
     """The notes of a file as they are true of a job that reads it.
 
-    value : float or None       that the job takes as missing
+    value : float or None       that the job takes as missing, as the file stores it
     takes_missing : callable    whether its command has such an option; few files need to ask
 
     >>> notes = missing_note(-9999.0, "_FillValue")

@@ -57,12 +57,13 @@ def check_nothing_read_is_replaced(jobs: Sequence[Job]) -> None:
     """Refuse an output that would replace a mask, a kernel or another such file of any of the jobs.
 
     One that replaces a volume is not looked at here: a volume may be replaced by its own output.
+    Without `overwrite` nothing is replaced: an earlier row of a manifest may have made a mask.
     Raises: OutputExistsError.
     """
     written = {
         true_path(path): job.source
         for job in jobs
-        if job.target != "-"
+        if job.overwrite and job.target != "-"
         for path in written_files(job.target)
         if os.path.exists(path)
     }

@@ -35,7 +35,7 @@ from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.grid import Grid, Spacing, grid_after, triple_text
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.model.missing import Missing, missing_value_notes
+from conv3d_cli.model.missing import Missing, missing_value_notes, stored_value
 from conv3d_cli.model.patches import PatchLayout
 from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import (
@@ -336,7 +336,8 @@ def open_source(job: Job, again: bool = False) -> VolumeReader:
             spacing=given_spacing(job),
             again=again,
         )
-        reader.notes = notes_for(reader.notes, job.missing.value, partial(_takes_missing, job))
+        value = stored_value(job.missing.value, reader.header.dtype)
+        reader.notes = notes_for(reader.notes, value, partial(_takes_missing, job))
         if not job.chooses_channels:
             return reader
         from conv3d_cli.pipeline.chosen import choose_channels  # few jobs choose

@@ -491,6 +491,18 @@ class TestFilesThatAJobReads:
         assert replaced in error_line(result.stderr)
         assert before == {path: path.read_bytes() for path in files.iterdir()}
 
+    @pytest.mark.parametrize("option", ["--skip-existing", "--resume"])
+    def test_a_row_may_have_made_the_mask_of_another(
+        self, files: Path, option: str, run: Any
+    ) -> None:
+        (files / "m.csv").write_text("input,output,mask\na.npy,made.npy,\nb.npy,x.npy,made.npy\n")
+        asked = ("apply", "--manifest", files / "m.csv", "-k", "box:size=3", "--jobs", 1, option)
+        run(*asked)
+        before = {path: path.read_bytes() for path in files.glob("*.npy")}
+        assert before.keys() >= {files / "made.npy", files / "x.npy"}
+        run(*asked)
+        assert before == {path: path.read_bytes() for path in files.glob("*.npy")}
+
     @pytest.mark.parametrize("option", ["-o", "--depfile"])
     @pytest.mark.parametrize("name", ["kernel.npy", "mask.npy"])
     def test_of_one_volume(self, files: Path, option: str, name: str, run: Any) -> None:

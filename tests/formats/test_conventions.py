@@ -91,3 +91,13 @@ def test_a_note_on_missing_voxels_is_the_same_in_a_worker(takes: bool) -> None:
     (copy,) = notes_for([pickle.loads(pickle.dumps(note))], None, lambda: takes)
     assert (note, pickle.loads(pickle.dumps(note))) == (copy, note)
     assert notes_for([copy], -1.0, lambda: takes) == ()
+
+
+def test_a_rounded_mark_is_the_missing_value(tmp_path: Path, run: Any) -> None:
+    """Voxels of float32 are missing by the float nearest to 1e20, and so is the mark."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["v"] = VALUES.astype(np.float32)
+        file["v"].attrs["_FillValue"] = np.float32(1e20)
+    asked = ("apply", tmp_path / "a.h5::v", "-k", "box:size=3", "-o", tmp_path / "o.npy")
+    assert "missing by its _FillValue" in run(*asked).output
+    assert "missing by its" not in run(*asked, "--missing", "1e20", "--overwrite").output
