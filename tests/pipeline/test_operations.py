@@ -157,3 +157,20 @@ def test_a_wrong_value_is_one_line(
     assert result.output.count("\n") == 1
     assert f"--{parameter.replace('_', '-')}" in result.output
     assert not out.exists()
+
+
+def test_a_missing_value_beyond_float32_is_missing(tmp_path: Path, run: Any) -> None:
+    voxels = np.ones((5, 6, 7))
+    voxels[2, 3, 4] = 1.797e308
+    np.save(tmp_path / "x.npy", voxels)
+    asked = (
+        "local",
+        tmp_path / "x.npy",
+        "--statistic",
+        "mean",
+        "--size",
+        "3",
+        "--missing=1.797e308",
+    )
+    run(*asked, "-o", tmp_path / "y.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), np.ones((5, 6, 7)))

@@ -37,7 +37,8 @@ class _Missing(Operation):
         if self.nan:
             found |= ~np.isfinite(voxels)
         if self.value is not None:
-            found |= voxels == voxels.dtype.type(self.value)
+            with np.errstate(over="ignore"):  # as of the voxels themselves
+                found |= voxels == voxels.dtype.type(self.value)
         return found
 
     def unless_close(self, allowed: Reals, window: Window, error: Window, box: Box) -> Reals:
