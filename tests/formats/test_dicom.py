@@ -374,7 +374,11 @@ class TestSeries:
     @pytest.mark.parametrize("number", [None, 5])
     def test_images_without_positions_and_numbers(self, tmp_path: Path, number: Any) -> None:
         path = series(tmp_path / "s", ImagePositionPatient=None, InstanceNumber=number)
-        assert "nothing tells the order of its images" in error_of(path)
+        assert "nothing tells the order of its images: they have no positions" in error_of(path)
+
+    def test_images_without_directions_of_one_number(self, tmp_path: Path) -> None:
+        path = series(tmp_path / "s", ImageOrientationPatient=None, InstanceNumber=5)
+        assert "nothing tells the order of its images: they have no directions" in error_of(path)
 
     def test_images_without_positions(self, tmp_path: Path) -> None:
         path = series(tmp_path / "s", ImagePositionPatient=None, ImageOrientationPatient=None)

@@ -595,7 +595,7 @@ def test_ome_with_one_pixel_size(
 @pytest.mark.parametrize(
     ("unit", "notes"),
     [
-        ("foo", ["its unit 'foo' is unknown: lengths have none"]),
+        ("foo", ["its unit 'foo' is unknown: its spacing has no unit"]),
         ("pixel", []),
         ("reference frame", []),
         ("mm", []),

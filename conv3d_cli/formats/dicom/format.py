@@ -260,16 +260,16 @@ def _by_number(name: str, series: Series, notes: list[str]) -> tuple[str, Array,
     """
     frames = sorted(series.frames, key=lambda frame: frame.order)
     table = np.array(frames, object)
+    what = "positions" if any(frame.position is None for frame in frames) else "directions"
     same = next((pair for pair in pairwise(frames) if pair[0].order == pair[1].order), None)
     if same is not None:
         raise FormatError(
-            f"cannot read {name}: nothing tells the order of its images: they have no positions, "
+            f"cannot read {name}: nothing tells the order of its images: they have no {what}, "
             f"and the same number ({same[0].file} and {same[1].file}); {CURE}"
         )
     if len(frames) > 1 and series.facts.get("cine") and len({frame.file for frame in frames}) == 1:
         return "t", table, _flat_grid(frames[0], notes)
     if len(frames) > 1:
-        what = "positions" if any(frame.position is None for frame in frames) else "directions"
         notes.append(
             f"its images have no {what}: they are stacked by their numbers, and which side is left "
             "is unknown"

@@ -164,8 +164,8 @@ def open_mgh(path: str, *, axes: str | None = None, channels_first: bool = False
     if good <= 0:
         reader.notes = (
             *reader.notes,
-            "its header gives no place (goodRASFlag 0), where FreeSurfer takes 1 mm and coronal "
-            "slices: its voxel sizes and its place are left out",
+            "its header says that its voxel sizes and directions are unknown (goodRASFlag 0): they "
+            "are left out, where FreeSurfer takes 1 mm and coronal slices",
         )
     return reader
 

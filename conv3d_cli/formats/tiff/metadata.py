@@ -591,7 +591,7 @@ def physical_sizes(
     if h is None or w is None:
         return None, words, ()
     unknown = {word for word in words if word and unit_length(word) is None} - NO_LENGTHS
-    notes += [f"its unit {word!r} is unknown: lengths have none" for word in sorted(unknown)]
+    notes += [f"its unit {word!r} is unknown: its spacing has no unit" for word in sorted(unknown)]
     if d is not None:
         return (d, h, w), words, tuple(notes)
     if axes.size("z") > 1:
